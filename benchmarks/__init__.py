@@ -1,0 +1,1 @@
+"""Measures: memory, bandwidth, speed, peers."""

@@ -1,0 +1,1 @@
+"""The architecture, written once against Ops."""

@@ -1,0 +1,1 @@
+"""Bundle to tokens: the light runtime."""

@@ -1,0 +1,90 @@
+"""Every error a user can cause, with the exit code the command line ends with.
+
+| code | meaning |
+|---|---|
+| 0 | ok |
+| 1 | the system refused: disk full, no permission, not enough memory |
+| 2 | usage: an unknown recipe, a bad option, a prompt that does not fit the context |
+| 3 | a bad checkpoint, config, tokenizer or bundle |
+| 4 | a device is not available |
+| 5 | a memory ceiling is exceeded |
+| 6 | the parity gate: the export does not agree with its checkpoint |
+| 130 | interrupted (Ctrl-C) |
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class GemmaEdgeError(Exception):
+    """Base of every error that is reported without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(GemmaEdgeError):
+    """The request itself cannot be served: an unknown recipe, a prompt longer than the context."""
+
+    exit_code = 2
+
+
+class FileError(GemmaEdgeError):
+    """Something in a file is not what it must be.
+
+    Args:
+        path: the file.
+        field: the part of it: a key, a tensor name, a byte range.
+        expected: what a correct file holds there.
+        got: what this one holds.
+        remedy: what the user can do about it, as a sentence.
+    """
+
+    exit_code = 3
+
+    def __init__(
+        self,
+        path: str | Path,
+        field: str,
+        expected: object,
+        got: object,
+        remedy: str = "",
+    ) -> None:
+        self.path, self.field, self.expected, self.got = Path(path), field, expected, got
+        self.remedy = remedy
+        text = f"{path}: {field}: expected {expected}, got {got}"
+        super().__init__(f"{text}. {remedy}" if remedy else text)
+
+
+class ConfigError(FileError):
+    """config.json is malformed, contradicts itself, or asks for something unsupported."""
+
+
+class CheckpointError(FileError):
+    """A safetensors shard or index is truncated, lies about itself, or misses a tensor."""
+
+
+class TokenizerError(FileError):
+    """tokenizer.model or tokenizer.json cannot be used."""
+
+
+class BundleError(FileError):
+    """A bundle has a missing, short, altered or extra file, or a manifest that cannot be read."""
+
+
+class DeviceError(GemmaEdgeError):
+    """A device is not there, or refuses."""
+
+    exit_code = 4
+
+
+class CeilingError(GemmaEdgeError):
+    """A plan, or a run, needs more memory than it was given."""
+
+    exit_code = 5
+
+
+class ParityError(GemmaEdgeError):
+    """The exported model does not agree with its checkpoint within the recipe's bounds."""
+
+    exit_code = 6
