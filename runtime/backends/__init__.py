@@ -1,1 +1,55 @@
-"""Engines behind one Decoder protocol."""
+"""Engines behind one Decoder protocol.
+
+A decoder turns embeddings into logits and keeps the KV cache. It knows nothing about tokens, prompts or
+sampling: whoever calls it looks up the rows of both embedding tables.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from gemma_edge.runtime.bundle import Bundle
+
+Array = NDArray[np.float32]
+
+
+class Decoder(Protocol):
+    """One loaded model with one KV cache."""
+
+    context: int  # tokens that the KV cache holds
+    chunk: int  # most tokens that one call takes; bounds the memory of activations
+    position: int  # tokens in the cache
+
+    def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
+        """Appends T tokens to the cache and returns the logits of the last `n_logits` of them.
+
+        Args:
+            embeddings: f32 (T, hidden), 1 <= T <= chunk, scaled.
+            per_layer: f32 (T, layers * ple width), scaled rows of the per-layer table.
+            n_logits: 1 to T.
+
+        Returns:
+            f32 (n_logits, vocab), the caller's to keep.
+
+        Raises:
+            UsageError: the cache has no room for T more tokens.
+        """
+
+    def reset(self) -> None:
+        """Empties the cache."""
+
+
+def load_decoder(bundle: Bundle, *, threads: int | None = None, context: int | None = None) -> Decoder:
+    """The decoder of a bundle on the engine its format asks for.
+
+    Args:
+        threads: worker threads; None for one a physical core.
+        context: tokens of KV cache; None for the context that the bundle was planned for.
+    """
+    from gemma_edge.runtime.backends.onnx import OnnxDecoder
+
+    return OnnxDecoder(bundle, threads=threads, context=context)

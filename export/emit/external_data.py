@@ -1,0 +1,139 @@
+"""Weights beside the graph: laid out before anything is read, then written once, in order.
+
+`ExternalData` is filled while the graph is emitted; every size follows from shape and precision, so offsets,
+the plan and the predicted memory are known before the first byte of a checkpoint is touched. `write` then
+streams one tensor after the other in row chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from gemma_edge.export.emit.reference import WeightSource
+from gemma_edge.export.model.ops import Weight
+from gemma_edge.export.model.tensors import Part
+from gemma_edge.export.quantize import quantize_stream
+from gemma_edge.export.recipe import Precision
+
+# mmap works in pages; a large tensor that starts on one shares no page with its neighbour.
+PAGE = 4096
+SMALL_ALIGNMENT = 64
+CHUNK_ELEMENTS = 1 << 20  # elements of a weight in memory at once, per worker
+
+
+@dataclass(frozen=True)
+class Region:
+    """Bytes [offset, offset + length) of the data file."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One weight in the data file: fp32, or packed blocks followed by their fp32 scales."""
+
+    weight: Weight
+    shape: tuple[int, ...]
+    part: Part
+    precision: Precision
+    data: Region
+    scales: Region | None
+
+    @property
+    def blocks(self) -> int:
+        """Quantization blocks in a row."""
+        return math.ceil(self.shape[-1] / self.precision.group)
+
+    @property
+    def bytes(self) -> int:
+        return self.data.length + (self.scales.length if self.scales else 0)
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+class ExternalData:
+    """The layout of one data file, and its initializers."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.tensors: list[StoredTensor] = []
+        self.initializers: list[TensorProto] = []
+        self.size = 0
+
+    def add(self, name: str, weight: Weight, shape: tuple[int, ...], part: Part, precision: Precision) -> StoredTensor:
+        """Reserves room for a weight and names its initializers `name` and, if quantized, `name`_scales."""
+        if precision.bits == 32:
+            data = self._region(4 * math.prod(shape))
+            self._initializer(name, TensorProto.FLOAT, shape, data)
+            stored = StoredTensor(weight, shape, part, precision, data, None)
+        else:
+            rows, columns = shape
+            blocks = math.ceil(columns / precision.group)
+            block_bytes = precision.group * precision.bits // 8
+            data = self._region(rows * blocks * block_bytes)
+            scales = self._region(4 * rows * blocks)
+            self._initializer(name, TensorProto.UINT8, (rows, blocks, block_bytes), data)
+            self._initializer(f"{name}_scales", TensorProto.FLOAT, (rows, blocks), scales)
+            stored = StoredTensor(weight, shape, part, precision, data, scales)
+        self.tensors.append(stored)
+        return stored
+
+    def _region(self, length: int) -> Region:
+        alignment = PAGE if length >= PAGE else SMALL_ALIGNMENT
+        offset = math.ceil(self.size / alignment) * alignment
+        self.size = offset + length
+        return Region(offset, length)
+
+    def _initializer(self, name: str, data_type: int, dims: tuple[int, ...], region: Region) -> None:
+        tensor = TensorProto(name=name, data_type=data_type, dims=dims, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", self.location), ("offset", region.offset), ("length", region.length)):
+            tensor.external_data.add(key=key, value=str(value))
+        self.initializers.append(tensor)
+
+    def write(
+        self, out: BinaryIO, source: WeightSource, clip: str, progress: Callable[[int], None] | None = None
+    ) -> None:
+        """Streams every tensor to `out`; `progress` is given the elements done since its last call."""
+        for tensor in self.tensors:
+            _pad(out, tensor.data.offset)
+            if tensor.scales is None:
+                for chunk in _row_chunks(source, tensor):
+                    out.write(np.ascontiguousarray(chunk, dtype="<f4").data)
+                    _report(progress, chunk.size)
+                continue
+            scales: list[NDArray[np.float32]] = []
+            chunks = _row_chunks(source, tensor)
+            for block in quantize_stream(chunks, tensor.precision.bits, tensor.precision.group, clip):
+                out.write(block.data.data)
+                scales.append(block.scales)
+                _report(progress, len(block.scales) * tensor.shape[-1])
+            _pad(out, tensor.scales.offset)
+            for scale in scales:
+                out.write(np.ascontiguousarray(scale, dtype="<f4").data)
+
+
+def _row_chunks(source: WeightSource, tensor: StoredTensor) -> Iterator[NDArray[np.float32]]:
+    start, stop = tensor.weight.rows or (0, tensor.shape[0])
+    row_elements = max(1, math.prod(tensor.shape[1:]))
+    step = max(1, CHUNK_ELEMENTS // row_elements)
+    for row in range(start, stop, step):
+        yield source.rows(tensor.weight.name, row, min(row + step, stop))
+
+
+def _pad(out: BinaryIO, offset: int) -> None:
+    out.write(bytes(offset - out.tell()))
+
+
+def _report(progress: Callable[[int], None] | None, elements: int) -> None:
+    if progress:
+        progress(elements)

@@ -1,0 +1,294 @@
+"""The ONNX interpreter: emits the decoder's graph node by node, for ONNX Runtime on CPU.
+
+One graph serves prefill, decode and full logits. Its inputs:
+
+| name | type | |
+|---|---|---|
+| inputs_embeds | f32 (1, T, hidden) | scaled token embeddings or soft tokens |
+| ple_low | f32 (1, T, layers that own KV * ple width) | scaled per-layer rows |
+| ple_high | f32 (1, n, layers that share KV * ple width) | the same for the n wanted rows; absent without sharing |
+| num_logits | i64 (1) | n: the logits of the last n tokens |
+| seqlens_k, total_sequence_length | i32 (1), i32 () | tokens in the cache after this call, minus 1 and as it is |
+| cos_T, sin_T | f32 (context, head_dim / 2) | rotary tables of layer type T (full, sliding) |
+| past_key.L, past_value.L | f32 or i8 (1, kv heads, capacity, head_dim) | caches, bound to present_*.L in place |
+
+Its outputs: logits f32 (1, n, vocab) and present_key.L, present_value.L.
+
+Sliding layers keep a window-sized cache (the operator evicts), except the one that the layers above read: a
+windowed cache cannot be shared (FACTS of GroupQueryAttention in ONNX Runtime 1.31).
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from gemma_edge.export.emit.external_data import ExternalData
+from gemma_edge.export.model import text
+from gemma_edge.export.model.ops import Weight
+from gemma_edge.export.model.tensors import TensorSpec, tensor_specs
+from gemma_edge.export.recipe import Recipe
+from gemma_edge.runtime.config import FULL, Gemma3nConfig
+from gemma_edge.runtime.kv_cache import cache_layouts
+
+MS = "com.microsoft"
+FLOAT, INT8, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64
+# int8 activations inside MatMulNBits; its other levels are several times slower on CPU.
+ACCURACY_INT8 = 4
+LAST_INDEX = 2**62
+
+
+@dataclass(frozen=True)
+class EmittedDecoder:
+    """A graph without weights, and the layout of the weights it names."""
+
+    model: ModelProto
+    data: ExternalData
+
+
+def emit_decoder(config: Gemma3nConfig, recipe: Recipe, data_location: str) -> EmittedDecoder:
+    """Emits the decoder of `config` with the precisions of `recipe`; reads no weight."""
+    ops = OnnxOps(config, recipe, ExternalData(data_location))
+    embeddings = ops.input("inputs_embeds", FLOAT, [1, "tokens", config.hidden_size])
+    width = config.hidden_size_per_layer_input
+    low = ops.input("ple_low", FLOAT, [1, "tokens", config.first_shared_layer * width])
+    high = None
+    if config.num_kv_shared_layers:
+        high = ops.input("ple_high", FLOAT, [1, "wanted", config.num_kv_shared_layers * width])
+    ops.declare_cache()
+    logits = text.decoder(ops, config, embeddings, low, high)
+    ops.nodes[-1].output[0] = "logits"
+    del logits
+    ops.outputs.insert(0, _value("logits", FLOAT, [1, "wanted", config.vocab_size]))
+    graph = helper.make_graph(
+        ops.nodes, "gemma3n_decoder", ops.inputs, ops.outputs, [*ops.constants.values(), *ops.data.initializers]
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MS, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="gemma-edge")
+    return EmittedDecoder(model, ops.data)
+
+
+class OnnxOps:
+    """`Ops` over edge names. Hidden states are (1, tokens, width), streams (1, tokens, streams, width)."""
+
+    def __init__(self, config: Gemma3nConfig, recipe: Recipe, data: ExternalData) -> None:
+        self.config, self.recipe, self.data = config, recipe, data
+        self.specs = tensor_specs(config)
+        self.nodes: list[object] = []
+        self.inputs: list[ValueInfoProto] = []
+        self.outputs: list[ValueInfoProto] = []
+        self.constants: dict[str, TensorProto] = {}
+        self.stored: set[str] = set()
+        self.count = 0
+
+    # Graph building. ------------------------------------------------------------------------------
+
+    def input(self, name: str, data_type: int, shape: list[int | str]) -> str:
+        self.inputs.append(_value(name, data_type, shape))
+        return name
+
+    def node(self, op: str, inputs: list[str], outputs: int = 1, domain: str = "", **attributes: object) -> str:
+        """Appends a node and returns its first output."""
+        self.count += 1
+        names = [f"{op}_{self.count}" + (f"_{i}" if i else "") for i in range(outputs)]
+        self.nodes.append(helper.make_node(op, inputs, names, f"{op}_{self.count}", domain=domain, **attributes))
+        return names[0]
+
+    def constant(self, value: ArrayLike, dtype: type = np.float32) -> str:
+        """A small constant inside the graph, one for each value."""
+        array = np.asarray(value, dtype=dtype)
+        shape = "x".join(map(str, array.shape))
+        name = f"const_{array.dtype}_{shape}_{zlib.crc32(array.tobytes()):08x}"
+        self.constants.setdefault(name, numpy_helper.from_array(array, name))
+        return name
+
+    def spec(self, weight: Weight) -> tuple[TensorSpec, tuple[int, ...]]:
+        spec = self.specs[weight.name]
+        if weight.rows is None:
+            return spec, spec.shape
+        return spec, (weight.rows[1] - weight.rows[0], *spec.shape[1:])
+
+    def vector(self, weight: Weight) -> str:
+        """An fp32 initializer of the checkpoint, stored once."""
+        if weight.name not in self.stored:
+            spec, shape = self.spec(weight)
+            self.data.add(weight.name, weight, shape, spec.part, self.recipe.precision(spec))
+            self.stored.add(weight.name)
+        return weight.name
+
+    # Ops. -----------------------------------------------------------------------------------------
+
+    def linear(self, x: str, weight: Weight, bias: Weight | None = None) -> str:
+        spec, shape = self.spec(weight)
+        name = weight.name if weight.rows is None else f"{weight.name}.{weight.rows[0]}"
+        precision = self.recipe.precision(spec)
+        self.data.add(name, weight, shape, spec.part, precision)
+        if precision.bits == 32:
+            # transB keeps the checkpoint's own (out, in) layout, so that nothing is transposed.
+            y = self.node("FusedMatMul", [x, name], domain=MS, transB=1)
+        else:
+            y = self.node(
+                "MatMulNBits",
+                [x, name, f"{name}_scales"],
+                domain=MS,
+                N=shape[0],
+                K=shape[1],
+                bits=precision.bits,
+                block_size=precision.group,
+                accuracy_level=ACCURACY_INT8,
+            )
+        return y if bias is None else self.node("Add", [y, self.vector(bias)])
+
+    def head(self, x: str, weight: Weight) -> str:
+        return self.linear(x, weight)
+
+    def rms_norm(self, x: str, weight: Weight | None, groups: int = 1) -> str:
+        scale = self.vector(weight) if weight else self.constant(np.ones(self.config.head_dim))
+        if groups > 1:
+            x = self.node("Reshape", [x, self.constant([0, 0, groups, -1], np.int64)])
+        x = self.node(
+            "SimplifiedLayerNormalization", [x, scale], axis=-1, epsilon=self.config.rms_norm_eps, stash_type=1
+        )
+        return self.node("Reshape", [x, self.constant([0, 0, -1], np.int64)]) if groups > 1 else x
+
+    def attention(self, q: str, k: str | None, v: str | None, layer: int) -> str:
+        c = self.config
+        owner = c.kv_owner[layer]
+        layout = self.layouts[owner]
+        kind = "full" if c.layer_types[layer] == FULL else "sliding"
+        attributes: dict[str, object] = {
+            "num_heads": c.num_attention_heads,
+            "kv_num_heads": c.num_key_value_heads,
+            "scale": 1.0,
+            "do_rotary": 1,
+        }
+        if c.is_sliding(layer):
+            attributes["local_window_size"] = c.sliding_window
+        if layout.windowed:
+            attributes["sliding_window_cache"] = 1
+        if k is None or v is None:
+            # No new keys: the queries are the last tokens of the owner's cache.
+            k = v = self.empty_keys()
+            past = [f"present_key.{owner}", f"present_value.{owner}"]
+            outputs = [f"shared_key.{layer}", f"shared_value.{layer}"]
+        else:
+            past = [f"past_key.{owner}", f"past_value.{owner}"]
+            outputs = [f"present_key.{owner}", f"present_value.{owner}"]
+        inputs = [q, k, v, *past, "seqlens_k", "total_sequence_length", f"cos_{kind}", f"sin_{kind}"]
+        self.count += 1
+        name = f"GroupQueryAttention_{self.count}"
+        self.nodes.append(
+            helper.make_node("GroupQueryAttention", inputs, [name, *outputs], name, domain=MS, **attributes)
+        )
+        return name
+
+    def empty_keys(self) -> str:
+        """f32 (1, 0, kv width)."""
+        return self.constant(np.zeros((1, 0, self.config.key_value_size)))
+
+    def declare_cache(self) -> None:
+        c = self.config
+        self.layouts = cache_layouts(c, self.recipe.kv_cache)
+        self.input("num_logits", INT64, [1])
+        self.input("seqlens_k", INT32, [1])
+        self.input("total_sequence_length", INT32, [])
+        for kind in sorted({"full" if t == FULL else "sliding" for t in c.layer_types}):
+            for table in ("cos", "sin"):
+                self.input(f"{table}_{kind}", FLOAT, ["context", c.head_dim // 2])
+        for layer, layout in self.layouts.items():
+            capacity = "window" if layout.windowed else "context"
+            for part in ("key", "value"):
+                shape: list[int | str] = [1, c.num_key_value_heads, capacity, c.head_dim]
+                self.input(f"past_{part}.{layer}", FLOAT, shape)
+                self.outputs.append(_value(f"present_{part}.{layer}", FLOAT, shape))
+
+    def wanted(self, x: str) -> str:
+        start = self.node("Neg", ["num_logits"])
+        return self.node(
+            "Slice", [x, start, self.constant([LAST_INDEX], np.int64), self.constant([1], np.int64)]
+        )
+
+    def add(self, a: str, b: str) -> str:
+        return self.node("Add", [a, b])
+
+    def subtract(self, a: str, b: str) -> str:
+        return self.node("Sub", [a, b])
+
+    def multiply(self, a: str, b: str) -> str:
+        return self.node("Mul", [a, b])
+
+    def divide(self, a: str, b: str) -> str:
+        return self.node("Div", [a, b])
+
+    def scale(self, x: str, factor: float) -> str:
+        return self.node("Mul", [x, self.constant(factor)])
+
+    def scale_by(self, x: str, weight: Weight) -> str:
+        return self.node("Mul", [x, self.vector(weight)])
+
+    def tanh(self, x: str) -> str:
+        return self.node("Tanh", [x])
+
+    def relu(self, x: str) -> str:
+        return self.node("Relu", [x])
+
+    def activation(self, x: str, name: str) -> str:
+        if name == "gelu_pytorch_tanh":
+            return self.node("FastGelu", [x], domain=MS)
+        if name == "gelu":
+            return self.node("Gelu", [x], domain=MS)
+        if name == "silu":
+            return self.node("QuickGelu", [x], domain=MS, alpha=1.0)
+        return self.node("Relu", [x])
+
+    def mean(self, x: str) -> str:
+        return self.node("ReduceMean", [x, self.constant([-1], np.int64)], keepdims=1)
+
+    def mean_square(self, x: str) -> str:
+        return self.mean(self.node("Mul", [x, x]))
+
+    def sqrt(self, x: str) -> str:
+        return self.node("Sqrt", [x])
+
+    def at_least(self, x: str, minimum: float) -> str:
+        return self.node("Max", [x, self.constant(minimum)])
+
+    def columns(self, x: str, start: int, stop: int) -> str:
+        return self.node(
+            "Slice",
+            [x, *(self.constant([value], np.int64) for value in (start, stop, 2))],
+        )
+
+    def stack(self, xs: list[str]) -> str:
+        axis = self.constant([2], np.int64)
+        return self.node("Concat", [self.node("Unsqueeze", [x, axis]) for x in xs], axis=2)
+
+    def stream(self, x: str, index: int) -> str:
+        return self.node("Gather", [x, self.constant(index, np.int64)], axis=2)
+
+    def mix(self, coefficients: str, streams: str) -> str:
+        count = self.config.altup_num_inputs
+        matrix = self.node("Reshape", [coefficients, self.constant([0, 0, count, count], np.int64)])
+        # (c + I) x = c x + x, without another pass over the streams.
+        with_identity = self.node("Add", [matrix, self.constant(np.eye(count))])
+        return self.node("MatMul", [with_identity, streams])
+
+    def spread(self, coefficients: str, x: str, streams: str) -> str:
+        factors = self.node("Add", [coefficients, self.constant(1.0)])
+        column = self.node("Unsqueeze", [factors, self.constant([3], np.int64)])
+        row = self.node("Unsqueeze", [x, self.constant([2], np.int64)])
+        return self.node("Add", [streams, self.node("Mul", [column, row])])
+
+    def add_to_tail(self, streams: str, x: str) -> str:
+        count = self.config.altup_num_inputs
+        tail = np.array([0.0] + [1.0] * (count - 1)).reshape(1, 1, count, 1)
+        row = self.node("Unsqueeze", [x, self.constant([2], np.int64)])
+        return self.node("Add", [streams, self.node("Mul", [self.constant(tail), row])])
+
+
+def _value(name: str, data_type: int, shape: list[int | str]) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, data_type, shape)

@@ -1,0 +1,251 @@
+"""The NumPy interpreter: the truth that every artifact is compared with.
+
+It evaluates the description in fp32 with one weight tensor in memory at a time (the head and the tables in row
+blocks), without torch. Several sequences are evaluated in one pass, so that every weight is read
+once however many prompts there are: their tokens are concatenated and attention keeps them apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_edge.export.model import text
+from gemma_edge.export.model.ops import Weight
+from gemma_edge.export.model.tensors import EMBEDDING_NAME, PLE_NAME
+from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.runtime.rope import rotary_tables
+
+Array = NDArray[np.float32]
+BLOCK_BYTES = 64 << 20  # fp32 bytes of a weight that are in memory at once
+
+
+class WeightSource(Protocol):
+    """Where weights come from: a checkpoint, or a dictionary in a test."""
+
+    config: Gemma3nConfig
+
+    def read(self, name: str) -> Array: ...
+    def rows(self, name: str, start: int, stop: int) -> Array: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+
+def evaluate(
+    source: WeightSource,
+    sequences: Sequence[Sequence[int]],
+    *,
+    last: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[Array]:
+    """Logits of token sequences, each evaluated from an empty cache.
+
+    Args:
+        last: logits of only the last so many tokens of each sequence; None for all.
+        progress: called with the name of each tensor as it is read.
+
+    Returns:
+        For each sequence an array (tokens or last, vocab) of fp32 logits after the softcap.
+    """
+    config = source.config
+    lengths = [len(s) for s in sequences]
+    wanted = [n if last is None else min(last, n) for n in lengths]
+    ids = np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences])
+    ops = ReferenceOps(source, lengths, wanted, progress)
+    embeddings = gather(source, EMBEDDING_NAME, ids) * np.float32(config.embed_scale)
+    # Ids beyond the per-layer table, those of soft tokens, use row 0.
+    in_table = np.where(ids < config.vocab_size_per_layer_input, ids, 0)
+    ple = gather(source, PLE_NAME, in_table) * np.float32(config.ple_scale)
+    split = config.first_shared_layer * config.hidden_size_per_layer_input
+    high = ops.wanted(ple[:, split:]) if config.num_kv_shared_layers else None
+    ops.reset_wanted()
+    logits = text.decoder(ops, config, embeddings, ple[:, :split], high)
+    return np.split(logits, np.cumsum(wanted)[:-1])
+
+
+def gather(source: WeightSource, name: str, ids: NDArray[np.int64]) -> Array:
+    """Rows of a table, each read once: (ids, columns) fp32."""
+    unique, inverse = np.unique(ids, return_inverse=True)
+    rows = np.concatenate([source.rows(name, int(i), int(i) + 1) for i in unique])
+    return rows[inverse]
+
+
+@dataclass
+class ReferenceOps:
+    """`Ops` over fp32 arrays. Attention needs the lengths of the sequences that are concatenated."""
+
+    source: WeightSource
+    lengths: list[int]
+    wanted_lengths: list[int]
+    progress: Callable[[str], None] | None = None
+    caches: dict[int, tuple[Array, Array]] = field(default_factory=dict)
+    only_wanted: bool = False
+
+    def __post_init__(self) -> None:
+        self.config = self.source.config
+
+    def reset_wanted(self) -> None:
+        self.only_wanted = False
+
+    def load(self, weight: Weight) -> Array:
+        if self.progress:
+            self.progress(weight.name)
+        if weight.rows:
+            return self.source.rows(weight.name, *weight.rows)
+        return self.source.read(weight.name)
+
+    def linear(self, x: Array, weight: Weight, bias: Weight | None = None) -> Array:
+        start, stop = weight.rows or (0, self.source.shape(weight.name)[0])
+        step = max(1, BLOCK_BYTES // (4 * x.shape[-1]))
+        y = np.empty((*x.shape[:-1], stop - start), dtype=np.float32)
+        for row in range(start, stop, step):
+            end = min(row + step, stop)
+            block = self.load(Weight(weight.name, (row, end)))
+            np.matmul(x, block.T, out=y[..., row - start : end - start])
+        return y if bias is None else y + self.load(bias)
+
+    def head(self, x: Array, weight: Weight) -> Array:
+        return self.linear(x, weight)
+
+    def rms_norm(self, x: Array, weight: Weight | None, groups: int = 1) -> Array:
+        parts = x.reshape(*x.shape[:-1], groups, -1)
+        scale = np.sqrt(np.mean(np.square(parts), axis=-1, keepdims=True) + np.float32(self.config.rms_norm_eps))
+        normed = parts / scale
+        if weight is not None:
+            normed = normed * self.load(weight)
+        return normed.reshape(x.shape)
+
+    def attention(self, q: Array, k: Array | None, v: Array | None, layer: int) -> Array:
+        c = self.config
+        owner = c.kv_owner[layer]
+        if k is not None and v is not None:
+            k = k.reshape(len(k), c.num_key_value_heads, c.head_dim)
+            v = v.reshape(k.shape)
+            positions = np.concatenate([np.arange(n) for n in self.lengths])
+            self.caches[layer] = (self.rotate(k, positions, layer), v)
+        keys, values = self.caches[owner]
+        counts = self.wanted_lengths if self.only_wanted else self.lengths
+        positions = np.concatenate([np.arange(n - m, n) for n, m in zip(self.lengths, counts, strict=True)])
+        q = self.rotate(q.reshape(len(q), c.num_attention_heads, c.head_dim), positions, layer)
+        window = c.sliding_window if c.is_sliding(layer) else None
+        out = np.empty((len(q), c.query_size), dtype=np.float32)
+        first_q = first_k = 0
+        for length, count in zip(self.lengths, counts, strict=True):
+            rows, cols = slice(first_q, first_q + count), slice(first_k, first_k + length)
+            out[rows] = self.attend(q[rows], keys[cols], values[cols], positions[rows], window)
+            first_q, first_k = first_q + count, first_k + length
+        return out
+
+    def attend(
+        self, q: Array, k: Array, v: Array, positions: NDArray[np.int64], window: int | None
+    ) -> Array:
+        """(queries, heads, dim) over (tokens, kv_heads, dim) of one sequence -> (queries, heads * dim)."""
+        repeats = q.shape[1] // k.shape[1]
+        k, v = np.repeat(k, repeats, axis=1), np.repeat(v, repeats, axis=1)
+        scores = np.einsum("qhd,khd->hqk", q, k, optimize=True)
+        distance = positions[:, None] - np.arange(len(k))[None, :]
+        visible = distance >= 0
+        if window is not None:
+            visible &= distance < window
+        scores = np.where(visible, scores, np.float32(-np.inf))
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        scores /= scores.sum(axis=-1, keepdims=True)
+        return np.einsum("hqk,khd->qhd", scores, v, optimize=True).reshape(len(q), -1)
+
+    def rotate(self, x: Array, positions: NDArray[np.int64], layer: int) -> Array:
+        """RoPE over (tokens, heads, dim), half-split rotation."""
+        cos, sin = rotary_tables(self.config, self.config.layer_types[layer], positions)
+        cos, sin = cos[:, None, :], sin[:, None, :]
+        low, high = np.split(x, 2, axis=-1)
+        return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+    def wanted(self, x: Array) -> Array:
+        self.only_wanted = True
+        ends = np.cumsum(self.lengths)
+        return np.concatenate([x[e - m : e] for e, m in zip(ends, self.wanted_lengths, strict=True)])
+
+    def add(self, a: Array, b: Array) -> Array:
+        return a + b
+
+    def subtract(self, a: Array, b: Array) -> Array:
+        return a - b
+
+    def multiply(self, a: Array, b: Array) -> Array:
+        return a * b
+
+    def divide(self, a: Array, b: Array) -> Array:
+        return a / b
+
+    def scale(self, x: Array, factor: float) -> Array:
+        return x * np.float32(factor)
+
+    def scale_by(self, x: Array, weight: Weight) -> Array:
+        return x * self.load(weight)
+
+    def tanh(self, x: Array) -> Array:
+        return np.tanh(x)
+
+    def relu(self, x: Array) -> Array:
+        return np.maximum(x, np.float32(0))
+
+    def activation(self, x: Array, name: str) -> Array:
+        return ACTIVATIONS[name](x)
+
+    def mean(self, x: Array) -> Array:
+        return x.mean(axis=-1, keepdims=True)
+
+    def mean_square(self, x: Array) -> Array:
+        return np.mean(np.square(x), axis=-1, keepdims=True)
+
+    def sqrt(self, x: Array) -> Array:
+        return np.sqrt(x)
+
+    def at_least(self, x: Array, minimum: float) -> Array:
+        return np.maximum(x, np.float32(minimum))
+
+    def columns(self, x: Array, start: int, stop: int) -> Array:
+        return x[:, start:stop]
+
+    def stack(self, xs: list[Array]) -> Array:
+        return np.stack(xs, axis=1)
+
+    def stream(self, x: Array, index: int) -> Array:
+        return x[:, index]
+
+    def mix(self, coefficients: Array, streams: Array) -> Array:
+        count = streams.shape[1]
+        return streams + np.matmul(coefficients.reshape(-1, count, count), streams)
+
+    def spread(self, coefficients: Array, x: Array, streams: Array) -> Array:
+        return streams + (coefficients + np.float32(1))[:, :, None] * x[:, None, :]
+
+    def add_to_tail(self, streams: Array, x: Array) -> Array:
+        streams = streams.copy()
+        streams[:, 1:] += x[:, None, :]
+        return streams
+
+
+def _gelu_tanh(x: Array) -> Array:
+    inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+    return np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+
+
+def _gelu(x: Array) -> Array:
+    erf = np.frompyfunc(math.erf, 1, 1)
+    return (0.5 * x * (1.0 + erf(x / math.sqrt(2)).astype(np.float64))).astype(np.float32)
+
+
+def _silu(x: Array) -> Array:
+    return x / (np.float32(1) + np.exp(-np.clip(x, -80, None)))
+
+
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu": _gelu,
+    "silu": _silu,
+    "relu": lambda x: np.maximum(x, np.float32(0)),
+}

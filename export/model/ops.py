@@ -1,0 +1,105 @@
+"""`Ops`: the operations that the description of the model is written against.
+
+It holds what engines fuse (linear, RMS norm, attention over a cache, rotary embedding inside it) and the few
+elementwise operations around them. An interpreter (NumPy, ONNX, TFLite) implements this protocol; the
+architecture in `text.py` does not know which one evaluates it.
+
+A value is whatever the interpreter calls a tensor: an array, or the name of a graph edge. The description
+thinks of hidden states as `(tokens, width)` and of the AltUp streams as `(tokens, streams, width)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A reference to a checkpoint tensor, or to rows [start, stop) of it. Nothing is loaded until it is used."""
+
+    name: str
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Names below one module: `Weights("layers.3.")["mlp.gate_proj"]` is layers.3.mlp.gate_proj.weight."""
+
+    prefix: str = ""
+
+    def __getitem__(self, name: str) -> Weight:
+        return Weight(f"{self.prefix}{name}.weight")
+
+    def raw(self, name: str) -> Weight:
+        """A tensor whose name does not end in `.weight`."""
+        return Weight(self.prefix + name)
+
+    def layer(self, index: int) -> Weights:
+        return Weights(f"{self.prefix}layers.{index}.")
+
+
+class Ops(Protocol[T]):
+    """What an interpreter must be able to do. Shapes are (tokens, width) unless said otherwise."""
+
+    def linear(self, x: T, weight: Weight, bias: Weight | None = None) -> T:
+        """x @ weight.T (+ bias): (tokens, in) -> (tokens, out)."""
+
+    def head(self, x: T, weight: Weight) -> T:
+        """The output head: a `linear` into the vocabulary, whose result is the logits."""
+
+    def rms_norm(self, x: T, weight: Weight | None, groups: int = 1) -> T:
+        """x / sqrt(mean(x^2) + eps) * weight over the last axis, or over each of `groups` equal parts of it."""
+
+    def attention(self, q: T, k: T | None, v: T | None, layer: int) -> T:
+        """Causal attention of `layer` with its cache, after rotating q and k by their positions.
+
+        q is (tokens, heads * head_dim), k and v (tokens, kv_heads * head_dim), normalized and not yet rotated.
+        The scale is 1.0. A layer that shares KV passes None for k and v and reads its owner's cache.
+        """
+
+    def wanted(self, x: T) -> T:
+        """Rows whose logits are wanted: what comes after has only those. Keys and values are not affected."""
+
+    def add(self, a: T, b: T) -> T: ...
+    def subtract(self, a: T, b: T) -> T: ...
+    def multiply(self, a: T, b: T) -> T: ...
+    def divide(self, a: T, b: T) -> T: ...
+    def scale(self, x: T, factor: float) -> T: ...
+    def scale_by(self, x: T, weight: Weight) -> T:
+        """Elementwise product with a vector of the checkpoint."""
+
+    def tanh(self, x: T) -> T: ...
+    def relu(self, x: T) -> T: ...
+    def activation(self, x: T, name: str) -> T:
+        """`name` as in transformers: gelu_pytorch_tanh, gelu, silu, relu."""
+
+    def mean(self, x: T) -> T:
+        """Mean over the last axis, which stays with length 1."""
+
+    def mean_square(self, x: T) -> T:
+        """Mean of squares over the last axis, which stays with length 1."""
+
+    def sqrt(self, x: T) -> T: ...
+    def at_least(self, x: T, minimum: float) -> T: ...
+    def columns(self, x: T, start: int, stop: int) -> T: ...
+
+    # AltUp streams: (tokens, streams, width). -----------------------------------------------------
+
+    def stack(self, xs: list[T]) -> T:
+        """(tokens, width) each -> (tokens, streams, width)."""
+
+    def stream(self, x: T, index: int) -> T:
+        """(tokens, streams, width) -> (tokens, width)."""
+
+    def mix(self, coefficients: T, streams: T) -> T:
+        """(tokens, S * S) x (tokens, S, width): new stream i = old i + sum over j of c[i, j] * old j."""
+
+    def spread(self, coefficients: T, x: T, streams: T) -> T:
+        """streams + (1 + coefficients) x: (tokens, S) and (tokens, width) onto (tokens, S, width)."""
+
+    def add_to_tail(self, streams: T, x: T) -> T:
+        """Adds (tokens, width) to every stream but the first."""
+

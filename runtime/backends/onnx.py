@@ -1,0 +1,134 @@
+"""The decoder on ONNX Runtime (CPU), with KV buffers that are bound once and updated in place.
+
+Past and present of a layer are the same buffer, so a step copies no cache. The inputs of a decode step are
+buffers that stay bound: a step only writes a token's rows into them and runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from gemma_edge.runtime.bundle import Bundle
+from gemma_edge.runtime.config import FULL, SLIDING
+from gemma_edge.runtime.errors import BundleError, UsageError
+from gemma_edge.runtime.kv_cache import cache_layouts
+from gemma_edge.runtime.rope import rotary_tables
+
+Array = NDArray[np.float32]
+KV_TYPES = {"fp32": np.float32, "int8": np.int8}
+KIND = {FULL: "full", SLIDING: "sliding"}
+
+
+class OnnxDecoder:
+    """See `Decoder`. Not thread-safe: it has one cache."""
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, context: int | None = None) -> None:
+        self.config = bundle.config
+        self.context = bundle.context if context is None else context
+        self.chunk = bundle.chunk
+        self.position = 0
+        maximum = self.config.max_position_embeddings
+        if not 1 <= self.context <= maximum:
+            raise UsageError(f"context must be 1 to {maximum} (max_position_embeddings), not {self.context}")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or physical_cores()
+        options.inter_op_num_threads = 1
+        # The arena keeps what a long prefill needed once; without it memory returns to its steady level.
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        options.log_severity_level = 3
+        path = bundle.file("decoder.onnx")
+        try:
+            self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises many types of its own
+            raise BundleError(path, "graph", "a decoder that ONNX Runtime loads", str(error)) from None
+        self.binding = self.session.io_binding()
+        self._bind_cache(bundle.kv_cache)
+        self._bind_inputs()
+
+    def _bind_cache(self, precision: str) -> None:
+        config, dtype = self.config, KV_TYPES[precision]
+        self.caches: list[ort.OrtValue] = []
+        for layer, layout in cache_layouts(config, precision).items():
+            shape = (1, config.num_key_value_heads, layout.capacity(self.context), config.head_dim)
+            for part in ("key", "value"):
+                buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype))
+                self.binding.bind_ortvalue_input(f"past_{part}.{layer}", buffer)
+                self.binding.bind_ortvalue_output(f"present_{part}.{layer}", buffer)
+                self.caches.append(buffer)
+
+    def _bind_inputs(self) -> None:
+        config = self.config
+        # An OrtValue made from an array borrows its memory, so all of these are kept.
+        self.arrays: dict[str, NDArray[np.generic]] = {}
+        for layer_type in sorted(set(config.layer_types)):
+            cos, sin = rotary_tables(config, layer_type, self.context)
+            self._bind(f"cos_{KIND[layer_type]}", cos)
+            self._bind(f"sin_{KIND[layer_type]}", sin)
+        self.seqlens = self._bind("seqlens_k", np.zeros(1, np.int32))
+        self.total = self._bind("total_sequence_length", np.zeros((), np.int32))
+        self.wanted = self._bind("num_logits", np.ones(1, np.int64))
+        self.split = config.first_shared_layer * config.hidden_size_per_layer_input
+        self.bound_shape = (0, 0)
+
+    def _bind(self, name: str, array: NDArray[np.generic]) -> NDArray[np.generic]:
+        self.arrays[name] = array = np.ascontiguousarray(array).reshape(array.shape)
+        self.binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        return array
+
+    def _shape_inputs(self, tokens: int, n_logits: int) -> None:
+        """Buffers for T tokens and n logits; those of the last call stay bound when the sizes are equal."""
+        if self.bound_shape == (tokens, n_logits):
+            return
+        config = self.config
+        self.embeddings = self._bind("inputs_embeds", np.empty((1, tokens, config.hidden_size), np.float32))
+        self.ple_low = self._bind("ple_low", np.empty((1, tokens, self.split), np.float32))
+        if config.num_kv_shared_layers:
+            high = config.ple_row_size - self.split
+            self.ple_high = self._bind("ple_high", np.empty((1, n_logits, high), np.float32))
+        self.logits = np.empty((1, n_logits, config.vocab_size), np.float32)
+        self.logits_value = ort.OrtValue.ortvalue_from_numpy(self.logits)
+        self.binding.bind_ortvalue_output("logits", self.logits_value)
+        self.bound_shape = (tokens, n_logits)
+
+    def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
+        tokens = len(embeddings)
+        if not 1 <= n_logits <= tokens <= self.chunk:
+            raise ValueError(f"1 <= n_logits ({n_logits}) <= tokens ({tokens}) <= chunk ({self.chunk}) does not hold")
+        if self.position + tokens > self.context:
+            raise UsageError(f"{self.position} + {tokens} tokens do not fit a context of {self.context}")
+        self._shape_inputs(tokens, n_logits)
+        total = self.position + tokens
+        self.embeddings[0] = embeddings
+        self.ple_low[0] = per_layer[:, : self.split]
+        if self.config.num_kv_shared_layers:
+            self.ple_high[0] = per_layer[-n_logits:, self.split :]
+        self.seqlens[0] = total - 1
+        self.total[...] = total
+        self.wanted[0] = n_logits
+        self.session.run_with_iobinding(self.binding)
+        self.position = total
+        return self.logits[0].copy()
+
+    def reset(self) -> None:
+        self.position = 0
+
+
+def physical_cores() -> int:
+    """Cores that this process may use, hardware threads counted once."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = {tuple(_siblings(cpu)) for cpu in allowed}
+    return max(1, min(len(allowed), len(siblings)))
+
+
+def _siblings(cpu: int) -> Iterator[str]:
+    try:
+        with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", encoding="ascii") as file:
+            yield file.read().strip()
+    except OSError:
+        yield str(cpu)

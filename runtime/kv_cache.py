@@ -1,0 +1,42 @@
+"""Which layers keep keys and values, and how many positions of them.
+
+A sliding layer only ever reads its window, so its cache is window-sized and the attention operator evicts; the
+operator cannot share a windowed cache, so the sliding layer that others read keeps every position, as the global
+layers do. For E2B at a context of 4096 that is 5 full and 15 windowed caches: 120 MiB instead of 320.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gemma_edge.runtime.config import Gemma3nConfig
+
+BYTES = {"fp32": 4, "int8": 1}
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """The cache of one layer that owns KV."""
+
+    windowed: bool
+    window_capacity: int
+    row_bytes: int  # one position: keys and values of all KV heads
+
+    def capacity(self, context: int) -> int:
+        """Positions that the buffers of this layer hold; the operator refuses less than a window."""
+        return self.window_capacity if self.windowed else context
+
+    def bytes(self, context: int) -> int:
+        return self.capacity(context) * self.row_bytes
+
+
+def cache_layouts(config: Gemma3nConfig, precision: str = "fp32") -> dict[int, CacheLayout]:
+    """The layout of every layer that owns KV."""
+    shared = {config.kv_owner[i] for i in range(config.first_shared_layer, config.num_hidden_layers)}
+    # Evicting moves the window once every (capacity - window + 1) tokens: a quarter of slack makes that rare.
+    window_capacity = config.sliding_window + max(1, config.sliding_window // 4)
+    row_bytes = 2 * config.key_value_size * BYTES[precision]
+    return {
+        layer: CacheLayout(config.is_sliding(layer) and layer not in shared, window_capacity, row_bytes)
+        for layer in config.kv_layers
+    }
