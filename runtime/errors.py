@@ -55,6 +55,10 @@ class FileError(GemmaEdgeError):
         text = f"{path}: {field}: expected {expected}, got {got}"
         super().__init__(f"{text}. {remedy}" if remedy else text)
 
+    def __reduce__(self) -> tuple[type[FileError], tuple[object, ...]]:
+        # Errors cross process borders; the default would rebuild them from the message alone.
+        return type(self), (self.path, self.field, self.expected, self.got, self.remedy)
+
 
 class ConfigError(FileError):
     """config.json is malformed, contradicts itself, or asks for something unsupported."""

@@ -21,24 +21,28 @@ windowed cache cannot be shared (FACTS of GroupQueryAttention in ONNX Runtime 1.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from gemma_edge.export.calibrate import KvScales
 from gemma_edge.export.emit.external_data import ExternalData
 from gemma_edge.export.model import text
 from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.tensors import TensorSpec, tensor_specs
 from gemma_edge.export.recipe import Recipe
 from gemma_edge.runtime.config import FULL, Gemma3nConfig
+from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.kv_cache import cache_layouts
 
 MS = "com.microsoft"
 FLOAT, INT8, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64
 # int8 activations inside MatMulNBits; its other levels are several times slower on CPU.
 ACCURACY_INT8 = 4
+HEAD_DIM_MULTIPLE = 16
 LAST_INDEX = 2**62
 
 
@@ -50,9 +54,26 @@ class EmittedDecoder:
     data: ExternalData
 
 
-def emit_decoder(config: Gemma3nConfig, recipe: Recipe, data_location: str) -> EmittedDecoder:
-    """Emits the decoder of `config` with the precisions of `recipe`; reads no weight."""
-    ops = OnnxOps(config, recipe, ExternalData(data_location))
+def emit_decoder(
+    config: Gemma3nConfig,
+    recipe: Recipe,
+    data_location: str,
+    kv_scales: Mapping[int, KvScales] | None = None,
+) -> EmittedDecoder:
+    """Emits the decoder of `config` with the precisions of `recipe`; reads no weight.
+
+    Args:
+        kv_scales: scales of an int8 cache, a layer; without them such a cache gets scales of 1, which is
+            enough to plan with.
+
+    Raises:
+        UsageError: ONNX Runtime's attention does not take this shape of head.
+    """
+    if config.head_dim % HEAD_DIM_MULTIPLE:
+        raise UsageError(
+            f"head_dim = {config.head_dim}: ONNX Runtime's GroupQueryAttention takes multiples of {HEAD_DIM_MULTIPLE}"
+        )
+    ops = OnnxOps(config, recipe, ExternalData(data_location), kv_scales or {})
     embeddings = ops.input("inputs_embeds", FLOAT, [1, "tokens", config.hidden_size])
     width = config.hidden_size_per_layer_input
     low = ops.input("ple_low", FLOAT, [1, "tokens", config.first_shared_layer * width])
@@ -60,9 +81,8 @@ def emit_decoder(config: Gemma3nConfig, recipe: Recipe, data_location: str) -> E
     if config.num_kv_shared_layers:
         high = ops.input("ple_high", FLOAT, [1, "wanted", config.num_kv_shared_layers * width])
     ops.declare_cache()
-    logits = text.decoder(ops, config, embeddings, low, high)
+    text.decoder(ops, config, embeddings, low, high)
     ops.nodes[-1].output[0] = "logits"
-    del logits
     ops.outputs.insert(0, _value("logits", FLOAT, [1, "wanted", config.vocab_size]))
     graph = helper.make_graph(
         ops.nodes, "gemma3n_decoder", ops.inputs, ops.outputs, [*ops.constants.values(), *ops.data.initializers]
@@ -75,10 +95,12 @@ def emit_decoder(config: Gemma3nConfig, recipe: Recipe, data_location: str) -> E
 class OnnxOps:
     """`Ops` over edge names. Hidden states are (1, tokens, width), streams (1, tokens, streams, width)."""
 
-    def __init__(self, config: Gemma3nConfig, recipe: Recipe, data: ExternalData) -> None:
-        self.config, self.recipe, self.data = config, recipe, data
+    def __init__(
+        self, config: Gemma3nConfig, recipe: Recipe, data: ExternalData, kv_scales: Mapping[int, KvScales]
+    ) -> None:
+        self.config, self.recipe, self.data, self.kv_scales = config, recipe, data, kv_scales
         self.specs = tensor_specs(config)
-        self.nodes: list[object] = []
+        self.nodes: list[NodeProto] = []
         self.inputs: list[ValueInfoProto] = []
         self.outputs: list[ValueInfoProto] = []
         self.constants: dict[str, TensorProto] = {}
@@ -143,9 +165,6 @@ class OnnxOps:
             )
         return y if bias is None else self.node("Add", [y, self.vector(bias)])
 
-    def head(self, x: str, weight: Weight) -> str:
-        return self.linear(x, weight)
-
     def rms_norm(self, x: str, weight: Weight | None, groups: int = 1) -> str:
         scale = self.vector(weight) if weight else self.constant(np.ones(self.config.head_dim))
         if groups > 1:
@@ -174,17 +193,26 @@ class OnnxOps:
             # No new keys: the queries are the last tokens of the owner's cache.
             k = v = self.empty_keys()
             past = [f"present_key.{owner}", f"present_value.{owner}"]
-            outputs = [f"shared_key.{layer}", f"shared_value.{layer}"]
+            outputs = []
         else:
             past = [f"past_key.{owner}", f"past_value.{owner}"]
             outputs = [f"present_key.{owner}", f"present_value.{owner}"]
         inputs = [q, k, v, *past, "seqlens_k", "total_sequence_length", f"cos_{kind}", f"sin_{kind}"]
+        if self.recipe.kv_cache == "int8":
+            attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+            inputs += ["", "", "", *self.cache_scales(owner)]
         self.count += 1
         name = f"GroupQueryAttention_{self.count}"
         self.nodes.append(
             helper.make_node("GroupQueryAttention", inputs, [name, *outputs], name, domain=MS, **attributes)
         )
         return name
+
+    def cache_scales(self, layer: int) -> list[str]:
+        shape = (1, self.config.num_key_value_heads, 1, self.config.head_dim)
+        ones = np.ones(shape)
+        scales = self.kv_scales.get(layer, KvScales(ones, ones))
+        return [self.constant(scales.key), self.constant(scales.value)]
 
     def empty_keys(self) -> str:
         """f32 (1, 0, kv width)."""
@@ -193,6 +221,7 @@ class OnnxOps:
     def declare_cache(self) -> None:
         c = self.config
         self.layouts = cache_layouts(c, self.recipe.kv_cache)
+        cache_type = INT8 if self.recipe.kv_cache == "int8" else FLOAT
         self.input("num_logits", INT64, [1])
         self.input("seqlens_k", INT32, [1])
         self.input("total_sequence_length", INT32, [])
@@ -203,8 +232,8 @@ class OnnxOps:
             capacity = "window" if layout.windowed else "context"
             for part in ("key", "value"):
                 shape: list[int | str] = [1, c.num_key_value_heads, capacity, c.head_dim]
-                self.input(f"past_{part}.{layer}", FLOAT, shape)
-                self.outputs.append(_value(f"present_{part}.{layer}", FLOAT, shape))
+                self.input(f"past_{part}.{layer}", cache_type, shape)
+                self.outputs.append(_value(f"present_{part}.{layer}", cache_type, shape))
 
     def wanted(self, x: str) -> str:
         start = self.node("Neg", ["num_logits"])

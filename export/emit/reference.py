@@ -8,7 +8,7 @@ once however many prompts there are: their tokens are concatenated and attention
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from gemma_edge.export.model import text
 from gemma_edge.export.model.ops import Weight
-from gemma_edge.export.model.tensors import EMBEDDING_NAME, PLE_NAME
+from gemma_edge.export.model.tensors import EMBEDDING_NAME, PLE_NAME, tensor_specs
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.rope import rotary_tables
 
 Array = NDArray[np.float32]
 BLOCK_BYTES = 64 << 20  # fp32 bytes of a weight that are in memory at once
+LOGIT_ROWS = 128
 
 
 class WeightSource(Protocol):
@@ -32,7 +33,6 @@ class WeightSource(Protocol):
 
     def read(self, name: str) -> Array: ...
     def rows(self, name: str, start: int, stop: int) -> Array: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
 
 
 def evaluate(
@@ -40,31 +40,51 @@ def evaluate(
     sequences: Sequence[Sequence[int]],
     *,
     last: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    caches: dict[int, tuple[Array, Array]] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> list[Array]:
     """Logits of token sequences, each evaluated from an empty cache.
 
     Args:
         last: logits of only the last so many tokens of each sequence; None for all.
-        progress: called with the name of each tensor as it is read.
+        caches: filled with the keys (rotated) and values of each layer that owns KV, (tokens, kv_heads,
+            head_dim) of all sequences in a row.
+        progress: given the number of weights read since its last call.
 
     Returns:
         For each sequence an array (tokens or last, vocab) of fp32 logits after the softcap.
+    """
+    blocks = list(evaluate_blocks(source, sequences, last=last, caches=caches, progress=progress))
+    wanted = [len(s) if last is None else min(last, len(s)) for s in sequences]
+    return np.split(np.concatenate(blocks), np.cumsum(wanted)[:-1])
+
+
+def evaluate_blocks(
+    source: WeightSource,
+    sequences: Sequence[Sequence[int]],
+    *,
+    last: int | None = None,
+    caches: dict[int, tuple[Array, Array]] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Array]:
+    """`evaluate`, with the logits of all sequences in a row yielded in blocks of LOGIT_ROWS rows.
+
+    With a vocabulary of 262,400 a row is a megabyte: whoever compares many rows takes them block by block.
     """
     config = source.config
     lengths = [len(s) for s in sequences]
     wanted = [n if last is None else min(last, n) for n in lengths]
     ids = np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences])
-    ops = ReferenceOps(source, lengths, wanted, progress)
+    ops = ReferenceOps(source, lengths, wanted, progress, {} if caches is None else caches)
     embeddings = gather(source, EMBEDDING_NAME, ids) * np.float32(config.embed_scale)
     # Ids beyond the per-layer table, those of soft tokens, use row 0.
     in_table = np.where(ids < config.vocab_size_per_layer_input, ids, 0)
     ple = gather(source, PLE_NAME, in_table) * np.float32(config.ple_scale)
     split = config.first_shared_layer * config.hidden_size_per_layer_input
-    high = ops.wanted(ple[:, split:]) if config.num_kv_shared_layers else None
-    ops.reset_wanted()
-    logits = text.decoder(ops, config, embeddings, ple[:, :split], high)
-    return np.split(logits, np.cumsum(wanted)[:-1])
+    high = ops.last_rows(ple[:, split:]) if config.num_kv_shared_layers else None
+    hidden = text.hidden_states(ops, config, embeddings, ple[:, :split], high)
+    for row in range(0, len(hidden), LOGIT_ROWS):
+        yield text.logits(ops, config, hidden[row : row + LOGIT_ROWS])
 
 
 def gather(source: WeightSource, name: str, ids: NDArray[np.int64]) -> Array:
@@ -81,25 +101,22 @@ class ReferenceOps:
     source: WeightSource
     lengths: list[int]
     wanted_lengths: list[int]
-    progress: Callable[[str], None] | None = None
+    progress: Callable[[int], None] | None = None
     caches: dict[int, tuple[Array, Array]] = field(default_factory=dict)
     only_wanted: bool = False
 
     def __post_init__(self) -> None:
         self.config = self.source.config
-
-    def reset_wanted(self) -> None:
-        self.only_wanted = False
+        self.specs = tensor_specs(self.config)
 
     def load(self, weight: Weight) -> Array:
+        array = self.source.rows(weight.name, *weight.rows) if weight.rows else self.source.read(weight.name)
         if self.progress:
-            self.progress(weight.name)
-        if weight.rows:
-            return self.source.rows(weight.name, *weight.rows)
-        return self.source.read(weight.name)
+            self.progress(array.size)
+        return array
 
     def linear(self, x: Array, weight: Weight, bias: Weight | None = None) -> Array:
-        start, stop = weight.rows or (0, self.source.shape(weight.name)[0])
+        start, stop = weight.rows or (0, self.specs[weight.name].shape[0])
         step = max(1, BLOCK_BYTES // (4 * x.shape[-1]))
         y = np.empty((*x.shape[:-1], stop - start), dtype=np.float32)
         for row in range(start, stop, step):
@@ -107,9 +124,6 @@ class ReferenceOps:
             block = self.load(Weight(weight.name, (row, end)))
             np.matmul(x, block.T, out=y[..., row - start : end - start])
         return y if bias is None else y + self.load(bias)
-
-    def head(self, x: Array, weight: Weight) -> Array:
-        return self.linear(x, weight)
 
     def rms_norm(self, x: Array, weight: Weight | None, groups: int = 1) -> Array:
         parts = x.reshape(*x.shape[:-1], groups, -1)
@@ -165,6 +179,10 @@ class ReferenceOps:
 
     def wanted(self, x: Array) -> Array:
         self.only_wanted = True
+        return self.last_rows(x)
+
+    def last_rows(self, x: Array) -> Array:
+        """The wanted rows of each sequence."""
         ends = np.cumsum(self.lengths)
         return np.concatenate([x[e - m : e] for e, m in zip(ends, self.wanted_lengths, strict=True)])
 

@@ -47,9 +47,6 @@ class Ops(Protocol[T]):
     def linear(self, x: T, weight: Weight, bias: Weight | None = None) -> T:
         """x @ weight.T (+ bias): (tokens, in) -> (tokens, out)."""
 
-    def head(self, x: T, weight: Weight) -> T:
-        """The output head: a `linear` into the vocabulary, whose result is the logits."""
-
     def rms_norm(self, x: T, weight: Weight | None, groups: int = 1) -> T:
         """x / sqrt(mean(x^2) + eps) * weight over the last axis, or over each of `groups` equal parts of it."""
 

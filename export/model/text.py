@@ -26,7 +26,12 @@ MIN_MEAN_SQUARE = 1e-5
 
 
 def decoder(ops: Ops[T], config: Gemma3nConfig, embeddings: T, ple_low: T, ple_high: T | None) -> T:
-    """Logits of the wanted rows.
+    """Logits of the wanted rows: `logits` of `hidden_states`."""
+    return logits(ops, config, hidden_states(ops, config, embeddings, ple_low, ple_high))
+
+
+def hidden_states(ops: Ops[T], config: Gemma3nConfig, embeddings: T, ple_low: T, ple_high: T | None) -> T:
+    """Hidden states of the wanted rows, after the final norm.
 
     Args:
         embeddings: (tokens, hidden), token embeddings times sqrt(hidden), or soft tokens.
@@ -42,16 +47,18 @@ def decoder(ops: Ops[T], config: Gemma3nConfig, embeddings: T, ple_low: T, ple_h
         streams = decoder_layer(ops, config, w.layer(layer), layer, streams, ple[layer])
     streams = ops.wanted(streams)
     if ple_high is not None:
-        ple += per_layer_inputs(
-            ops, config, ops.wanted(embeddings), ple_high, first_shared, config.num_hidden_layers
-        )
+        wanted = ops.wanted(embeddings)
+        ple += per_layer_inputs(ops, config, wanted, ple_high, first_shared, config.num_hidden_layers)
     for layer in range(first_shared, config.num_hidden_layers):
         streams = decoder_layer(ops, config, w.layer(layer), layer, streams, ple[layer])
-    hidden = ops.rms_norm(merge_streams(ops, config, streams), w["norm"])
-    logits = ops.head(hidden, Weight(head_name(config)))
-    if cap := config.final_logit_softcapping:
-        logits = ops.scale(ops.tanh(ops.scale(logits, 1.0 / cap)), cap)
-    return logits
+    return ops.rms_norm(merge_streams(ops, config, streams), w["norm"])
+
+
+def logits(ops: Ops[T], config: Gemma3nConfig, hidden: T) -> T:
+    """(tokens, hidden) -> (tokens, vocab), softcapped."""
+    raw = ops.linear(hidden, Weight(head_name(config)))
+    cap = config.final_logit_softcapping
+    return ops.scale(ops.tanh(ops.scale(raw, 1.0 / cap)), cap) if cap else raw
 
 
 def per_layer_inputs(

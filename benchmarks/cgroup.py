@@ -1,0 +1,237 @@
+"""Runs a command under a memory limit that the kernel enforces.
+
+The command runs in a control group of its own, below the group of the caller, so that whatever limits the
+caller has stay in force. Every page it touches counts: heap, KV cache, page cache of the files it reads.
+Cached file pages are reclaimed under pressure, so a mapped file larger than the limit is fine; memory that
+cannot be dropped is not, and the kernel kills. Swap is off: a phone's flash is no memory.
+
+A page that another group brought into the cache is charged to that group: drop the cache first
+(`memory.drop_page_cache`), or the run rides for free on memory that is not counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
+
+from gemma_edge.benchmarks.child import SIGNAL_BASE, ChildRun, run_child
+from gemma_edge.runtime.errors import DeviceError
+
+MechanismName = Literal["cgroup-v1", "cgroup-v2", "none"]
+
+PROC_SELF = Path("/proc/self")
+# $0 is the group's cgroup.procs. The shell joins and then becomes the command: nothing runs outside.
+_JOIN = 'echo $$ > "$0" && exec "$@"'
+_PROBE_LIMIT = 64 * 2**20
+_serial = itertools.count()
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """How a limit can be enforced here: `name`, why not where it is "none", and the group to nest in."""
+
+    name: MechanismName
+    reason: str = ""
+    parent: Path | None = None
+
+
+@dataclass(frozen=True)
+class LimitedRun(ChildRun):
+    """A run under a limit; sizes in bytes.
+
+    `killed` is the kernel's doing: SIGKILL together with an out-of-memory kill counted in the group.
+    (The fail counter of v1 is no evidence: it stays 0 on recent kernels.)
+    """
+
+    killed: bool
+    limit_bytes: int
+    peak_bytes: int | None  # heap and page cache together; None before Linux 5.19 on cgroup v2
+    mechanism: MechanismName
+
+
+class _Files(NamedTuple):
+    """File names of one generation of control groups."""
+
+    peak: str
+    oom_kills: str  # a file of "key value" lines, oom_kill among them
+    # In this order: v1 refuses a memory + swap limit below the memory limit.
+    settings: tuple[tuple[str, str], ...]
+
+
+_FILES: dict[str, _Files] = {
+    "cgroup-v1": _Files(
+        "memory.max_usage_in_bytes",
+        "memory.oom_control",
+        (
+            ("memory.limit_in_bytes", "{limit}"),
+            ("memory.memsw.limit_in_bytes", "{limit}"),
+            ("memory.swappiness", "0"),
+        ),
+    ),
+    "cgroup-v2": _Files(
+        "memory.peak",
+        "memory.events",
+        (("memory.max", "{limit}"), ("memory.swap.max", "0"), ("memory.oom.group", "1")),
+    ),
+}
+
+
+@functools.cache
+def mechanism() -> Mechanism:
+    """What this system lets us do, found by doing it: a group is made, joined by /bin/true and removed."""
+    refusals = []
+    for candidate in _candidates():
+        try:
+            run = _run_in_group(*candidate, ["true"], _PROBE_LIMIT, timeout=30, env=None)
+        except (OSError, DeviceError) as error:
+            refusals.append(f"{candidate.name} at {candidate.parent}: {error}")
+            continue
+        if run.exit_code == 0:
+            return Mechanism(candidate.name, "", candidate.parent)
+        refusals.append(f"{candidate.name} at {candidate.parent}: {run.last_line()}")
+    return Mechanism("none", "; ".join(refusals) or "no memory control group is mounted")
+
+
+def run_limited(
+    argv: Sequence[str],
+    limit_bytes: int,
+    *,
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+) -> LimitedRun:
+    """Runs a command under a memory limit and removes the group afterwards, whatever happens.
+
+    Args:
+        limit_bytes: the limit on everything it touches; rounded down to whole pages by the kernel.
+        timeout: seconds after which the command's process group is killed.
+        env: its complete environment; None inherits ours.
+
+    Raises:
+        DeviceError: no limit can be enforced here (with the reason), or the command did not finish in time.
+    """
+    found = mechanism()
+    if found.parent is None:
+        raise DeviceError(f"a memory limit cannot be enforced here: {found.reason}")
+    return _run_in_group(found.name, found.parent, argv, limit_bytes, timeout=timeout, env=env)
+
+
+def _run_in_group(
+    name: MechanismName,
+    parent: Path,
+    argv: Sequence[str],
+    limit: int,
+    *,
+    timeout: float | None,
+    env: Mapping[str, str] | None,
+) -> LimitedRun:
+    files = _FILES[name]
+    with _group(parent, limit, files) as group:
+        join = ["/bin/sh", "-c", _JOIN, str(group / "cgroup.procs")]
+        run = run_child([*join, *argv], timeout=timeout, env=env, what=argv[0])
+        peak = group / files.peak
+        return LimitedRun(
+            **vars(run),
+            killed=_oom_kills(group / files.oom_kills) > 0 and run.exit_code == SIGNAL_BASE + signal.SIGKILL,
+            limit_bytes=limit,
+            peak_bytes=int(peak.read_text()) if peak.exists() else None,
+            mechanism=name,
+        )
+
+
+@contextlib.contextmanager
+def _group(parent: Path, limit: int, files: _Files) -> Iterator[Path]:
+    """A new group with its limit set; afterwards its processes are killed and it is removed."""
+    group = parent / f"gemma-edge-{os.getpid()}-{next(_serial)}"
+    group.mkdir()
+    try:
+        for name, value in files.settings:
+            # The swap files are missing on a kernel without swap accounting, oom.group before Linux 4.19.
+            if (group / name).exists():
+                (group / name).write_text(value.format(limit=limit))
+        yield group
+    finally:
+        _remove(group)
+
+
+def _remove(group: Path, patience: float = 5.0) -> None:
+    # A dying process keeps its group busy until the kernel has freed its pages: milliseconds a gigabyte.
+    deadline = time.monotonic() + patience
+    while True:
+        for pid in (group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        try:
+            group.rmdir()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise DeviceError(f"the control group {group} cannot be removed: {error.strerror}") from None
+        time.sleep(0.01)
+
+
+def _oom_kills(path: Path) -> int:
+    pairs = (line.split() for line in path.read_text().splitlines())
+    return next((int(value) for key, value in pairs if key == "oom_kill"), 0)
+
+
+class _Candidate(NamedTuple):
+    name: MechanismName
+    parent: Path
+
+
+def _candidates() -> Iterator[_Candidate]:
+    """Groups that a child group can be made in, v1 first: on a hybrid system v1 has the memory controller."""
+    try:
+        mounts = (PROC_SELF / "mountinfo").read_text().splitlines()
+        memberships = [line.split(":", 2) for line in (PROC_SELF / "cgroup").read_text().splitlines()]
+    except OSError:
+        return
+    v1 = next((path for _, names, path in memberships if "memory" in names.split(",")), None)
+    v2 = next((path for number, names, path in memberships if number == "0" and not names), None)
+    for kind, options, root, mount in map(_parse_mount, mounts):
+        if kind == "cgroup" and "memory" in options and v1 is not None:
+            yield _Candidate("cgroup-v1", _below(mount, root, v1))
+    for kind, _, root, mount in map(_parse_mount, mounts):
+        if kind == "cgroup2" and v2 is not None:
+            parent = _v2_parent(mount, _below(mount, root, v2))
+            if parent is not None:
+                yield _Candidate("cgroup-v2", parent)
+
+
+def _parse_mount(line: str) -> tuple[str, list[str], str, Path]:
+    """File system type, its options, the root of the mount in it, and the mount point."""
+    before, _, after = line.partition(" - ")
+    fields, (kind, _, *options) = before.split(), after.split()
+    return kind, options[0].split(",") if options else [], fields[3], Path(fields[4])
+
+
+def _below(mount: Path, root: str, path: str) -> Path:
+    """A group's folder; in a container the mount shows the hierarchy from `root` down only."""
+    group = PurePosixPath(path)
+    relative = group.relative_to(root) if group.is_relative_to(root) else PurePosixPath("/")
+    return mount / str(relative).lstrip("/")
+
+
+def _v2_parent(mount: Path, own: Path) -> Path | None:
+    """The nearest group that hands the memory controller to its children.
+
+    In v2 a group that does so holds no processes itself, so it is usually not our own group but the slice
+    that it is in; and this is why no controller is switched on here.
+    """
+    for group in (own, *own.parents):
+        try:
+            if "memory" in (group / "cgroup.subtree_control").read_text().split():
+                return group
+        except OSError:
+            pass
+        if group == mount:
+            return None
+    return None

@@ -1,0 +1,180 @@
+"""What a process holds in memory, from /proc, and a cold page cache.
+
+Three numbers, because they cost a device different things: RssAnon must stay in RAM (weights copied to
+the heap, KV cache, activations), RssFile can be dropped and read again from flash (mapped weights), and
+Pss divides shared pages among the processes that share them. Linux and Android only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from gemma_edge.runtime.errors import DeviceError
+
+PROC = Path("/proc")
+Pid = int | str  # "self" is this process
+
+
+@dataclass(frozen=True)
+class MemorySample:
+    """One moment of one process, in bytes; `pss` is None where smaps_rollup may not be read."""
+
+    rss_anon: int
+    rss_file: int
+    rss_shmem: int
+    pss: int | None
+    major_faults: int  # since the process started: pages that had to come from the disk
+
+    @property
+    def rss(self) -> int:
+        return self.rss_anon + self.rss_file + self.rss_shmem
+
+    def to_dict(self) -> dict[str, int | None]:
+        return {**asdict(self), "rss": self.rss}
+
+
+@dataclass
+class PeakMemory:
+    """The largest of each that was sampled, in bytes; the peaks need not be of one moment."""
+
+    rss_anon: int = 0
+    rss_file: int = 0
+    rss: int = 0
+    high_water: int = 0  # VmHWM: the kernel's own peak of RSS since the process started, exact
+    samples: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def read_memory(pid: Pid = "self") -> MemorySample:
+    """Memory of a process now.
+
+    Raises:
+        DeviceError: no such process, or a system without /proc.
+    """
+    try:
+        status = _status(pid)
+        # Field 12 (majflt); the name in parentheses may itself hold spaces and parentheses.
+        major_faults = int((PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[9])
+    except OSError as error:
+        raise DeviceError(f"memory of process {pid} cannot be read from {PROC}: {error.strerror}") from None
+    return MemorySample(status["RssAnon"], status["RssFile"], status["RssShmem"], _pss(pid), major_faults)
+
+
+class PeakSampler:
+    """Samples a process from a thread while the `with` block runs; `peak` holds the result.
+
+    One sample costs about 30 microseconds, a process that ends in the meantime ends the sampling. RSS
+    spikes shorter than `interval` are caught by `peak.high_water` only.
+
+    Args:
+        pid: the process, "self" by default.
+        interval: seconds between two samples.
+    """
+
+    def __init__(self, pid: Pid = "self", interval: float = 0.005) -> None:
+        self.peak = PeakMemory()
+        self._pid, self._interval = pid, interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="peak-sampler", daemon=True)
+
+    def __enter__(self) -> PeakSampler:
+        self._sample()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._sample()
+
+    def _run(self) -> None:
+        while self._sample() and not self._stop.wait(self._interval):
+            pass
+
+    def _sample(self) -> bool:
+        try:
+            status = _status(self._pid)
+        except OSError:
+            return False
+        anon, file = status["RssAnon"], status["RssFile"]
+        peak = self.peak
+        peak.rss_anon = max(peak.rss_anon, anon)
+        peak.rss_file = max(peak.rss_file, file)
+        peak.rss = max(peak.rss, anon + file + status["RssShmem"])
+        peak.high_water = max(peak.high_water, status["VmHWM"])
+        peak.samples += 1
+        return True
+
+
+def drop_page_cache(paths: Iterable[Path]) -> int:
+    """Asks the kernel to forget the cached pages of files, so that the next read comes from the disk.
+
+    Pages that some process has mapped stay, and tmpfs has no disk to read from.
+
+    Returns:
+        Bytes of the files that are still cached: 0 when everything is cold.
+    """
+    remaining = 0
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)  # a dirty page cannot be dropped
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            remaining += _cached_bytes(fd)
+        finally:
+            os.close(fd)
+    return remaining
+
+
+def _cached_bytes(fd: int) -> int:
+    """Bytes of an open file that are in the page cache (mincore)."""
+    size = os.fstat(fd).st_size
+    if size == 0:
+        return 0
+    libc = ctypes.CDLL(None, use_errno=True)
+    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as mapped:
+        view = np.frombuffer(mapped, np.uint8)  # holds the address of a read-only mapping
+        resident = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
+        failed = libc.mincore(
+            ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(size), ctypes.c_void_p(resident.ctypes.data)
+        )
+        del view  # a mapping with a view on it cannot be closed
+    if failed:
+        raise OSError(ctypes.get_errno(), "mincore")
+    return min(size, int(np.count_nonzero(resident & 1)) * mmap.PAGESIZE)
+
+
+def _status(pid: Pid) -> dict[str, int]:
+    """RssAnon, RssFile, RssShmem and VmHWM in bytes; a process without memory (a zombie) has zeros."""
+    values = dict.fromkeys(("RssAnon", "RssFile", "RssShmem", "VmHWM"), 0)
+    with open(PROC / str(pid) / "status", "rb", buffering=0) as file:
+        text = file.read(16_384).decode("utf-8", "replace")
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key in values:
+            values[key] = int(value.split()[0]) * 1024
+    return values
+
+
+def _pss(pid: Pid) -> int | None:
+    try:
+        text = (PROC / str(pid) / "smaps_rollup").read_text()
+    except OSError:  # another user's process, or a kernel before 4.14
+        return None
+    for line in text.splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,178 @@
+"""Results as data: one JSON object a line, with everything needed to judge a number later."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gemma_edge.runtime.bundle import EXPORT_AGAIN, MANIFEST, Bundle
+from gemma_edge.runtime.errors import BundleError, FileError
+
+RECORD_SCHEMA = 1
+Json = dict[str, Any]
+
+# The instructions that int4 and int8 kernels are chosen by; x86 and ARM.
+_FLAGS = (
+    "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx_vnni",
+    "amx_int8", "amx_tile",
+    "neon", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2", "sme",
+)  # fmt: skip
+_PACKAGES = ("gemma-edge", "numpy", "onnxruntime", "sentencepiece")
+
+
+class RecordError(FileError):
+    """A results file holds a line that is not a record."""
+
+
+class BundleFacts(NamedTuple):
+    """What a record says about the bundle that was measured."""
+
+    model: str
+    recipe: str
+    bytes_per_token: int  # bytes of weights that decoding one token reads
+
+
+def bundle_facts(path: Path) -> BundleFacts:
+    """Reads them from the manifest.
+
+    Raises:
+        BundleError: not a bundle, or one whose plan does not say what a token costs.
+    """
+    bundle = Bundle.open(path)
+    plan, recipe = bundle.manifest.get("plan"), bundle.manifest.get("recipe")
+    bytes_per_token = plan.get("bytes_per_token") if isinstance(plan, dict) else None
+    if not isinstance(bytes_per_token, int) or bytes_per_token <= 0:
+        field, manifest = "plan.bytes_per_token", path / MANIFEST
+        raise BundleError(manifest, field, "a number of bytes", bytes_per_token, EXPORT_AGAIN)
+    name = recipe.get("name") if isinstance(recipe, dict) else recipe
+    config = bundle.config
+    shape = f"{config.num_hidden_layers} layers, hidden {config.hidden_size}"
+    model = f"Gemma 3n: {shape}, feed-forward {max(config.intermediate_size)}"
+    return BundleFacts(model, str(name), bytes_per_token)
+
+
+def environment() -> Json:
+    """The machine and the software, as far as a speed or a size depends on them."""
+    cpu = _cpu_info()
+    flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
+    return {
+        "cpu": cpu.get("model name") or cpu.get("Model") or cpu.get("Hardware") or platform.processor(),
+        "cpu_flags": [flag for flag in _FLAGS if flag in flags],
+        "cores": os.cpu_count(),
+        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "machine": platform.machine(),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def readme_row(row: str, bar: str, value: str) -> Json:
+    """A line of the README's table: what was measured, what it should reach, what it was."""
+    return {"row": row, "bar": bar, "value": value}
+
+
+def write_record(
+    path: Path,
+    kind: str,
+    *,
+    name: str,
+    model: str,
+    recipe: str,
+    metrics: Json,
+    raw: Json,
+    readme: Iterable[Json] = (),
+) -> Json:
+    """Appends one record to a JSONL file, making its folder.
+
+    Args:
+        kind: what script measured it: "compare", "ceiling", "export", "load", "parity".
+        name: the short name of what was measured, as it stands in the table.
+        metrics: what follows from the samples, units in the keys.
+        raw: every sample.
+        readme: rows of the README's table, made by `readme_row`.
+
+    Returns:
+        The record as written.
+    """
+    record = {
+        "schema": RECORD_SCHEMA,
+        "kind": kind,
+        "name": name,
+        "model": model,
+        "recipe": recipe,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": environment(),
+        "metrics": metrics,
+        "raw": raw,
+        "readme": list(readme),
+    }
+    line = json.dumps(record, allow_nan=False, ensure_ascii=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")  # one write: two processes' records do not mix
+    return record
+
+
+def read_records(path: Path) -> list[Json]:
+    """All records of a JSONL file.
+
+    Raises:
+        RecordError: a line that is not a record, or of a newer schema; it names the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(path, "file", "a JSONL file", error) from None
+    return [_record(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _record(path: Path, number: int, line: str) -> Json:
+    field = f"line {number}"
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(path, field, "a JSON object", error) from None
+    if not isinstance(record, dict) or not isinstance(record.get("schema"), int):
+        raise RecordError(path, field, "a record with a schema", line[:40])
+    if record["schema"] > RECORD_SCHEMA:
+        remedy = "Update gemma-edge to read it."
+        raise RecordError(path, f"{field}: schema", f"at most {RECORD_SCHEMA}", record["schema"], remedy)
+    for key in ("kind", "name", "time"):
+        if not isinstance(record.get(key), str):
+            raise RecordError(path, f"{field}: {key}", "a string", record.get(key))
+    rows = record.get("readme", [])
+    if not isinstance(rows, list) or not all(_is_row(row) for row in rows):
+        raise RecordError(path, f"{field}: readme", "a list of objects with row, bar and value", rows)
+    return record
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("row", "bar", "value"))
+
+
+def _cpu_info() -> dict[str, str]:
+    """The first processor's part of /proc/cpuinfo, and what ARM boards say at its end."""
+    info: dict[str, str] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, separator, value = line.partition(":")
+            if separator:
+                info.setdefault(key.strip(), value.strip())
+    except OSError:
+        pass
+    return info
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

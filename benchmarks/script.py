@@ -1,0 +1,27 @@
+"""What every script of this package does around its work: exit codes, no traceback, progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from gemma_edge.runtime.errors import GemmaEdgeError
+
+
+def run_script(main: Callable[[], int]) -> int:
+    """The exit code of a script; errors are one line on stderr and a code of `runtime.errors`."""
+    try:
+        return main()
+    except GemmaEdgeError as error:
+        print(f"gemma-edge: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"gemma-edge: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def progress(text: str) -> None:
+    """A line on stderr: stdout is for answers."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,136 @@
+"""`gemma-edge VERB ...`: finds the verb's module, lets it parse its arguments, turns errors into exit codes.
+
+A verb is a module with a docstring, `configure(parser)` and `run(args) -> int`. Its module is imported only
+when it is asked for, so that `--help` is quick and the runtime's verbs need none of the export's packages.
+Exit codes are those of `gemma_edge.runtime.errors`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+
+# verb: (module, one line of help)
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("gemma_edge.export.demo", "build a small model, export, verify, run and measure it"),
+    "synth": ("gemma_edge.export.synth", "write a checkpoint of true shapes with random weights"),
+    "export": ("gemma_edge.export.exporter", "turn a checkpoint into a bundle"),
+    "inspect": ("gemma_edge.export.inspect", "show a bundle's parts, sizes and predicted memory"),
+    "verify": ("gemma_edge.export.verify", "compare a bundle with its checkpoint"),
+    "run": ("gemma_edge.runtime.run", "answer one prompt"),
+    "chat": ("gemma_edge.runtime.chat_repl", "talk, turn by turn"),
+}
+# Top-level module of an optional dependency: the extra that installs it.
+EXTRAS = {
+    "onnx": "export",
+    "safetensors": "export",
+    "ml_dtypes": "export",
+    "tqdm": "export",
+    "google": "export",
+    "huggingface_hub": "hub",
+}
+TRACEBACK = "GEMMA_EDGE_TRACEBACK"
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code. Nothing is raised, unless GEMMA_EDGE_TRACEBACK=1 is set."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
+    try:
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # argparse: --help is 0, a usage error 2
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except BrokenPipeError:
+        # The reader has what it wanted. Python would complain when it flushes stdout at its end.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except BaseException as error:
+        if os.environ.get(TRACEBACK) == "1":
+            raise
+        message, code = _explain(error)
+        print(f"gemma-edge: {message}", file=sys.stderr)
+        return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv:
+        print(_help(), file=sys.stderr)
+        return UsageError.exit_code
+    verb, *rest = argv
+    if verb in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if verb in ("-V", "--version"):
+        from gemma_edge.runtime.version import __version__
+
+        print(f"gemma-edge {__version__}")
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(VERBS)}."
+        raise UsageError(f"there is no verb {verb!r}: {hint}")
+    module = importlib.import_module(VERBS[verb][0])
+    parser = argparse.ArgumentParser(
+        prog=f"gemma-edge {verb}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.configure(parser)
+    return int(module.run(parser.parse_args(rest)))
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    return "\n".join(
+        [
+            "usage: gemma-edge VERB ...",
+            "",
+            "Gemma 3n on small devices: export, verify, run.",
+            "",
+            *(f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()),
+            "",
+            "`gemma-edge VERB --help` explains a verb, `gemma-edge --version` tells the version.",
+            f"{TRACEBACK}=1 shows where an error comes from.",
+        ]
+    )
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """An error as a message for the user and an exit code."""
+    if isinstance(error, GemmaEdgeError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", INTERRUPTED
+    if isinstance(error, ImportError) and (package := (error.name or "").split(".")[0]) in EXTRAS:
+        remedy = f'pip install "gemma-edge[{EXTRAS[package]}]"'
+        return f"error: this needs {package}, which is not installed: {remedy}", UsageError.exit_code
+    if isinstance(error, MemoryError):
+        return "error: not enough memory", GemmaEdgeError.exit_code
+    if isinstance(error, OSError):
+        where = "" if error.filename is None else f": {error.filename}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "Free some space, or write elsewhere."
+            return f"error: the disk is full{where}. {remedy}", GemmaEdgeError.exit_code
+        if isinstance(error, PermissionError):
+            return f"error: no permission{where}", GemmaEdgeError.exit_code
+        return f"error: {error.strerror or error}{where}", GemmaEdgeError.exit_code
+    text = f"internal error: {type(error).__name__}: {error}. {TRACEBACK}=1 shows where it comes from."
+    return text, GemmaEdgeError.exit_code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,147 @@
+"""Publishing a bundle: written to a sibling folder, synced, renamed. Old, new or absent, never torn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from gemma_edge.runtime.bundle import MANIFEST
+from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+
+Json = dict[str, Any]
+ROOM = 64 << 20  # bytes left free on the disk beside what the bundle needs
+
+
+class HashingFile:
+    """A binary file that hashes what is written to it, so that gigabytes are not read again."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: BinaryIO = open(path, "xb")  # noqa: SIM115 - closed by `close`
+        self._digest = hashlib.sha256()
+        self._position = 0
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._file.write(view)
+        self._digest.update(view)
+        self._position += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        return self._position
+
+    def close(self) -> Json:
+        """Syncs and closes; returns the manifest's record of the file."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return {"bytes": self._position, "sha256": self._digest.hexdigest()}
+
+    def abandon(self) -> None:
+        self._file.close()
+
+
+class BundleWriter:
+    """Collects the files of a bundle in a hidden sibling of `target`; `publish` makes them the bundle.
+
+    Leaving the context without `publish`, by whatever error or Ctrl-C, removes the sibling.
+
+    Raises:
+        UsageError: `target` exists and is not a bundle, so that nothing else is ever overwritten.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target.absolute()
+        if self.target.is_file() or (
+            self.target.is_dir() and any(self.target.iterdir()) and not (self.target / MANIFEST).is_file()
+        ):
+            raise UsageError(f"{target} exists and is not a bundle; name another folder, or remove it")
+        self.folder = self.target.with_name(f".{self.target.name}.partial-{os.getpid()}")
+        self.records: Json = {}
+        self._open: list[HashingFile] = []
+
+    def __enter__(self) -> BundleWriter:
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(self.target)
+        self.folder.mkdir()
+        return self
+
+    def check_room(self, needed: int) -> None:
+        """Refuses to start what the disk cannot hold."""
+        free = shutil.disk_usage(self.folder).free
+        if free < needed + ROOM:
+            raise GemmaEdgeError(
+                f"{self.target.parent}: the bundle needs {needed + ROOM:,} bytes of disk, {free:,} are free; "
+                "free some, or name a folder on another disk"
+            )
+
+    def write(self, name: str, produce: Callable[[HashingFile], Any]) -> Any:
+        """Writes one file through `produce(file)` and records it; returns what `produce` returned."""
+        file = HashingFile(self.folder / name)
+        self._open.append(file)
+        result = produce(file)
+        self.records[name] = file.close()
+        self._open.remove(file)
+        return result
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        self.write(name, lambda file: file.write(data))
+
+    def write_manifest(self, manifest: Json) -> None:
+        """Writes the manifest, last: before it is there, the folder is no bundle."""
+        path = self.folder / MANIFEST
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({**manifest, "files": self.records}, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def publish(self) -> Path:
+        """Renames the folder to the target; an old bundle there is replaced."""
+        _sync_folder(self.folder)
+        old = self.target.with_name(f".{self.target.name}.old-{os.getpid()}")
+        if self.target.exists():
+            os.rename(self.target, old)
+        os.rename(self.folder, self.target)
+        _sync_folder(self.target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+        return self.target
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._open:
+            file.abandon()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Removes what an export that was killed (not interrupted) has left beside `target`."""
+    for folder in target.parent.glob(f".{target.name}.partial-*"):
+        pid = folder.name.rpartition("-")[2]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,278 @@
+"""`gemma-edge export`: a checkpoint becomes a bundle.
+
+The plan comes first and costs nothing; then weights are streamed, one tensor at a time, into a folder beside the
+target; then the parity gate compares the result with the checkpoint; only then is it published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from gemma_edge.export.bundle_writer import BundleWriter
+from gemma_edge.export.calibrate import kv_scales
+from gemma_edge.export.checkpoint import Checkpoint, resolve
+from gemma_edge.export.emit.external_data import ExternalData
+from gemma_edge.export.emit.onnx import EmittedDecoder, emit_decoder
+from gemma_edge.export.inspect import format_plan
+from gemma_edge.export.model.tensors import EMBEDDING_NAME, PLE_NAME, Part, head_name
+from gemma_edge.export.plan import Plan, check_ceiling, make_plan
+from gemma_edge.export.progress import Progress
+from gemma_edge.export.prompts import prompt_ids
+from gemma_edge.export.recipe import Recipe, load_recipe
+from gemma_edge.export.rows import write_row_table
+from gemma_edge.export.tokenizer import tokenizer_files
+from gemma_edge.export.verify import Agreement, check_bounds, verify_sequences
+from gemma_edge.runtime.bundle import SCHEMA_VERSION, Bundle
+from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.tokenizer import Tokenizer
+from gemma_edge.runtime.units import parse_size
+from gemma_edge.runtime.version import __version__
+
+DEFAULT_CONTEXT = 4096
+DEFAULT_CHUNK = 256
+# The gate's prompts are cut to this, so that its logits (a megabyte a token) stay small.
+GATE_TOKENS = 48
+DECODER, DECODER_DATA, PLE, EMBEDDINGS = "decoder.onnx", "decoder.onnx.data", "ple.bin", "embeddings.bin"
+TOKENIZER, TEMPLATE, GENERATION = "tokenizer.model", "chat_template.jinja", "generation_config.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made: the bundle's folder, its plan, and how well it agrees (None if not verified)."""
+
+    path: Path
+    plan: Plan
+    agreement: Agreement | None
+
+
+def export_bundle(
+    source: str | Path,
+    out: str | Path,
+    *,
+    recipe: str | Path | Recipe = "int4",
+    context: int = DEFAULT_CONTEXT,
+    chunk: int = DEFAULT_CHUNK,
+    kv_cache: str | None = None,
+    ceiling: int | None = None,
+    verify: bool = True,
+    progress: bool = False,
+) -> Exported:
+    """Exports a checkpoint to an ONNX bundle.
+
+    Args:
+        source: a checkpoint folder, or a Hugging Face id.
+        out: folder of the bundle; an existing bundle is replaced, anything else is refused.
+        recipe: name of a recipe, path of one, or a `Recipe`.
+        context: tokens of KV cache that the plan is made for.
+        chunk: tokens of one prefill call; bounds the memory of activations.
+        kv_cache: "fp32" or "int8"; None for what the recipe says.
+        ceiling: bytes of memory that the plan must fit in.
+        verify: compare the bundle with the checkpoint before it is published.
+        progress: show progress bars on stderr (when it is a terminal).
+
+    Raises:
+        CheckpointError, ConfigError, TokenizerError: the checkpoint is bad; the message names the file.
+        UsageError: an unknown recipe, or a target that is not a bundle.
+        CeilingError: the plan does not fit; the message says what would.
+        ParityError: the result does not agree with the checkpoint; nothing is published.
+    """
+    recipe = _recipe(recipe, kv_cache)
+    with Checkpoint.open(resolve(str(source))) as checkpoint:
+        plan = plan_export(checkpoint.config, recipe, context, chunk)
+        if ceiling is not None:
+            check_ceiling(plan, ceiling, checkpoint.config, recipe)
+        with BundleWriter(Path(out)) as writer:
+            writer.check_room(plan.file_bytes)
+            return _export(checkpoint, recipe, plan, writer, str(source), verify, progress)
+
+
+def plan_export(config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int) -> Plan:
+    """The plan alone: no weight is read.
+
+    Raises:
+        UsageError: a context or chunk that the model cannot have.
+    """
+    if not 1 <= context <= config.max_position_embeddings:
+        raise UsageError(f"--context must be 1 to {config.max_position_embeddings} for this model, not {context}")
+    if chunk < 1:
+        raise UsageError(f"--chunk must be 1 or more, not {chunk}")
+    return make_plan(config, recipe, emit_decoder(config, recipe, DECODER_DATA).data, context, min(chunk, context))
+
+
+def _recipe(recipe: str | Path | Recipe, kv_cache: str | None) -> Recipe:
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
+    if kv_cache not in (None, "fp32", "int8"):
+        raise UsageError(f"kv_cache must be fp32 or int8, not {kv_cache!r}")
+    return replace(recipe, kv_cache=kv_cache) if kv_cache else recipe  # type: ignore[arg-type]
+
+
+def _export(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    plan: Plan,
+    writer: BundleWriter,
+    source: str,
+    verify: bool,
+    progress: bool,
+) -> Exported:
+    config = checkpoint.config
+    tokens = tokenizer_files(checkpoint)
+    writer.write_bytes(TOKENIZER, tokens.model)
+    if (template := checkpoint.chat_template()) is not None:
+        writer.write_bytes(TEMPLATE, template.encode())
+    generation = checkpoint.generation_config()
+    if generation:
+        writer.write_bytes(GENERATION, json.dumps(generation, indent=1).encode() + b"\n")
+    tokenizer = Tokenizer(writer.folder / TOKENIZER, tokens.added_tokens, checkpoint.config.vocab_size)
+    sequences = prompt_ids(tokenizer, min(GATE_TOKENS, plan.context))
+    scales = None
+    if recipe.kv_cache == "int8":
+        with Progress("calibrating the int8 cache", 0, progress):
+            scales = kv_scales(checkpoint, sequences)
+    emitted = emit_decoder(config, recipe, DECODER_DATA, scales)
+    tables = _write_weights(checkpoint, recipe, emitted, writer, progress)
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "format": "onnx",
+        "generator": f"gemma-edge {__version__}",
+        "source": {"name": source, "revision": checkpoint.revision()},
+        "config": config.to_dict(),
+        "recipe": recipe.to_dict(),
+        "context": plan.context,
+        "chunk": plan.chunk,
+        "kv_cache": recipe.kv_cache,
+        "plan": plan.to_dict(),
+        "tables": tables,
+        "added_tokens": tokens.added_tokens,
+    }
+    writer.write_manifest(manifest)
+    agreement = None
+    if verify:
+        agreement = verify_sequences(Bundle.open(writer.folder), checkpoint, sequences, progress=progress)
+        check_bounds(agreement, recipe.bounds)
+        writer.write_manifest({**manifest, "agreement": agreement.to_dict()})
+    return Exported(writer.publish(), plan, agreement)
+
+
+def _write_weights(
+    checkpoint: Checkpoint, recipe: Recipe, emitted: EmittedDecoder, writer: BundleWriter, progress: bool
+) -> dict[str, Any]:
+    """Writes decoder and tables; returns the layouts of the tables for the manifest."""
+    config = checkpoint.config
+    total = sum(t.elements for t in emitted.data.tensors)
+    total += config.vocab_size_per_layer_input * config.ple_row_size
+    if not config.tie_word_embeddings:
+        total += config.vocab_size * config.hidden_size
+    with Progress("writing weights", total, progress, unit="weights") as bar:
+        writer.write(DECODER_DATA, lambda f: emitted.data.write(f, checkpoint, recipe.clip, bar.advance))
+        writer.write_bytes(DECODER, _serialize(emitted.model))
+
+        def table(name: str, file: str, part: Part, scale: float) -> dict[str, Any]:
+            shape = checkpoint.specs[name].shape
+            rows = max(1, (1 << 20) // shape[1])
+            precision = recipe.precision(checkpoint.specs[name])
+            chunks = (
+                checkpoint.raw_rows(name, start, min(start + rows, shape[0]))
+                if precision.bits == 32
+                else checkpoint.rows(name, start, min(start + rows, shape[0]))
+                for start in range(0, shape[0], rows)
+            )
+            layout: dict[str, Any] = writer.write(
+                file,
+                lambda f: write_row_table(
+                    f, chunks, shape[1], precision, recipe.clip, bar.advance, file=file, scale=scale
+                ),
+            )
+            return layout
+
+        per_layer = table(PLE_NAME, PLE, Part.PLE, config.ple_scale)
+        if config.tie_word_embeddings:
+            embeddings = head_rows(config, emitted.data)
+        else:
+            embeddings = table(EMBEDDING_NAME, EMBEDDINGS, Part.EMBEDDING, config.embed_scale)
+    return {"embedding": embeddings, "per_layer": per_layer}
+
+
+def head_rows(config: Gemma3nConfig, data: ExternalData) -> dict[str, Any]:
+    """The layout of token embeddings inside the tied head's data: no second copy of the table."""
+    head = next(t for t in data.tensors if t.weight.name == head_name(config))
+    rows, columns = head.shape
+    layout: dict[str, Any] = {
+        "file": data.location,
+        "rows": rows,
+        "columns": columns,
+        "encoding": "float32" if head.scales is None else f"int{head.precision.bits}",
+        "data": {"offset": head.data.offset, "stride": head.data.length // rows},
+        "scale": config.embed_scale,
+    }
+    if head.scales is not None:
+        layout["group"] = head.precision.group
+        layout["scales"] = {"offset": head.scales.offset, "stride": 4 * head.blocks, "dtype": "float32"}
+    return layout
+
+
+def _serialize(model: ModelProto) -> bytes:
+    # Weights are external, so this stays far below protobuf's 2 GB whatever the model.
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `gemma-edge export`."""
+    parser.add_argument("source", help="checkpoint folder, or a Hugging Face id")
+    parser.add_argument("out", nargs="?", help="folder of the bundle (not needed with --dry-run)")
+    parser.add_argument("--recipe", default="int4", metavar="NAME", help="recipe name or .json file (default: int4)")
+    parser.add_argument("--context", type=int, default=DEFAULT_CONTEXT, metavar="N", help="tokens of KV cache (4096)")
+    parser.add_argument("--chunk", type=int, default=DEFAULT_CHUNK, metavar="N", help="tokens a prefill call (256)")
+    parser.add_argument("--kv-cache", choices=("fp32", "int8"), help="precision of the KV cache (the recipe's)")
+    parser.add_argument("--ceiling", metavar="SIZE", help="refuse a plan that needs more memory, e.g. 2GiB")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--no-verify", action="store_true", help="publish without the parity gate")
+    parser.add_argument("--json", action="store_true", help="print the plan and the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the plan, exports, prints how well the bundle agrees."""
+    if not args.dry_run and args.out is None:
+        raise UsageError("name the folder of the bundle: gemma-edge export SOURCE OUT")
+    recipe = _recipe(args.recipe, args.kv_cache)
+    ceiling = parse_size(args.ceiling) if args.ceiling else None
+    config = Gemma3nConfig.from_file(resolve(args.source))
+    plan = plan_export(config, recipe, args.context, args.chunk)
+    if not args.json:
+        print(format_plan(plan.to_dict()), file=sys.stdout if args.dry_run else sys.stderr)
+    if ceiling is not None:
+        check_ceiling(plan, ceiling, config, recipe)
+    if args.dry_run:
+        if args.json:
+            print(json.dumps(plan.to_dict()))
+        return 0
+    result = export_bundle(
+        args.source,
+        args.out,
+        recipe=recipe,
+        context=args.context,
+        chunk=args.chunk,
+        ceiling=ceiling,
+        verify=not args.no_verify,
+        progress=True,
+    )
+    if args.json:
+        agreement = result.agreement.to_dict() if result.agreement else None
+        print(json.dumps({"path": str(result.path), "plan": plan.to_dict(), "agreement": agreement}))
+        return 0
+    if result.agreement:
+        print(result.agreement.summary(), file=sys.stderr)
+    print(f"{args.out}: ready. Next: gemma-edge run {args.out} \"Hello\"")
+    return 0
+
+
+__all__ = ["Exported", "configure", "export_bundle", "plan_export", "run"]

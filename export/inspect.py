@@ -1,0 +1,98 @@
+"""`gemma-edge inspect`: what a bundle holds, and what it will need."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from gemma_edge.export.progress import Progress
+from gemma_edge.runtime.bundle import Bundle
+from gemma_edge.runtime.errors import BundleError
+from gemma_edge.runtime.units import format_size
+
+TITLES = {
+    "decoder": "decoder layers",
+    "head": "output head",
+    "small": "small projections",
+    "vector": "norms and scales",
+    "ple": "per-layer embeddings",
+    "embedding": "token embeddings",
+}
+
+
+def format_plan(plan: dict[str, Any]) -> str:
+    """The plan as a table for people."""
+    rows = [("part", "weights", "bits", "on disk", "in memory", "residency")]
+    for part in plan["parts"]:
+        rows.append(
+            (
+                TITLES.get(part["part"], part["part"]),
+                format_count(part["elements"]),
+                f"{part['bits']:.2f}",
+                format_size(part["file_bytes"]),
+                format_size(part["memory_bytes"]) if part["memory_bytes"] else "-",
+                part["residency"],
+            )
+        )
+    for title, key in (
+        (f"KV cache, {plan['context']} tokens", "kv_cache_bytes"),
+        (f"activations, {plan['chunk']} tokens", "activation_bytes"),
+        ("engine and tokenizer", "base_bytes"),
+    ):
+        rows.append((title, "", "", "", format_size(plan[key]), "resident"))
+    total = format_size(plan["peak_bytes"])
+    rows.append(("predicted", "", "", format_size(plan["file_bytes"]), total, "peak"))
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 5)), row[5]]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines.insert(len(lines) - 1, lines[1])
+    lines.append(f"recipe {plan['recipe']}; a decode step reads {format_size(plan['bytes_per_token'])} of weights")
+    return "\n".join(lines)
+
+
+def format_count(count: int) -> str:
+    """1905000000 -> "1.91 B"."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `gemma-edge inspect`."""
+    parser.add_argument("bundle", help="folder of the bundle")
+    parser.add_argument("--check", action="store_true", help="hash every file and compare with the manifest")
+    parser.add_argument("--json", action="store_true", help="print the manifest's account as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints parts, bits, bytes, residency, predicted peak, and what the parity gate found."""
+    bundle = Bundle.open(Path(args.bundle))
+    if args.check:
+        with Progress("checking hashes", sum(f.bytes for f in bundle.files.values()), True, "B") as bar:
+            bundle.check_hashes(bar.advance)
+    plan, source = bundle.member("plan", dict), bundle.member("source", dict)
+    agreement = bundle.manifest.get("agreement")
+    if args.json:
+        keys = ("format", "generator", "source", "recipe", "context", "chunk", "kv_cache", "plan", "files")
+        print(json.dumps({**{k: bundle.manifest.get(k) for k in keys}, "agreement": agreement}))
+        return 0
+    try:
+        print(format_plan(plan))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(bundle.path / "manifest.json", "plan", "a plan", f"no {error}") from None
+    print(f"source {source.get('name')} ({str(source.get('revision'))[:12]}), KV cache {bundle.kv_cache}")
+    if agreement:
+        from gemma_edge.export.verify import Agreement
+
+        print(Agreement(**agreement).summary())
+    else:
+        print("not verified: exported with --no-verify")
+    if args.check:
+        print("every file has the recorded SHA-256")
+    return 0

@@ -1,0 +1,178 @@
+"""The plan: what stays resident, what is mapped, and the peak it predicts - before any weight is read.
+
+| class | what | memory it costs |
+|---|---|---|
+| resident | decoder layers, projections, head | the engine's packed copy on the heap |
+| mapped | per-layer table, token embeddings | none: rows are read from the file when a token needs them |
+| on demand | encoders of images and sound | their own size, only while a prompt is encoded |
+
+The prediction is of anonymous memory (RssAnon), which cannot be reclaimed; file pages can, and are under a limit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gemma_edge.export.emit.external_data import ExternalData
+from gemma_edge.export.model.tensors import Part
+from gemma_edge.export.recipe import Recipe, list_recipes, load_recipe
+from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.runtime.errors import CeilingError
+from gemma_edge.runtime.kv_cache import cache_layouts
+from gemma_edge.runtime.units import format_size
+
+# Measured with ONNX Runtime 1.31 and CPython 3.11 on x86-64: the interpreter, NumPy, the engine and its graph
+# (`python -m gemma_edge.benchmarks.kernel` on a bundle without layers of weight).
+BASE_BYTES = 75 << 20
+# SentencePiece with 262,144 pieces holds 50 MB (measured); a vocabulary of another size in proportion.
+TOKENIZER_BYTES_PER_PIECE = 190
+# Beside its integers, MatMulNBits keeps an fp32 scale and an fp32 sum for every block.
+BLOCK_OVERHEAD_BYTES = 8
+# File pages that a step touches again and again (norms, the graph): they must fit beside what is anonymous.
+WORKING_FILE_BYTES = 48 << 20
+
+
+@dataclass(frozen=True)
+class PartPlan:
+    """One part of the bundle. Sizes are bytes; `bits` are stored bits a weight, scales included."""
+
+    part: str
+    residency: str  # "resident", "mapped" or "on demand"
+    elements: int
+    file_bytes: int
+    memory_bytes: int
+    bits: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a bundle of this config, recipe, context and chunk will hold and need. Bytes."""
+
+    recipe: str
+    context: int
+    chunk: int
+    parts: tuple[PartPlan, ...]
+    kv_cache_bytes: int
+    activation_bytes: int
+    base_bytes: int
+    bytes_per_token: int  # weights that one decode step reads from memory
+    file_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted peak of anonymous memory."""
+        weights = sum(part.memory_bytes for part in self.parts)
+        return weights + self.kv_cache_bytes + self.activation_bytes + self.base_bytes
+
+    @property
+    def needed_bytes(self) -> int:
+        """The smallest ceiling that the plan is accepted under."""
+        return self.peak_bytes + WORKING_FILE_BYTES
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "peak_bytes": self.peak_bytes}
+
+
+def make_plan(config: Gemma3nConfig, recipe: Recipe, data: ExternalData, context: int, chunk: int) -> Plan:
+    """The plan of a decoder whose weights are laid out in `data`."""
+    parts = [_decoder_part(data, part) for part in Part if any(t.part == part for t in data.tensors)]
+    parts.append(_table_part("ple", config.vocab_size_per_layer_input, config.ple_row_size, recipe))
+    if not config.tie_word_embeddings:
+        parts.append(_table_part("embedding", config.vocab_size, config.hidden_size, recipe))
+    kv = sum(layout.bytes(context) for layout in cache_layouts(config, recipe.kv_cache).values())
+    rotary = 2 * len(set(config.layer_types)) * context * config.head_dim * 2
+    return Plan(
+        recipe=recipe.name,
+        context=context,
+        chunk=chunk,
+        parts=tuple(parts),
+        kv_cache_bytes=kv + rotary,
+        activation_bytes=activation_bytes(config, chunk),
+        base_bytes=BASE_BYTES + TOKENIZER_BYTES_PER_PIECE * config.vocab_size,
+        bytes_per_token=sum(t.bytes for t in data.tensors),
+        file_bytes=data.size + sum(p.file_bytes for p in parts if p.residency == "mapped"),
+    )
+
+
+def activation_bytes(config: Gemma3nConfig, chunk: int) -> int:
+    """Largest set of tensors alive at once in a prefill call of `chunk` tokens, and one row of logits.
+
+    In the feed-forward block: gate, up and two temporaries of its width, beside the streams before and after
+    prediction, their updates, and the per-layer inputs of the call.
+    """
+    width = max(config.intermediate_size)
+    streams = config.altup_num_inputs * config.hidden_size
+    per_token = 4 * width + 4 * streams + 6 * config.hidden_size + 3 * config.ple_row_size
+    attention = config.num_attention_heads * (config.sliding_window + chunk)
+    return 4 * (chunk * (per_token + attention) + 3 * config.vocab_size)
+
+
+def check_ceiling(plan: Plan, ceiling: int, config: Gemma3nConfig, recipe: Recipe) -> None:
+    """Refuses a plan above `ceiling` bytes and says which changes would make it fit.
+
+    Raises:
+        CeilingError: the plan needs more.
+    """
+    if plan.needed_bytes <= ceiling:
+        return
+    remedies = _remedies(ceiling, config, recipe, plan)
+    text = "; ".join(remedies) if remedies else "no recipe of ours fits this model under it"
+    raise CeilingError(
+        f"recipe {plan.recipe} with a context of {plan.context} needs {format_size(plan.needed_bytes)}, "
+        f"the ceiling is {format_size(ceiling)}. What would fit: {text}"
+    )
+
+
+def _remedies(ceiling: int, config: Gemma3nConfig, recipe: Recipe, plan: Plan) -> list[str]:
+    """Changes that fit, cheapest in quality first: context, then int8 KV, then fewer bits."""
+    from gemma_edge.export.emit.onnx import emit_decoder
+
+    def needed(recipe: Recipe, context: int, chunk: int) -> int:
+        data = emit_decoder(config, recipe, "decoder.onnx.data").data
+        return make_plan(config, recipe, data, context, chunk).needed_bytes
+
+    found = []
+    for chunk in (128, 64, 32):
+        if chunk < plan.chunk and needed(recipe, plan.context, chunk) <= ceiling:
+            found.append(f"--chunk {chunk} ({format_size(needed(recipe, plan.context, chunk))})")
+            break
+    context = plan.context // 2
+    while context >= 512:
+        if needed(recipe, context, plan.chunk) <= ceiling:
+            found.append(f"--context {context} ({format_size(needed(recipe, context, plan.chunk))})")
+            break
+        context //= 2
+    others = [load_recipe(name) for name in list_recipes() if load_recipe(name).name == name]
+    sizes = [(needed(other, plan.context, plan.chunk), other.name) for other in others]
+    # The largest recipe that fits keeps the most of the model.
+    fitting = sorted((size, name) for size, name in sizes if size <= ceiling and name != plan.recipe)
+    if fitting:
+        found.append(f"--recipe {fitting[-1][1]} ({format_size(fitting[-1][0])})")
+    return found
+
+
+def _decoder_part(data: ExternalData, part: Part) -> PartPlan:
+    tensors = [t for t in data.tensors if t.part == part]
+    elements = sum(t.elements for t in tensors)
+    file_bytes = sum(t.bytes for t in tensors)
+    memory = 0
+    for tensor in tensors:
+        if part == Part.VECTOR:
+            continue  # used in place from the mapped file
+        memory += tensor.data.length
+        if tensor.scales is not None:
+            memory += BLOCK_OVERHEAD_BYTES * tensor.shape[0] * tensor.blocks
+    return PartPlan(part.value, "resident", elements, file_bytes, memory, 8 * file_bytes / elements)
+
+
+def _table_part(name: str, rows: int, columns: int, recipe: Recipe) -> PartPlan:
+    precision = recipe.parts[name]
+    if precision.bits == 32:
+        row_bytes = 2 * columns  # the checkpoint's own type, bf16 in practice
+    else:
+        blocks = math.ceil(columns / precision.group)
+        row_bytes = blocks * (precision.group * precision.bits // 8 + 2)
+    total = rows * row_bytes
+    return PartPlan(name, "mapped", rows * columns, total, 0, 8 * row_bytes / columns)

@@ -1,0 +1,250 @@
+"""`gemma-edge verify`, and the parity gate of `gemma-edge export`.
+
+The bundle's logits, from its own engine, are compared with the reference's over the same tokens: the divergence of
+the next-token distributions (KL, in nats), how often the most likely token agrees, the largest logit error,
+and the perplexity of both. The engine runs in a process of its own: a crash there is an error here, and
+its memory is no part of the exporter's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_edge.export.checkpoint import Checkpoint, resolve
+from gemma_edge.export.emit.reference import evaluate_blocks
+from gemma_edge.export.model.tensors import tensor_specs
+from gemma_edge.export.progress import Progress
+from gemma_edge.export.prompts import prompt_ids
+from gemma_edge.export.recipe import Bounds, load_recipe
+from gemma_edge.runtime.bundle import Bundle
+from gemma_edge.runtime.errors import BundleError, ConfigError, ParityError, UsageError
+from gemma_edge.runtime.tokenizer import Tokenizer
+
+Array = NDArray[np.float32]
+# Logits of so many tokens at a time are asked of the engine: a row of 262,400 is a megabyte.
+ROWS_PER_CALL = 32
+DEFAULT_TEXT_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a bundle agrees with its checkpoint over `tokens` positions."""
+
+    tokens: int
+    mean_kl: float  # nats a token, from the checkpoint's distribution to the bundle's
+    max_kl: float
+    top1: float  # fraction of positions with the same most likely token
+    max_abs: float  # largest absolute difference of a logit
+    perplexity: float  # of the checkpoint, over the same text
+    bundle_perplexity: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"agreement over {self.tokens} tokens: KL {self.mean_kl:.3g} nats (max {self.max_kl:.3g}), "
+            f"top-1 {self.top1:.1%}, max logit error {self.max_abs:.3g}, "
+            f"perplexity {self.bundle_perplexity:.4g} (checkpoint {self.perplexity:.4g})"
+        )
+
+
+def verify_bundle(
+    bundle: str | Path,
+    source: str | Path,
+    *,
+    text: str | None = None,
+    max_tokens: int = DEFAULT_TEXT_TOKENS,
+    progress: bool = False,
+) -> Agreement:
+    """Compares a bundle with the checkpoint it was made from, every file of it hashed first.
+
+    Args:
+        text: evaluated instead of the built-in prompts, in pieces of the bundle's context.
+        max_tokens: of the text, from its beginning.
+
+    Raises:
+        BundleError, CheckpointError: one of them is bad, or they do not belong together.
+        UsageError: the text is too short to compare anything.
+    """
+    opened = Bundle.open(bundle)
+    with Progress("checking hashes", sum(f.bytes for f in opened.files.values()), progress, "B") as bar:
+        opened.check_hashes(bar.advance)
+    with Checkpoint.open(resolve(str(source))) as checkpoint:
+        if checkpoint.config != opened.config:
+            raise ConfigError(
+                checkpoint.path / "config.json", "model", "the bundle's model", "another", "Name its own checkpoint."
+            )
+        tokenizer = Tokenizer(opened.file("tokenizer.model"), opened.member("added_tokens", dict), opened.config.vocab_size)
+        if text is None:
+            sequences = prompt_ids(tokenizer, opened.context)
+        else:
+            ids = tokenizer.encode(text, bos=True)[:max_tokens]
+            sequences = [ids[i : i + opened.context] for i in range(0, len(ids), opened.context)]
+        return verify_sequences(opened, checkpoint, sequences, progress=progress)
+
+
+def verify_sequences(
+    bundle: Bundle, checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], *, progress: bool = False
+) -> Agreement:
+    """As `verify_bundle`, over token ids; each sequence starts from an empty cache."""
+    sequences = [list(s) for s in sequences if len(s) > 1]
+    if not sequences:
+        raise UsageError("there is nothing to compare: the text has fewer than two tokens")
+    weights = sum(spec.size for name, spec in tensor_specs(bundle.config).items() if "per_layer.w" not in name)
+    with tempfile.TemporaryDirectory(prefix="gemma-edge-") as folder:
+        path = Path(folder) / "logits.f32"
+        with Progress("running the bundle", 0, progress):
+            _run_isolated(bundle.path, sequences, path)
+        rows = sum(map(len, sequences))
+        theirs = np.memmap(path, dtype=np.float32, mode="r", shape=(rows, bundle.config.vocab_size))
+        with Progress("running the reference", weights, progress, "weights") as bar:
+            comparison = _Comparison(sequences)
+            for block in evaluate_blocks(checkpoint, sequences, progress=bar.advance):
+                comparison.add(block, theirs)
+    return comparison.agreement()
+
+
+def check_bounds(agreement: Agreement, bounds: Bounds) -> None:
+    """The gate itself.
+
+    Raises:
+        ParityError: a bound of the recipe is exceeded, or a logit is not a number.
+    """
+    failures = []
+    if not agreement.mean_kl <= bounds.mean_kl:
+        failures.append(f"mean KL {agreement.mean_kl:.3g} nats, the recipe's bound is {bounds.mean_kl:g}")
+    if not agreement.top1 >= bounds.top1:
+        failures.append(f"top-1 agreement {agreement.top1:.3f}, the bound is {bounds.top1:g}")
+    if bounds.max_abs is not None and not agreement.max_abs <= bounds.max_abs:
+        failures.append(f"max logit error {agreement.max_abs:.3g}, the bound is {bounds.max_abs:g}")
+    if failures:
+        raise ParityError(
+            f"the export does not agree with its checkpoint: {'; '.join(failures)}. Nothing was published. "
+            "A recipe with more bits or smaller groups is closer; --no-verify publishes as it is"
+        )
+
+
+class _Comparison:
+    """Accumulates the measures over blocks of logits."""
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        # The next token of every row; -1 for the last one of a sequence, which has none.
+        self.targets = np.concatenate([np.append(s[1:], -1) for s in sequences])
+        self.rows = 0
+        self.kl: list[float] = []
+        self.same = 0
+        self.max_abs = 0.0
+        self.losses: tuple[list[float], list[float]] = ([], [])
+
+    def add(self, ours: Array, all_theirs: Array) -> None:
+        for row in ours:
+            other = np.asarray(all_theirs[self.rows])
+            target = self.targets[self.rows]
+            self.rows += 1
+            error = float(np.max(np.abs(row - other)))
+            # A NaN compares false with everything; it must not look like agreement.
+            self.max_abs = error if math.isnan(error) else max(self.max_abs, error)
+            self.same += int(np.argmax(row) == np.argmax(other))
+            log_p, log_q = _log_softmax(row), _log_softmax(other)
+            self.kl.append(max(0.0, float(np.sum(np.exp(log_p) * (log_p - log_q)))) if error == error else math.nan)
+            if target >= 0:
+                self.losses[0].append(-float(log_p[target]))
+                self.losses[1].append(-float(log_q[target]))
+
+    def agreement(self) -> Agreement:
+        return Agreement(
+            tokens=self.rows,
+            mean_kl=float(np.mean(self.kl)),
+            max_kl=float(np.max(self.kl)),
+            top1=self.same / self.rows,
+            max_abs=self.max_abs,
+            perplexity=float(np.exp(np.mean(self.losses[0]))),
+            bundle_perplexity=float(np.exp(np.mean(self.losses[1]))),
+        )
+
+
+def _log_softmax(x: Array) -> NDArray[np.float64]:
+    shifted = x.astype(np.float64) - float(x.max())
+    return shifted - math.log(float(np.exp(shifted).sum()))
+
+
+def _run_isolated(path: Path, sequences: Sequence[Sequence[int]], out: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            pool.submit(write_bundle_logits, path, sequences, out).result()
+        except BrokenProcessPool:
+            raise BundleError(
+                path, "engine", "a run to its end", "the engine's process died", "Is there enough memory?"
+            ) from None
+
+
+def write_bundle_logits(path: Path, sequences: Sequence[Sequence[int]], out: Path) -> None:
+    """Writes the bundle's fp32 logits of every token of `sequences` to a file, row after row."""
+    from gemma_edge.runtime.model import Model
+
+    model = Model.load(path)
+    with open(out, "wb") as file:
+        for sequence in sequences:
+            model.decoder.reset()
+            step = min(ROWS_PER_CALL, model.decoder.chunk)
+            for start in range(0, len(sequence), step):
+                ids = sequence[start : start + step]
+                logits = model.decoder.forward(model.embeddings.lookup(ids), model.per_layer.lookup(ids), len(ids))
+                file.write(np.ascontiguousarray(logits).data)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `gemma-edge verify`."""
+    parser.add_argument("bundle", help="folder of the bundle")
+    parser.add_argument("--source", required=True, help="the checkpoint that it was made from")
+    parser.add_argument("--text", metavar="FILE", help="compare on this text file instead of the built-in prompts")
+    parser.add_argument(
+        "--tokens", type=int, default=DEFAULT_TEXT_TOKENS, metavar="N", help="tokens of the text to use (256)"
+    )
+    parser.add_argument("--recipe", help="bounds to hold it to (default: those of the recipe it was made with)")
+    parser.add_argument("--json", action="store_true", help="print the measures as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the measures; exit code 6 when the bounds are exceeded."""
+    if args.tokens < 2:
+        raise UsageError(f"--tokens must be 2 or more, not {args.tokens}")
+    text = None
+    if args.text:
+        try:
+            text = Path(args.text).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{args.text}: cannot be read as UTF-8 text: {error}") from None
+    recipe = Bundle.open(args.bundle).member("recipe", dict)
+    if args.recipe:
+        bounds = load_recipe(args.recipe).bounds
+    else:
+        try:
+            bounds = Bounds(**recipe["bounds"])
+        except (KeyError, TypeError):
+            raise BundleError(
+                Path(args.bundle) / "manifest.json", "recipe.bounds", "the recipe's bounds", repr(recipe.get("bounds"))
+            ) from None
+    agreement = verify_bundle(args.bundle, args.source, text=text, max_tokens=args.tokens, progress=True)
+    print(json.dumps(agreement.to_dict()) if args.json else agreement.summary())
+    check_bounds(agreement, bounds)
+    if not args.json:
+        print(f"within the bounds of recipe {args.recipe or recipe.get('name')}", file=sys.stderr)
+    return 0

@@ -1,0 +1,260 @@
+"""`Model`: a bundle loaded, and text from it.
+
+model = Model.load("out/")
+print(model.generate("Why is the sky blue?").text)
+for piece in model.generate("Why is the sky blue?", stream=True):
+    print(piece, end="")
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from gemma_edge.runtime.chat import ChatTemplate, Message, normalize_messages
+from gemma_edge.runtime.errors import BundleError, UsageError
+from gemma_edge.runtime.generate import Completion, Progress, StopStrings, Stream, Table, TokenGenerator
+from gemma_edge.runtime.sampling import Sampler, Sampling
+from gemma_edge.runtime.tokenizer import StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from gemma_edge.runtime.backends import Decoder
+
+Prompt = str | Sequence[Message]
+
+
+class Model:
+    """A decoder with its tables, tokenizer and chat template.
+
+    It has one KV cache: one answer at a time. Conversations are cheap when each prompt continues the last
+    one, since what the cache holds is not computed again.
+
+    Args:
+        decoder, embeddings, per_layer: see `TokenGenerator`.
+        tokenizer: the checkpoint's.
+        template: None for Gemma 3's.
+        sampling: what `generate` falls back to.
+        end_ids: ids that end an answer; default: the tokenizer's eos.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        embeddings: Table,
+        per_layer: Table,
+        tokenizer: Tokenizer,
+        *,
+        template: ChatTemplate | None = None,
+        sampling: Sampling | None = None,
+        end_ids: Collection[int] | None = None,
+    ) -> None:
+        self.decoder, self.embeddings, self.per_layer = decoder, embeddings, per_layer
+        self.tokenizer = tokenizer
+        self.template = template or ChatTemplate()
+        self.sampling = sampling or Sampling()
+        eos = tokenizer.eos_id
+        self.end_ids = frozenset(end_ids if end_ids is not None else () if eos is None else (eos,))
+        self._generator = TokenGenerator(decoder, embeddings, per_layer)
+
+    @classmethod
+    def load(cls, path: str | Path, *, threads: int | None = None, context: int | None = None) -> Model:
+        """Loads the bundle in folder `path`.
+
+        Args:
+            threads: worker threads; None for one a physical core.
+            context: tokens of KV cache; None for what the bundle was planned for.
+
+        Raises:
+            BundleError, TokenizerError: the bundle is damaged.
+            UsageError: `threads` or `context` is out of range.
+        """
+        from gemma_edge.runtime.backends import load_decoder
+        from gemma_edge.runtime.bundle import Bundle
+        from gemma_edge.runtime.ple import PleTable
+        from gemma_edge.runtime.rows import RowTable
+
+        for name, value in (("threads", threads), ("context", context)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be 1 or more, not {value}")
+        bundle = Bundle.open(path)
+        manifest = bundle.path / "manifest.json"
+        tables = bundle.member("tables", dict)
+        for name in ("embedding", "per_layer"):
+            layout = tables.get(name)
+            if not isinstance(layout, dict) or not isinstance(layout.get("file"), str):
+                raise BundleError(manifest, f"tables.{name}", "a layout that names its file", repr(layout))
+        embedding, per_layer = tables["embedding"], tables["per_layer"]
+        added = bundle.manifest.get("added_tokens", {})
+        if not isinstance(added, dict) or not all(_is_token_id(i) for i in added.values()):
+            raise BundleError(manifest, "added_tokens", "ids by text", repr(added)[:80])
+        tokenizer = Tokenizer(bundle.file("tokenizer.model"), added, bundle.config.vocab_size)
+        template = None
+        if (name := "chat_template.jinja") in bundle.files:
+            template = ChatTemplate(_read_text(bundle.file(name)), bundle.file(name))
+        sampling, end_ids = Sampling(), bundle.config.eos_token_ids
+        if (name := "generation_config.json") in bundle.files:
+            sampling, end_ids = read_generation_config(bundle.file(name), end_ids)
+        return cls(
+            load_decoder(bundle, threads=threads, context=context),
+            RowTable(bundle.file(embedding["file"]), embedding),
+            PleTable(bundle.file(per_layer["file"]), per_layer, bundle.config),
+            tokenizer,
+            template=template,
+            sampling=sampling,
+            end_ids=end_ids,
+        )
+
+    def prompt_ids(self, prompt: Prompt, *, system: str | None = None, raw: bool = False) -> list[int]:
+        """The ids that `generate` feeds: the chat template's text, or with `raw` the prompt's, after one bos.
+
+        Raises:
+            UsageError: malformed messages, or a system message where there can be none.
+        """
+        if raw:
+            if not isinstance(prompt, str):
+                raise UsageError("raw=True completes a text: the prompt must be a str, not messages")
+            if system is not None:
+                raise UsageError("raw=True completes a text as it is: it has no place for a system message")
+            return self.tokenizer.encode(prompt, bos=True)
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        messages = normalize_messages(prompt)
+        if system is not None:
+            if messages[0]["role"] == "system":
+                raise UsageError("system is given twice: as an option and as the first message")
+            messages = [{"role": "system", "content": system}, *messages]
+        ends = (self.tokenizer.bos_id, self.tokenizer.eos_id)
+        bos, eos = ("" if i is None else self.tokenizer.token_text(i) for i in ends)
+        text = self.template.render(messages, bos_token=bos, eos_token=eos)
+        return self.tokenizer.encode(text, bos=True)
+
+    def reset(self) -> None:
+        """Empties the KV cache."""
+        self._generator.reset()
+
+    def stream_tokens(
+        self,
+        prompt: Sequence[int],
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        end_ids: Collection[int] = (),
+        progress: Progress | None = None,
+    ) -> Iterator[int]:
+        """Token ids that continue ids, without a tokenizer; greedy unless told. See `TokenGenerator`."""
+        sampler = Sampler(sampling or Sampling(temperature=0.0))
+        return self._generator.stream_tokens(
+            prompt, sampler, max_tokens=max_tokens, end_ids=end_ids, progress=progress
+        )
+
+    @overload
+    def generate(self, prompt: Prompt, *, stream: Literal[True], **options: Any) -> Stream: ...
+
+    @overload
+    def generate(self, prompt: Prompt, *, stream: Literal[False] = False, **options: Any) -> Completion: ...
+
+    # The overloads tell the result's type; what the options are is said once, here.
+    def generate(  # type: ignore[misc]
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        stream: bool = False,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] | str | None = None,
+        raw: bool = False,
+    ) -> Completion | Stream:
+        """Answers a prompt.
+
+        Args:
+            prompt: one user turn, or messages as `ChatTemplate.render` takes them.
+            system: a system message before them.
+            stream: return a `Stream` of pieces of text instead of the `Completion`.
+            max_tokens: None for as many as the context has room for.
+            temperature, top_k, top_p, min_p, repetition_penalty, seed: see `Sampling`; None for the bundle's.
+            stop: text that ends the answer and is not part of it; one or several.
+            raw: complete the prompt as it is, without the chat template.
+
+        Raises:
+            UsageError: an option is out of range, or the prompt does not fit the context.
+        """
+        options: dict[str, Any] = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+        }
+        sampling = replace(self.sampling, **{k: v for k, v in options.items() if v is not None})
+        stops = StopStrings([stop] if isinstance(stop, str) else list(stop or ()))
+        started = time.perf_counter()
+        ids = self.prompt_ids(prompt, system=system, raw=raw)
+        progress = Progress(tokenize_s=time.perf_counter() - started)
+        cancelled = threading.Event()
+        tokens = self._generator.stream_tokens(
+            ids,
+            Sampler(sampling),
+            max_tokens=max_tokens,
+            end_ids=self.end_ids,
+            cancelled=cancelled.is_set,
+            progress=progress,
+        )
+        answer = Stream(tokens, StreamDecoder(self.tokenizer), stops, self.end_ids, progress, cancelled)
+        if stream:
+            return answer
+        for _ in answer:
+            pass
+        return answer.completion
+
+
+def read_generation_config(path: Path, end_ids: Collection[int] = ()) -> tuple[Sampling, tuple[int, ...]]:
+    """Sampling defaults and end ids of a generation_config.json.
+
+    Args:
+        end_ids: what holds where the file has no eos_token_id.
+
+    Raises:
+        BundleError: not JSON, or a value that is out of range.
+    """
+    try:
+        data = json.loads(_read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BundleError(path, "file", "JSON", error) from None
+    if not isinstance(data, dict):
+        raise BundleError(path, "file", "a JSON object", type(data).__name__)
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    values = {name: data[name] for name in names if data.get(name) is not None}
+    if data.get("do_sample") is False:
+        values["temperature"] = 0.0
+    try:
+        sampling = Sampling(**values)
+    except UsageError as error:
+        raise BundleError(path, "sampling", "values in range", error) from None
+    eos = data.get("eos_token_id")
+    ids = tuple(end_ids) if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+    if not all(_is_token_id(i) for i in ids):
+        raise BundleError(path, "eos_token_id", "a token id or a list of them", repr(eos))
+    return sampling, ids
+
+
+def _is_token_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(path, "file", "UTF-8 text", error) from None

@@ -1,0 +1,325 @@
+"""The command line: verbs, exit codes, pipes, and the verbs `run` and `chat` on a small model."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from tiny_model import RuleDecoder, answers, hash_rule, tiny_model, tiny_tokenizer
+
+from gemma_edge.cli import main as cli
+from gemma_edge.runtime import chat_repl
+from gemma_edge.runtime import run as run_verb
+from gemma_edge.runtime.errors import BundleError, CeilingError, DeviceError, GemmaEdgeError, ParityError
+from gemma_edge.runtime.model import Model
+
+COMMAND = [sys.executable, "-m", "gemma_edge.cli.main"]
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """What `Model.load` gives, whatever the bundle."""
+    tokenizer = tiny_tokenizer(tmp_path)
+    made = tiny_model(tokenizer, answers("the first", "the second", "the third", tokenizer=tokenizer))
+    monkeypatch.setattr(Model, "load", lambda path, **options: made)
+    return made
+
+
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    return monkeypatch
+
+
+def verb(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Makes `run` a verb that raises."""
+
+    def run(args: object) -> int:
+        raise error
+
+    module = types.SimpleNamespace(__doc__="A verb.", configure=lambda parser: None, run=run)
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: module)
+
+
+# The dispatcher. ----------------------------------------------------------------------------------
+
+
+def test_help_lists_every_verb_and_imports_none() -> None:
+    code = "import sys, gemma_edge.cli.main as m; m.main(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(f"  {name} " in done.stdout for name in cli.VERBS)
+    assert {"numpy", "onnxruntime", "jinja2", "sentencepiece"}.isdisjoint(done.stderr.split())
+
+
+def test_the_runtime_imports_nothing_heavy() -> None:
+    code = "import sys; import gemma_edge.runtime.model, gemma_edge.runtime.chat_repl; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "transformers", "onnx", "onnxruntime", "jinja2", "sentencepiece", "tokenizers"}
+    assert heavy.isdisjoint(done.stdout.split())
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("gemma-edge ")
+
+
+def test_no_verb_shows_the_help_as_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "usage: gemma-edge" in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"), [("chta", "did you mean 'chat'"), ("xyzzy", "the verbs are demo")]
+)
+def test_an_unknown_verb(capsys: pytest.CaptureFixture[str], typed: str, hint: str) -> None:
+    assert cli.main([typed]) == 2
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["run", "chat"])
+def test_a_verbs_help(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert cli.main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    for option in (
+        "--system",
+        "--top-k",
+        "--repetition-penalty",
+        "--stop",
+        "--max-tokens",
+        "--usage",
+        "--json",
+    ):
+        assert option in out
+
+
+@pytest.mark.parametrize("argv", [["run"], ["run", "b", "--top-k", "x"], ["run", "b", "--nonsense"]])
+def test_malformed_arguments(argv: list[str]) -> None:
+    assert cli.main(argv) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (GemmaEdgeError("broken"), 1, "error: broken"),
+        (BundleError("b", "f", "x", "y"), 3, "error: b: f: expected x, got y"),
+        (DeviceError("no device"), 4, "no device"),
+        (CeilingError("too much"), 5, "too much"),
+        (ParityError("differs"), 6, "differs"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "no space", "out/ple.bin"), 1, "the disk is full: out/ple.bin"),
+        (PermissionError(errno.EACCES, "denied", "out"), 1, "no permission: out"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "x"), 1, "No such file: x"),
+        (MemoryError(), 1, "not enough memory"),
+        (ModuleNotFoundError("No module", name="onnx.helper"), 2, 'pip install "gemma-edge[export]"'),
+        (ModuleNotFoundError("No module", name="huggingface_hub"), 2, 'pip install "gemma-edge[hub]"'),
+        (ZeroDivisionError("oops"), 1, "internal error: ZeroDivisionError: oops"),
+    ],
+)
+def test_errors_become_messages_and_exit_codes(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    verb(monkeypatch, error)
+    assert cli.main(["run"]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and "Traceback" not in err
+
+
+def test_a_traceback_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    verb(monkeypatch, ZeroDivisionError())
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["run"])
+
+
+def test_a_missing_bundle(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "run", str(tmp_path / "absent"), "hi"], capture_output=True, text=True, input=""
+    )
+    assert done.returncode == 3
+    assert "absent" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are closed in another way")
+def test_a_closed_pipe_is_silent() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*COMMAND, "--help"], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# run ----------------------------------------------------------------------------------------------
+
+
+def test_run_streams_the_answer(
+    model: Model, stdin: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", "b", "hi"]) == 0
+    assert capsys.readouterr() == ("the first\n", "")
+
+
+def test_run_joins_the_prompt_and_stdin() -> None:
+    assert run_verb.join_prompt("sum up", "text\n") == "sum up\n\ntext\n"
+    assert run_verb.join_prompt(None, "text") == "text"
+    assert run_verb.piped_text(io.StringIO(" \n")) is None
+
+
+def test_run_reads_stdin(model: Model, stdin: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    stdin.setattr(sys, "stdin", io.StringIO("hi"))
+    assert cli.main(["run", "b", "--json", "-s", "be brief"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["text"], answer["finish_reason"]) == ("the first", "stop")
+    assert answer["usage"]["prompt_tokens"] == len(model.prompt_ids("hi", system="be brief"))
+
+
+def test_run_without_a_prompt(
+    model: Model, stdin: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", "b"]) == 2
+    assert "no prompt" in capsys.readouterr().err
+
+
+def test_stdin_that_is_not_text(
+    model: Model, stdin: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdin.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
+    assert cli.main(["run", "b"]) == 2
+    assert "stdin is not utf-8 text" in capsys.readouterr().err
+
+
+def test_run_takes_the_options(
+    model: Model, stdin: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [
+        "run",
+        "b",
+        "hi",
+        "--stop",
+        "zzz",
+        "--stop",
+        " fir",
+        "--max-tokens",
+        "30",
+        "--top-k",
+        "1",
+        "--seed",
+        "1",
+    ]
+    assert cli.main([*argv, "-u"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "the\n"
+    assert err.startswith("prompt ") and "tok/s" in err and err.endswith("stop\n")
+
+
+def test_run_names_an_option_out_of_range(
+    model: Model, stdin: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", "b", "hi", "--top-p", "7"]) == 2
+    assert "top_p must be" in capsys.readouterr().err
+
+
+# chat ---------------------------------------------------------------------------------------------
+
+
+def chat(monkeypatch: pytest.MonkeyPatch, lines: str, *argv: str) -> int:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    return cli.main(["chat", "b", *argv])
+
+
+def test_chat_keeps_the_history(
+    model: Model, stdin: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert chat(stdin, "hi\n\non\n", "-u") == 0
+    out, err = capsys.readouterr()
+    assert out == "the first\nthe second\n"
+    second = err.splitlines()[1]
+    assert "(0 cached)" not in second
+
+
+def test_chat_commands(model: Model, stdin: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert chat(stdin, "hi\n/reset\nhi\n/help\n/nonsense\n/quit\nnever\n") == 0
+    out, err = capsys.readouterr()
+    assert out == "the first\nthe first\n"
+    assert "forgotten" in err and "/quit" in err and "no command /nonsense" in err
+
+
+def test_a_path_is_not_a_command(
+    model: Model, stdin: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert chat(stdin, "/etc/hosts is what\n") == 0
+    assert capsys.readouterr().out == "the first\n"
+
+
+def test_chat_json_is_a_line_an_answer(
+    model: Model, stdin: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert chat(stdin, "hi\non\n", "--json") == 0
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == [
+        "the first",
+        "the second",
+    ]
+
+
+def test_a_turn_that_does_not_fit(
+    model: Model, stdin: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert chat(stdin, "e" * 1000 + "\nhi\n") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "context of 512" in err
+
+
+def test_at_a_terminal_chat_goes_on_after_an_error(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = iter(["e" * 1000, "hi", None])
+    chat_repl.chat(chat_repl.Conversation(model), lambda: next(lines), interactive=True)
+    out, err = capsys.readouterr()
+    assert out == "the first\n" and "context of 512" in err
+
+
+def test_ctrl_c_ends_the_answer_and_not_the_chat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_model(tiny_tokenizer(tmp_path), hash_rule, context=400)
+    decoder = model.decoder
+    assert isinstance(decoder, RuleDecoder)
+
+    def rule(ids: list[int]) -> int:
+        if len(ids) == 60:
+            signal.raise_signal(signal.SIGINT)
+        return hash_rule(ids)
+
+    decoder.rule = rule
+    conversation = chat_repl.Conversation(model, options={"max_tokens": 200})
+    lines = iter(["the", "/help", None])
+    handler = signal.getsignal(signal.SIGINT)
+    chat_repl.chat(conversation, lambda: next(lines))
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert decoder.position <= 60
+    assert [m["role"] for m in conversation.messages] == ["user", "assistant"]
+    assert conversation.messages[1]["content"].strip() == capsys.readouterr().out.strip()
+
+
+def test_ctrl_c_at_the_prompt(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = iter([KeyboardInterrupt(), None])
+
+    def read() -> str | None:
+        line = next(lines)
+        if line is not None:
+            raise line
+        return None
+
+    chat_repl.chat(chat_repl.Conversation(model), read, interactive=True)
+    assert "/quit" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        lines = iter([KeyboardInterrupt()])
+        chat_repl.chat(chat_repl.Conversation(model), read)
