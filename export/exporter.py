@@ -21,11 +21,12 @@ from gemma_edge.export.checkpoint import Checkpoint, resolve
 from gemma_edge.export.emit.external_data import ExternalData
 from gemma_edge.export.emit.onnx import EmittedDecoder, emit_decoder
 from gemma_edge.export.inspect import format_plan
+from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.tensors import EMBEDDING_NAME, PLE_NAME, Part, head_name
 from gemma_edge.export.plan import Plan, check_ceiling, make_plan
 from gemma_edge.export.progress import Progress
 from gemma_edge.export.prompts import prompt_ids
-from gemma_edge.export.recipe import Recipe, load_recipe
+from gemma_edge.export.recipe import Bounds, Recipe, load_recipe
 from gemma_edge.export.rows import write_row_table
 from gemma_edge.export.tokenizer import tokenizer_files
 from gemma_edge.export.verify import Agreement, check_bounds, verify_sequences
@@ -38,6 +39,8 @@ from gemma_edge.runtime.version import __version__
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 256
+# What an int8 cache may cost a recipe whose own bounds are tighter.
+INT8_CACHE_BOUNDS = Bounds(mean_kl=1e-3, top1=0.95)
 # The gate's prompts are cut to this, so that its logits (a megabyte a token) stay small.
 GATE_TOKENS = 48
 DECODER, DECODER_DATA, PLE, EMBEDDINGS = "decoder.onnx", "decoder.onnx.data", "ple.bin", "embeddings.bin"
@@ -112,7 +115,11 @@ def _recipe(recipe: str | Path | Recipe, kv_cache: str | None) -> Recipe:
         recipe = load_recipe(recipe)
     if kv_cache not in (None, "fp32", "int8"):
         raise UsageError(f"kv_cache must be fp32 or int8, not {kv_cache!r}")
-    return replace(recipe, kv_cache=kv_cache) if kv_cache else recipe  # type: ignore[arg-type]
+    if kv_cache == "int8" != recipe.kv_cache:
+        own = recipe.bounds
+        bounds = Bounds(max(own.mean_kl, INT8_CACHE_BOUNDS.mean_kl), min(own.top1, INT8_CACHE_BOUNDS.top1))
+        return replace(recipe, kv_cache="int8", bounds=bounds)
+    return replace(recipe, kv_cache="fp32") if kv_cache else recipe
 
 
 def _export(
@@ -204,7 +211,7 @@ def _write_weights(
 
 def head_rows(config: Gemma3nConfig, data: ExternalData) -> dict[str, Any]:
     """The layout of token embeddings inside the tied head's data: no second copy of the table."""
-    head = next(t for t in data.tensors if t.weight.name == head_name(config))
+    head = next(t for t in data.tensors if t.weights == (Weight(head_name(config)),))
     rows, columns = head.shape
     layout: dict[str, Any] = {
         "file": data.location,

@@ -8,17 +8,17 @@ streams one tensor after the other in row chunks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from gemma_edge.export.emit.reference import WeightSource
+from gemma_edge.export.emit.reference import WeightSource, read_weight
 from gemma_edge.export.model.ops import Weight
-from gemma_edge.export.model.tensors import Part
+from gemma_edge.export.model.tensors import Part, tensor_specs
 from gemma_edge.export.quantize import quantize_stream
 from gemma_edge.export.recipe import Precision
 
@@ -38,9 +38,12 @@ class Region:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One weight in the data file: fp32, or packed blocks followed by their fp32 scales."""
+    """One initializer: fp32, or packed blocks followed by their fp32 scales.
 
-    weight: Weight
+    Its rows come from one weight or from several, one after the other; a number stands for a row of it.
+    """
+
+    weights: tuple[Weight | float, ...]
     shape: tuple[int, ...]
     part: Part
     precision: Precision
@@ -70,12 +73,19 @@ class ExternalData:
         self.initializers: list[TensorProto] = []
         self.size = 0
 
-    def add(self, name: str, weight: Weight, shape: tuple[int, ...], part: Part, precision: Precision) -> StoredTensor:
-        """Reserves room for a weight and names its initializers `name` and, if quantized, `name`_scales."""
+    def add(
+        self,
+        name: str,
+        weights: Sequence[Weight | float],
+        shape: tuple[int, ...],
+        part: Part,
+        precision: Precision,
+    ) -> None:
+        """Reserves room for a tensor and names its initializers `name` and, if quantized, `name`_scales."""
         if precision.bits == 32:
             data = self._region(4 * math.prod(shape))
             self._initializer(name, TensorProto.FLOAT, shape, data)
-            stored = StoredTensor(weight, shape, part, precision, data, None)
+            stored = StoredTensor(tuple(weights), shape, part, precision, data, None)
         else:
             rows, columns = shape
             blocks = math.ceil(columns / precision.group)
@@ -84,9 +94,8 @@ class ExternalData:
             scales = self._region(4 * rows * blocks)
             self._initializer(name, TensorProto.UINT8, (rows, blocks, block_bytes), data)
             self._initializer(f"{name}_scales", TensorProto.FLOAT, (rows, blocks), scales)
-            stored = StoredTensor(weight, shape, part, precision, data, scales)
+            stored = StoredTensor(tuple(weights), shape, part, precision, data, scales)
         self.tensors.append(stored)
-        return stored
 
     def _region(self, length: int) -> Region:
         alignment = PAGE if length >= PAGE else SMALL_ALIGNMENT
@@ -123,11 +132,20 @@ class ExternalData:
 
 
 def _row_chunks(source: WeightSource, tensor: StoredTensor) -> Iterator[NDArray[np.float32]]:
-    start, stop = tensor.weight.rows or (0, tensor.shape[0])
-    row_elements = max(1, math.prod(tensor.shape[1:]))
-    step = max(1, CHUNK_ELEMENTS // row_elements)
-    for row in range(start, stop, step):
-        yield source.rows(tensor.weight.name, row, min(row + step, stop))
+    """The rows of a stored tensor, in chunks of about CHUNK_ELEMENTS."""
+    columns = tensor.shape[-1]
+    step = max(1, CHUNK_ELEMENTS // columns)
+    for weight in tensor.weights:
+        if not isinstance(weight, Weight):
+            yield np.full((1, columns), weight, dtype=np.float32)
+            continue
+        shape = tensor_specs(source.config)[weight.name].shape
+        if len(shape) == 1:
+            yield read_weight(source, weight)[None]
+            continue
+        start, stop = weight.rows or (0, shape[0])
+        for row in range(start, stop, step):
+            yield read_weight(source, replace(weight, rows=(row, min(row + step, stop))))
 
 
 def _pad(out: BinaryIO, offset: int) -> None:

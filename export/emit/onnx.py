@@ -31,9 +31,9 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from gemma_edge.export.calibrate import KvScales
 from gemma_edge.export.emit.external_data import ExternalData
 from gemma_edge.export.model import text
-from gemma_edge.export.model.ops import Weight
-from gemma_edge.export.model.tensors import TensorSpec, tensor_specs
-from gemma_edge.export.recipe import Recipe
+from gemma_edge.export.model.ops import HeadProjection, Weight
+from gemma_edge.export.model.tensors import Part, tensor_specs
+from gemma_edge.export.recipe import FP32, Recipe
 from gemma_edge.runtime.config import FULL, Gemma3nConfig
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.kv_cache import cache_layouts
@@ -105,6 +105,9 @@ class OnnxOps:
         self.outputs: list[ValueInfoProto] = []
         self.constants: dict[str, TensorProto] = {}
         self.stored: set[str] = set()
+        self.windows: dict[int, tuple[list[str], list[str]]] = {}
+        self.positions = ""
+        self.streams: dict[tuple[str, int], str] = {}
         self.count = 0
 
     # Graph building. ------------------------------------------------------------------------------
@@ -128,85 +131,154 @@ class OnnxOps:
         self.constants.setdefault(name, numpy_helper.from_array(array, name))
         return name
 
-    def spec(self, weight: Weight) -> tuple[TensorSpec, tuple[int, ...]]:
-        spec = self.specs[weight.name]
-        if weight.rows is None:
-            return spec, spec.shape
-        return spec, (weight.rows[1] - weight.rows[0], *spec.shape[1:])
-
     def vector(self, weight: Weight) -> str:
         """An fp32 initializer of the checkpoint, stored once."""
         if weight.name not in self.stored:
-            spec, shape = self.spec(weight)
-            self.data.add(weight.name, weight, shape, spec.part, self.recipe.precision(spec))
+            spec = self.specs[weight.name]
+            self.data.add(weight.name, [weight], spec.shape, spec.part, FP32)
             self.stored.add(weight.name)
         return weight.name
 
     # Ops. -----------------------------------------------------------------------------------------
 
     def linear(self, x: str, weight: Weight, bias: Weight | None = None) -> str:
-        spec, shape = self.spec(weight)
         name = weight.name if weight.rows is None else f"{weight.name}.{weight.rows[0]}"
+        y = self.matmul(x, name, [weight])
+        return y if bias is None else self.node("Add", [y, self.vector(bias)])
+
+    def matmul(self, x: str, name: str, weights: list[Weight]) -> str:
+        """x times the transpose of weights stacked by rows, which are stored as one initializer."""
+        spec = self.specs[weights[0].name]
+        rows = sum(w.rows[1] - w.rows[0] if w.rows else self.specs[w.name].shape[0] for w in weights)
+        shape = (rows, spec.shape[1])
         precision = self.recipe.precision(spec)
-        self.data.add(name, weight, shape, spec.part, precision)
+        self.data.add(name, weights, shape, spec.part, precision)
         if precision.bits == 32:
             # transB keeps the checkpoint's own (out, in) layout, so that nothing is transposed.
-            y = self.node("FusedMatMul", [x, name], domain=MS, transB=1)
-        else:
-            y = self.node(
-                "MatMulNBits",
-                [x, name, f"{name}_scales"],
-                domain=MS,
-                N=shape[0],
-                K=shape[1],
-                bits=precision.bits,
-                block_size=precision.group,
-                accuracy_level=ACCURACY_INT8,
-            )
-        return y if bias is None else self.node("Add", [y, self.vector(bias)])
+            return self.node("FusedMatMul", [x, name], domain=MS, transB=1)
+        return self.node(
+            "MatMulNBits",
+            [x, name, f"{name}_scales"],
+            domain=MS,
+            N=shape[0],
+            K=shape[1],
+            bits=precision.bits,
+            block_size=precision.group,
+            accuracy_level=ACCURACY_INT8,
+        )
+
+    def project_heads(self, x: str, projections: list[HeadProjection]) -> str:
+        """One matrix product for all heads; one norm, whose weights are a row a head."""
+        first = projections[0].weight.name
+        y = self.matmul(x, f"{first}.heads", [p.weight for p in projections])
+        biases = [p.bias for p in projections if p.bias]
+        if biases:
+            shape = (sum(self.specs[b.name].shape[0] for b in biases),)
+            self.data.add(f"{first}.biases", biases, shape, Part.VECTOR, FP32)
+            y = self.node("Add", [y, f"{first}.biases"])
+        heads, dim = sum(p.heads for p in projections), self.config.head_dim
+        y = self.node("Reshape", [y, self.constant([0, 0, heads, dim], np.int64)])
+        y = self.normalize(y, self.constant(np.ones(dim)))
+        rows = [row for p in projections for row in [p.norm or 1.0] * p.heads]
+        self.data.add(f"{first}.norms", rows, (heads, dim), Part.VECTOR, FP32)
+        y = self.node("Mul", [y, f"{first}.norms"])
+        return self.node("Reshape", [y, self.constant([0, 0, -1], np.int64)])
+
+    def normalize(self, x: str, scale: str) -> str:
+        return self.node(
+            "SimplifiedLayerNormalization", [x, scale], axis=-1, epsilon=self.config.rms_norm_eps, stash_type=1
+        )
 
     def rms_norm(self, x: str, weight: Weight | None, groups: int = 1) -> str:
         scale = self.vector(weight) if weight else self.constant(np.ones(self.config.head_dim))
-        if groups > 1:
-            x = self.node("Reshape", [x, self.constant([0, 0, groups, -1], np.int64)])
-        x = self.node(
-            "SimplifiedLayerNormalization", [x, scale], axis=-1, epsilon=self.config.rms_norm_eps, stash_type=1
-        )
-        return self.node("Reshape", [x, self.constant([0, 0, -1], np.int64)]) if groups > 1 else x
+        if groups == 1:
+            return self.normalize(x, scale)
+        x = self.node("Reshape", [x, self.constant([0, 0, groups, -1], np.int64)])
+        return self.node("Reshape", [self.normalize(x, scale), self.constant([0, 0, -1], np.int64)])
 
-    def attention(self, q: str, k: str | None, v: str | None, layer: int) -> str:
+    def attention(self, heads: str, layer: int) -> str:
         c = self.config
         owner = c.kv_owner[layer]
-        layout = self.layouts[owner]
-        kind = "full" if c.layer_types[layer] == FULL else "sliding"
+        sliding = c.is_sliding(layer)
+        kind = "sliding" if sliding else "full"
+        lengths, rotary = ["seqlens_k", "total_sequence_length"], [f"cos_{kind}", f"sin_{kind}"]
         attributes: dict[str, object] = {
             "num_heads": c.num_attention_heads,
             "kv_num_heads": c.num_key_value_heads,
             "scale": 1.0,
             "do_rotary": 1,
         }
-        if c.is_sliding(layer):
+        if sliding:
             attributes["local_window_size"] = c.sliding_window
-        if layout.windowed:
-            attributes["sliding_window_cache"] = 1
-        if k is None or v is None:
-            # No new keys: the queries are the last tokens of the owner's cache.
-            k = v = self.empty_keys()
-            past = [f"present_key.{owner}", f"present_value.{owner}"]
-            outputs = []
+        outputs = [f"attention.{layer}"]
+        if layer == owner:
+            inputs = [heads, "", "", f"past_key.{layer}", f"past_value.{layer}", *lengths, *rotary]
+            outputs += [f"present_key.{layer}", f"present_value.{layer}"]
+            if self.layouts[layer].windowed:
+                attributes["sliding_window_cache"] = 1
         else:
-            past = [f"past_key.{owner}", f"past_value.{owner}"]
-            outputs = [f"present_key.{owner}", f"present_value.{owner}"]
-        inputs = [q, k, v, *past, "seqlens_k", "total_sequence_length", f"cos_{kind}", f"sin_{kind}"]
+            # No new keys: the queries are the last tokens of the owner's cache.
+            empty = self.constant(np.zeros((1, 0, c.key_value_size)))
+            past = [f"present_key.{owner}", f"present_value.{owner}"]
+            if sliding:
+                past, lengths = self.last_window(owner)
+                heads = self.node(
+                    "RotaryEmbedding",
+                    [heads, self.wanted_positions(), *rotary],
+                    domain=MS,
+                    num_heads=c.num_attention_heads,
+                )
+                attributes["do_rotary"], rotary = 0, ["", ""]
+            inputs = [heads, empty, empty, *past, *lengths, *rotary]
         if self.recipe.kv_cache == "int8":
             attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
             inputs += ["", "", "", *self.cache_scales(owner)]
-        self.count += 1
-        name = f"GroupQueryAttention_{self.count}"
+            if layer != owner:
+                # An int8 cache must have an output, even where nothing is appended.
+                outputs += self.unchanged_cache(layer, sliding)
+        while inputs[-1] == "":
+            inputs.pop()
         self.nodes.append(
-            helper.make_node("GroupQueryAttention", inputs, [name, *outputs], name, domain=MS, **attributes)
+            helper.make_node("GroupQueryAttention", inputs, outputs, f"attention.{layer}", domain=MS, **attributes)
         )
-        return name
+        return outputs[0]
+
+    def last_window(self, owner: int) -> tuple[list[str], list[str]]:
+        """The rows of a full cache that the wanted queries can see, and their lengths as attention takes them.
+
+        Sliced once for all layers that read `owner`; without it each would go through the whole context.
+        """
+        if owner not in self.windows:
+            visible = self.node("Add", ["num_logits", self.constant([self.config.sliding_window - 1], np.int64)])
+            total = self.node(
+                "Reshape",
+                [self.node("Cast", ["total_sequence_length"], to=INT64), self.constant([1], np.int64)],
+            )
+            count = self.node("Min", [visible, total])
+            start = self.node("Sub", [total, count])
+            axis = self.constant([2], np.int64)
+            past = [self.node("Slice", [f"present_{part}.{owner}", start, total, axis]) for part in ("key", "value")]
+            length = self.node("Cast", [count], to=INT32)
+            scalar = self.node("Squeeze", [length])
+            self.windows[owner] = past, [self.node("Sub", [length, self.constant([1], np.int32)]), scalar]
+        return self.windows[owner]
+
+    def wanted_positions(self) -> str:
+        """i64 (1, wanted): positions of the queries in layers that share KV."""
+        if not self.positions:
+            total = self.node("Cast", ["total_sequence_length"], to=INT64)
+            first = self.node("Sub", [total, self.node("Squeeze", ["num_logits"])])
+            positions = self.node("Range", [first, total, self.constant(1, np.int64)])
+            self.positions = self.node("Unsqueeze", [positions, self.constant([0], np.int64)])
+        return self.positions
+
+    def unchanged_cache(self, layer: int, sliced: bool) -> list[str]:
+        names = [f"shared_{part}.{layer}" for part in ("key", "value")]
+        if not sliced:
+            # Bound to the owner's own buffer, so that nothing is copied.
+            shape: list[int | str] = [1, self.config.num_key_value_heads, "context", self.config.head_dim]
+            self.outputs += [_value(name, INT8, shape) for name in names]
+        return names
 
     def cache_scales(self, layer: int) -> list[str]:
         shape = (1, self.config.num_key_value_heads, 1, self.config.head_dim)
@@ -297,7 +369,9 @@ class OnnxOps:
         return self.node("Concat", [self.node("Unsqueeze", [x, axis]) for x in xs], axis=2)
 
     def stream(self, x: str, index: int) -> str:
-        return self.node("Gather", [x, self.constant(index, np.int64)], axis=2)
+        if (x, index) not in self.streams:
+            self.streams[x, index] = self.node("Gather", [x, self.constant(index, np.int64)], axis=2)
+        return self.streams[x, index]
 
     def mix(self, coefficients: str, streams: str) -> str:
         count = self.config.altup_num_inputs
@@ -316,7 +390,10 @@ class OnnxOps:
         count = self.config.altup_num_inputs
         tail = np.array([0.0] + [1.0] * (count - 1)).reshape(1, 1, count, 1)
         row = self.node("Unsqueeze", [x, self.constant([2], np.int64)])
-        return self.node("Add", [streams, self.node("Mul", [self.constant(tail), row])])
+        y = self.node("Add", [streams, self.node("Mul", [self.constant(tail), row])])
+        if (streams, 0) in self.streams:
+            self.streams[y, 0] = self.streams[streams, 0]  # the first stream is unchanged
+        return y
 
 
 def _value(name: str, data_type: int, shape: list[int | str]) -> ValueInfoProto:

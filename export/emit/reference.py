@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.export.model import text
-from gemma_edge.export.model.ops import Weight
+from gemma_edge.export.model.ops import HeadProjection, Weight
 from gemma_edge.export.model.tensors import EMBEDDING_NAME, PLE_NAME, tensor_specs
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.rope import rotary_tables
@@ -87,6 +87,12 @@ def evaluate_blocks(
         yield text.logits(ops, config, hidden[row : row + LOGIT_ROWS])
 
 
+def read_weight(source: WeightSource, weight: Weight) -> Array:
+    """What a reference stands for, fp32."""
+    array = source.rows(weight.name, *weight.rows) if weight.rows else source.read(weight.name)
+    return array if weight.factor == 1.0 else array * np.float32(weight.factor)
+
+
 def gather(source: WeightSource, name: str, ids: NDArray[np.int64]) -> Array:
     """Rows of a table, each read once: (ids, columns) fp32."""
     unique, inverse = np.unique(ids, return_inverse=True)
@@ -110,7 +116,7 @@ class ReferenceOps:
         self.specs = tensor_specs(self.config)
 
     def load(self, weight: Weight) -> Array:
-        array = self.source.rows(weight.name, *weight.rows) if weight.rows else self.source.read(weight.name)
+        array = read_weight(self.source, weight)
         if self.progress:
             self.progress(array.size)
         return array
@@ -121,7 +127,7 @@ class ReferenceOps:
         y = np.empty((*x.shape[:-1], stop - start), dtype=np.float32)
         for row in range(start, stop, step):
             end = min(row + step, stop)
-            block = self.load(Weight(weight.name, (row, end)))
+            block = self.load(replace(weight, rows=(row, end)))
             np.matmul(x, block.T, out=y[..., row - start : end - start])
         return y if bias is None else y + self.load(bias)
 
@@ -133,18 +139,21 @@ class ReferenceOps:
             normed = normed * self.load(weight)
         return normed.reshape(x.shape)
 
-    def attention(self, q: Array, k: Array | None, v: Array | None, layer: int) -> Array:
+    def project_heads(self, x: Array, projections: list[HeadProjection]) -> Array:
+        parts = [self.rms_norm(self.linear(x, p.weight, p.bias), p.norm, p.heads) for p in projections]
+        return np.concatenate(parts, axis=-1)
+
+    def attention(self, heads: Array, layer: int) -> Array:
         c = self.config
-        owner = c.kv_owner[layer]
-        if k is not None and v is not None:
-            k = k.reshape(len(k), c.num_key_value_heads, c.head_dim)
-            v = v.reshape(k.shape)
-            positions = np.concatenate([np.arange(n) for n in self.lengths])
-            self.caches[layer] = (self.rotate(k, positions, layer), v)
-        keys, values = self.caches[owner]
+        heads = heads.reshape(len(heads), -1, c.head_dim)
+        q = heads[:, : c.num_attention_heads]
+        if layer in c.kv_layers:
+            k, v = np.split(heads[:, c.num_attention_heads :], 2, axis=1)
+            self.caches[layer] = (self.rotate(k, self.positions(self.lengths), layer), v)
+        keys, values = self.caches[c.kv_owner[layer]]
         counts = self.wanted_lengths if self.only_wanted else self.lengths
-        positions = np.concatenate([np.arange(n - m, n) for n, m in zip(self.lengths, counts, strict=True)])
-        q = self.rotate(q.reshape(len(q), c.num_attention_heads, c.head_dim), positions, layer)
+        positions = self.positions(counts)
+        q = self.rotate(q, positions, layer)
         window = c.sliding_window if c.is_sliding(layer) else None
         out = np.empty((len(q), c.query_size), dtype=np.float32)
         first_q = first_k = 0
@@ -153,6 +162,10 @@ class ReferenceOps:
             out[rows] = self.attend(q[rows], keys[cols], values[cols], positions[rows], window)
             first_q, first_k = first_q + count, first_k + length
         return out
+
+    def positions(self, counts: list[int]) -> NDArray[np.int64]:
+        """Positions of the last `counts` tokens of each sequence."""
+        return np.concatenate([np.arange(n - m, n) for n, m in zip(self.lengths, counts, strict=True)])
 
     def attend(
         self, q: Array, k: Array, v: Array, positions: NDArray[np.int64], window: int | None

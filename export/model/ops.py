@@ -18,10 +18,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Weight:
-    """A reference to a checkpoint tensor, or to rows [start, stop) of it. Nothing is loaded until it is used."""
+    """A reference to a checkpoint tensor, to rows [start, stop) of it, or to it times a factor.
+
+    Nothing is loaded until an interpreter uses it.
+    """
 
     name: str
     rows: tuple[int, int] | None = None
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class HeadProjection:
+    """A linear projection into heads, each RMS-normalized (without weight where `norm` is None)."""
+
+    weight: Weight
+    bias: Weight | None
+    norm: Weight | None
+    heads: int
 
 
 @dataclass(frozen=True)
@@ -50,11 +64,14 @@ class Ops(Protocol[T]):
     def rms_norm(self, x: T, weight: Weight | None, groups: int = 1) -> T:
         """x / sqrt(mean(x^2) + eps) * weight over the last axis, or over each of `groups` equal parts of it."""
 
-    def attention(self, q: T, k: T | None, v: T | None, layer: int) -> T:
-        """Causal attention of `layer` with its cache, after rotating q and k by their positions.
+    def project_heads(self, x: T, projections: list[HeadProjection]) -> T:
+        """Projections of x side by side: (tokens, in) -> (tokens, sum of heads * head_dim)."""
 
-        q is (tokens, heads * head_dim), k and v (tokens, kv_heads * head_dim), normalized and not yet rotated.
-        The scale is 1.0. A layer that shares KV passes None for k and v and reads its owner's cache.
+    def attention(self, heads: T, layer: int) -> T:
+        """Causal attention of `layer` with its cache, after rotating queries and keys by their positions.
+
+        `heads` holds queries, keys and values, (tokens, (heads + 2 kv_heads) * head_dim), or, in a layer that
+        shares KV and reads its owner's cache, queries alone. The scale is 1.0.
         """
 
     def wanted(self, x: T) -> T:

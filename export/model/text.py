@@ -13,9 +13,10 @@ Three things make it cheaper without changing a result:
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TypeVar
 
-from gemma_edge.export.model.ops import Ops, Weight, Weights
+from gemma_edge.export.model.ops import HeadProjection, Ops, Weight, Weights
 from gemma_edge.export.model.tensors import head_name
 from gemma_edge.runtime.config import Gemma3nConfig
 
@@ -122,17 +123,18 @@ def decoder_layer(
 def attention(ops: Ops[T], config: Gemma3nConfig, w: Weights, layer: int, x: T) -> T:
     """Grouped-query attention with norms on q, k (weighted) and v (not), scale 1.0."""
 
-    def project(name: str, x: T) -> T:
-        bias = w.raw(f"self_attn.{name}.bias") if config.attention_bias else None
-        return ops.linear(x, w[f"self_attn.{name}"], bias)
+    def bias(name: str) -> Weight | None:
+        return w.raw(f"self_attn.{name}.bias") if config.attention_bias else None
 
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    q = ops.rms_norm(project("q_proj", x), w["self_attn.q_norm"], groups=heads)
+    def projection(name: str, norm: Weight | None, heads: int) -> HeadProjection:
+        return HeadProjection(w[f"self_attn.{name}"], bias(name), norm, heads)
+
+    projections = [projection("q_proj", w["self_attn.q_norm"], config.num_attention_heads)]
     if layer in config.kv_layers:
-        k = ops.rms_norm(project("k_proj", x), w["self_attn.k_norm"], groups=kv_heads)
-        v = ops.rms_norm(project("v_proj", x), None, groups=kv_heads)
-        return project("o_proj", ops.attention(q, k, v, layer))
-    return project("o_proj", ops.attention(q, None, None, layer))
+        projections.append(projection("k_proj", w["self_attn.k_norm"], config.num_key_value_heads))
+        projections.append(projection("v_proj", None, config.num_key_value_heads))
+    attended = ops.attention(ops.project_heads(x, projections), layer)
+    return ops.linear(attended, w["self_attn.o_proj"], bias("o_proj"))
 
 
 def laurel(ops: Ops[T], w: Weights, x: T) -> T:
@@ -158,8 +160,9 @@ def gaussian_top_k(ops: Ops[T], x: T, multiplier: float) -> T:
 
 def router(ops: Ops[T], config: Gemma3nConfig, w: Weights, x: T) -> T:
     """(tokens, hidden) -> (tokens, streams) in (-1, 1)."""
-    normed = ops.scale(ops.rms_norm(x, w["altup.router_norm"]), 1.0 / config.hidden_size)
-    return ops.tanh(ops.linear(normed, w["altup.modality_router"]))
+    # The factor belongs to the norm's output; on its weight it costs nothing.
+    weight = replace(w["altup.router_norm"], factor=1.0 / config.hidden_size)
+    return ops.tanh(ops.linear(ops.rms_norm(x, weight), w["altup.modality_router"]))
 
 
 def altup_predict(ops: Ops[T], config: Gemma3nConfig, w: Weights, streams: T) -> T:

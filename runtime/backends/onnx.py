@@ -54,6 +54,7 @@ class OnnxDecoder:
     def _bind_cache(self, precision: str) -> None:
         config, dtype = self.config, KV_TYPES[precision]
         self.caches: list[ort.OrtValue] = []
+        outputs = {output.name for output in self.session.get_outputs()}
         for layer, layout in cache_layouts(config, precision).items():
             shape = (1, config.num_key_value_heads, layout.capacity(self.context), config.head_dim)
             for part in ("key", "value"):
@@ -61,6 +62,9 @@ class OnnxDecoder:
                 self.binding.bind_ortvalue_input(f"past_{part}.{layer}", buffer)
                 self.binding.bind_ortvalue_output(f"present_{part}.{layer}", buffer)
                 self.caches.append(buffer)
+                for reader, owner in enumerate(config.kv_owner):
+                    if owner == layer and (name := f"shared_{part}.{reader}") in outputs:
+                        self.binding.bind_ortvalue_output(name, buffer)
 
     def _bind_inputs(self) -> None:
         config = self.config
