@@ -1,1 +1,55 @@
-"""Checkpoint to bundle."""
+"""Checkpoint to bundle: export, and the proof that it agrees.
+
+    from gemma_edge.export import export_bundle, verify_bundle
+
+    exported = export_bundle("ckpt/", "out/", recipe="int4", context=4096, ceiling=2 << 30)
+    print(exported.agreement)
+
+Importing this package loads none of its modules; a name does when it is first used. It needs the extra
+`export`: pip install "gemma-edge[export]".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gemma_edge.runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from gemma_edge.export.checkpoint import Checkpoint
+    from gemma_edge.export.exporter import Exported, export_bundle, plan_export
+    from gemma_edge.export.plan import Plan
+    from gemma_edge.export.recipe import Recipe, list_recipes, load_recipe
+    from gemma_edge.export.synth import synthesize
+    from gemma_edge.export.verify import Agreement, verify_bundle
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "Agreement": "verify",
+            "Checkpoint": "checkpoint",
+            "Exported": "exporter",
+            "Plan": "plan",
+            "Recipe": "recipe",
+            "export_bundle": "exporter",
+            "list_recipes": "recipe",
+            "load_recipe": "recipe",
+            "plan_export": "exporter",
+            "synthesize": "synth",
+            "verify_bundle": "verify",
+        },
+    )
+
+__all__ = [
+    "Agreement",
+    "Checkpoint",
+    "Exported",
+    "Plan",
+    "Recipe",
+    "export_bundle",
+    "list_recipes",
+    "load_recipe",
+    "plan_export",
+    "synthesize",
+    "verify_bundle",
+]

@@ -9,13 +9,20 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from gemma_edge.runtime.bundle import MANIFEST
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
 Json = dict[str, Any]
 ROOM = 64 << 20  # bytes left free on the disk beside what the bundle needs
+
+
+class Output(Protocol):
+    """What weights are streamed to: any binary file will do."""
+
+    def write(self, data: Any, /) -> int: ...
+    def tell(self) -> int: ...
 
 
 class HashingFile:

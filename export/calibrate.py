@@ -1,8 +1,8 @@
 """Scales of the int8 KV cache, one for each channel of each KV head.
 
-Keys and values are RMS-normalized, so their range is bounded by the norm's weight: |x| <= sqrt(head_dim) * weight
-(for keys the larger weight of a rotated pair). Most stay far below it, so the scales come from what the
-reference sees on the built-in prompts, with a margin, and never exceed that bound.
+Keys and values are RMS-normalized, so their range is bounded by the norm's weight: |x| <= sqrt(head_dim) *
+weight (for keys the larger weight of a rotated pair). Most stay far below it, so the scales come from what
+the reference sees on the built-in prompts, with a margin, and never exceed that bound.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gemma_edge.export.emit.reference import Array, WeightSource, evaluate
 
-MARGIN = 1.5  # headroom over the largest magnitude seen
+MARGIN = 2.0  # headroom over the largest magnitude seen
 MAX_INT8 = 127
 
 

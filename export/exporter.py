@@ -1,7 +1,7 @@
 """`gemma-edge export`: a checkpoint becomes a bundle.
 
-The plan comes first and costs nothing; then weights are streamed, one tensor at a time, into a folder beside the
-target; then the parity gate compares the result with the checkpoint; only then is it published.
+The plan comes first and costs nothing; then weights are streamed, one tensor at a time, into a folder
+beside the target; then the parity gate compares the result with the checkpoint; only then is it published.
 """
 
 from __future__ import annotations
@@ -104,10 +104,14 @@ def plan_export(config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int)
         UsageError: a context or chunk that the model cannot have.
     """
     if not 1 <= context <= config.max_position_embeddings:
-        raise UsageError(f"--context must be 1 to {config.max_position_embeddings} for this model, not {context}")
+        raise UsageError(
+            f"--context must be 1 to {config.max_position_embeddings} for this model, not {context}"
+        )
     if chunk < 1:
         raise UsageError(f"--chunk must be 1 or more, not {chunk}")
-    return make_plan(config, recipe, emit_decoder(config, recipe, DECODER_DATA).data, context, min(chunk, context))
+    return make_plan(
+        config, recipe, emit_decoder(config, recipe, DECODER_DATA).data, context, min(chunk, context)
+    )
 
 
 def _recipe(recipe: str | Path | Recipe, kv_cache: str | None) -> Recipe:
@@ -236,10 +240,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `gemma-edge export`."""
     parser.add_argument("source", help="checkpoint folder, or a Hugging Face id")
     parser.add_argument("out", nargs="?", help="folder of the bundle (not needed with --dry-run)")
-    parser.add_argument("--recipe", default="int4", metavar="NAME", help="recipe name or .json file (default: int4)")
-    parser.add_argument("--context", type=int, default=DEFAULT_CONTEXT, metavar="N", help="tokens of KV cache (4096)")
-    parser.add_argument("--chunk", type=int, default=DEFAULT_CHUNK, metavar="N", help="tokens a prefill call (256)")
-    parser.add_argument("--kv-cache", choices=("fp32", "int8"), help="precision of the KV cache (the recipe's)")
+    parser.add_argument(
+        "--recipe", default="int4", metavar="NAME", help="recipe name or .json file (default: int4)"
+    )
+    parser.add_argument(
+        "--context", type=int, default=DEFAULT_CONTEXT, metavar="N", help="tokens of KV cache (4096)"
+    )
+    parser.add_argument(
+        "--chunk", type=int, default=DEFAULT_CHUNK, metavar="N", help="tokens a prefill call (256)"
+    )
+    parser.add_argument(
+        "--kv-cache", choices=("fp32", "int8"), help="precision of the KV cache (the recipe's)"
+    )
     parser.add_argument("--ceiling", metavar="SIZE", help="refuse a plan that needs more memory, e.g. 2GiB")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--no-verify", action="store_true", help="publish without the parity gate")
@@ -278,7 +290,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if result.agreement:
         print(result.agreement.summary(), file=sys.stderr)
-    print(f"{args.out}: ready. Next: gemma-edge run {args.out} \"Hello\"")
+    print(f'{args.out}: ready. Next: gemma-edge run {args.out} "Hello"')
     return 0
 
 

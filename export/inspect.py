@@ -51,7 +51,9 @@ def format_plan(plan: dict[str, Any]) -> str:
         lines.append("  ".join(cells).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
     lines.insert(len(lines) - 1, lines[1])
-    lines.append(f"recipe {plan['recipe']}; a decode step reads {format_size(plan['bytes_per_token'])} of weights")
+    lines.append(
+        f"recipe {plan['recipe']}; a decode step reads {format_size(plan['bytes_per_token'])} of weights"
+    )
     return "\n".join(lines)
 
 

@@ -6,7 +6,8 @@
 | mapped | per-layer table, token embeddings | none: rows are read from the file when a token needs them |
 | on demand | encoders of images and sound | their own size, only while a prompt is encoded |
 
-The prediction is of anonymous memory (RssAnon), which cannot be reclaimed; file pages can, and are under a limit.
+The prediction is of anonymous memory (RssAnon), which cannot be reclaimed; file pages can, and are under a
+limit.
 """
 
 from __future__ import annotations
@@ -78,9 +79,9 @@ class Plan:
 def make_plan(config: Gemma3nConfig, recipe: Recipe, data: ExternalData, context: int, chunk: int) -> Plan:
     """The plan of a decoder whose weights are laid out in `data`."""
     parts = [_decoder_part(data, part) for part in Part if any(t.part == part for t in data.tensors)]
-    parts.append(_table_part("ple", config.vocab_size_per_layer_input, config.ple_row_size, recipe))
+    parts.append(_table_part(Part.PLE, config.vocab_size_per_layer_input, config.ple_row_size, recipe))
     if not config.tie_word_embeddings:
-        parts.append(_table_part("embedding", config.vocab_size, config.hidden_size, recipe))
+        parts.append(_table_part(Part.EMBEDDING, config.vocab_size, config.hidden_size, recipe))
     kv = sum(layout.bytes(context) for layout in cache_layouts(config, recipe.kv_cache).values())
     rotary = 2 * len(set(config.layer_types)) * context * config.head_dim * 2
     return Plan(
@@ -167,12 +168,12 @@ def _decoder_part(data: ExternalData, part: Part) -> PartPlan:
     return PartPlan(part.value, "resident", elements, file_bytes, memory, 8 * file_bytes / elements)
 
 
-def _table_part(name: str, rows: int, columns: int, recipe: Recipe) -> PartPlan:
-    precision = recipe.parts[name]
+def _table_part(part: Part, rows: int, columns: int, recipe: Recipe) -> PartPlan:
+    precision = recipe.parts[part]
     if precision.bits == 32:
         row_bytes = 2 * columns  # the checkpoint's own type, bf16 in practice
     else:
         blocks = math.ceil(columns / precision.group)
         row_bytes = blocks * (precision.group * precision.bits // 8 + 2)
     total = rows * row_bytes
-    return PartPlan(name, "mapped", rows * columns, total, 0, 8 * row_bytes / columns)
+    return PartPlan(part.value, "mapped", rows * columns, total, 0, 8 * row_bytes / columns)

@@ -1,7 +1,7 @@
 """Texts that the parity gate and calibration run, when the user names none.
 
-Short, so that the reference passes over them in one reading of the weights; of several kinds, so that rare tokens,
-code and other scripts take part.
+Short, so that the reference passes over them in one reading of the weights; of several kinds, so that rare
+tokens, code and other scripts take part.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 from gemma_edge.runtime.tokenizer import Tokenizer
 
 PROMPTS = (
-    "<start_of_turn>user\nExplain in two sentences why the sky is blue at noon and red at sunset.<end_of_turn>\n"
+    "<start_of_turn>user\nExplain in two sentences why the sky is blue at noon and red at sunset."
+    "<end_of_turn>\n"
     "<start_of_turn>model\nSunlight is scattered by air molecules, and blue light is scattered the most.",
-    'def mean(values: list[float]) -> float:\n    """The arithmetic mean."""\n    return sum(values) / len(values)\n\n'
+    'def mean(values: list[float]) -> float:\n    """The arithmetic mean."""\n'
+    "    return sum(values) / len(values)\n\n"
     '{"tool": "set_timer", "arguments": {"minutes": 12, "label": "pasta"}}\n',
-    "El perro corre por la playa. Der Zug kommt um 17:42 Uhr an. 東京は日本の首都です。 Москва - столица России.",
+    "El perro corre por la playa. Der Zug kommt um 17:42 Uhr an. "
+    "東京は日本の首都です。 Москва - столица России.",
 )
 
 

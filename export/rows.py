@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_edge.export.bundle_writer import Output
 from gemma_edge.export.quantize import Clip, ScaleType, quantize_stream
 from gemma_edge.export.recipe import Precision
 from gemma_edge.runtime.rows import FLOAT_BYTES, SCALE_DTYPES
@@ -17,7 +18,7 @@ SCALE_TYPE: ScaleType = "float16"
 
 
 def write_row_table(
-    out: BinaryIO,
+    out: Output,
     chunks: Iterable[NDArray[Any]],
     columns: int,
     precision: Precision,

@@ -73,13 +73,14 @@ def build_model(
 
 ASCII = tuple(map(chr, range(0x21, 0x7F)))
 # Each is reached by merging earlier ones: "th", "the", "▁the".
-FREQUENT = (
-    "th in er on an re the ing ed or at es is it al ar st ▁the and ▁a ▁s ▁w ▁c ▁p ▁f ▁b ▁m ▁d ▁o "
-    "▁and ▁to ▁of ▁in ou le ve om el ro ic en ly ion ent se ch ll ha me"
-).split()
-HTML = (
-    "table caption thead tbody tfoot tr th td ul ol li h1 h2 h3 h4 h5 h6 blockquote p b i u s sub sup code"
-).split()
+FREQUENT = """
+    th in er on an re the ing ed or at es is it al ar st ▁the and ▁a ▁s ▁w ▁c ▁p ▁f ▁b ▁m ▁d ▁o ▁and
+    ▁to ▁of ▁in ou le ve om el ro ic en ly ion ent se ch ll ha me
+""".split()
+HTML = """
+    table caption thead tbody tfoot tr th td ul ol li h1 h2 h3 h4 h5 h6 blockquote p b i u s sub sup
+    code
+""".split()
 # Characters of the scripts that get a piece of their own: Latin, Greek, Cyrillic, Hebrew, Arabic, Devanagari,
 # Thai, punctuation, kana, CJK, Hangul, emoji.
 SCRIPTS = (

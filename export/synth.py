@@ -309,10 +309,10 @@ def _mean_and_std(name: str, shape: tuple[int, ...], config: Gemma3nConfig) -> t
     if name.endswith(".bias"):
         return 0.0, 0.1
     if name == "norm.weight":
-        # Of either sign, or a tied model would only repeat its input; large, for logits that favour something.
+        # Of either sign, or a tied model would only repeat its input; large, for a peaked distribution.
         return 0.0, 4.0
     if name.endswith(BRANCH_NORMS):
-        # Small branches, as in a trained model: with large ones, layers of random weights blow up any rounding.
+        # Small branches, as in a trained model: with large ones, random layers blow up any rounding.
         return 0.15, 0.015
     if len(shape) == 1:
         return 1.0, 0.1

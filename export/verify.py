@@ -1,9 +1,9 @@
 """`gemma-edge verify`, and the parity gate of `gemma-edge export`.
 
-The bundle's logits, from its own engine, are compared with the reference's over the same tokens: the divergence of
-the next-token distributions (KL, in nats), how often the most likely token agrees, the largest logit error,
-and the perplexity of both. The engine runs in a process of its own: a crash there is an error here, and
-its memory is no part of the exporter's.
+The bundle's logits, from its own engine, are compared with the reference's over the same tokens: the
+divergence of the next-token distributions (KL, in nats), how often the most likely token agrees, the
+largest logit error, and the perplexity of both. The engine runs in a process of its own: a crash there is
+an error here, and its memory is no part of the exporter's.
 """
 
 from __future__ import annotations
@@ -88,9 +88,15 @@ def verify_bundle(
     with Checkpoint.open(resolve(str(source))) as checkpoint:
         if checkpoint.config != opened.config:
             raise ConfigError(
-                checkpoint.path / "config.json", "model", "the bundle's model", "another", "Name its own checkpoint."
+                checkpoint.path / "config.json",
+                "model",
+                "the bundle's model",
+                "another",
+                "Name its own checkpoint.",
             )
-        tokenizer = Tokenizer(opened.file("tokenizer.model"), opened.member("added_tokens", dict), opened.config.vocab_size)
+        tokenizer = Tokenizer(
+            opened.file("tokenizer.model"), opened.member("added_tokens", dict), opened.config.vocab_size
+        )
         if text is None:
             sequences = prompt_ids(tokenizer, opened.context)
         else:
@@ -106,7 +112,9 @@ def verify_sequences(
     sequences = [list(s) for s in sequences if len(s) > 1]
     if not sequences:
         raise UsageError("there is nothing to compare: the text has fewer than two tokens")
-    weights = sum(spec.size for name, spec in tensor_specs(bundle.config).items() if "per_layer.w" not in name)
+    weights = sum(
+        spec.size for name, spec in tensor_specs(bundle.config).items() if "per_layer.w" not in name
+    )
     with tempfile.TemporaryDirectory(prefix="gemma-edge-") as folder:
         path = Path(folder) / "logits.f32"
         with Progress("running the bundle", 0, progress):
@@ -162,7 +170,9 @@ class _Comparison:
             self.max_abs = error if math.isnan(error) else max(self.max_abs, error)
             self.same += int(np.argmax(row) == np.argmax(other))
             log_p, log_q = _log_softmax(row), _log_softmax(other)
-            self.kl.append(max(0.0, float(np.sum(np.exp(log_p) * (log_p - log_q)))) if error == error else math.nan)
+            self.kl.append(
+                max(0.0, float(np.sum(np.exp(log_p) * (log_p - log_q)))) if error == error else math.nan
+            )
             if target >= 0:
                 self.losses[0].append(-float(log_p[target]))
                 self.losses[1].append(-float(log_q[target]))
@@ -205,8 +215,10 @@ def write_bundle_logits(path: Path, sequences: Sequence[Sequence[int]], out: Pat
             model.decoder.reset()
             step = min(ROWS_PER_CALL, model.decoder.chunk)
             for start in range(0, len(sequence), step):
-                ids = sequence[start : start + step]
-                logits = model.decoder.forward(model.embeddings.lookup(ids), model.per_layer.lookup(ids), len(ids))
+                ids = np.asarray(sequence[start : start + step], dtype=np.int64)
+                logits = model.decoder.forward(
+                    model.embeddings.lookup(ids), model.per_layer.lookup(ids), len(ids)
+                )
                 file.write(np.ascontiguousarray(logits).data)
 
 
@@ -214,11 +226,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `gemma-edge verify`."""
     parser.add_argument("bundle", help="folder of the bundle")
     parser.add_argument("--source", required=True, help="the checkpoint that it was made from")
-    parser.add_argument("--text", metavar="FILE", help="compare on this text file instead of the built-in prompts")
+    parser.add_argument(
+        "--text", metavar="FILE", help="compare on this text file instead of the built-in prompts"
+    )
     parser.add_argument(
         "--tokens", type=int, default=DEFAULT_TEXT_TOKENS, metavar="N", help="tokens of the text to use (256)"
     )
-    parser.add_argument("--recipe", help="bounds to hold it to (default: those of the recipe it was made with)")
+    parser.add_argument(
+        "--recipe", help="bounds to hold it to (default: those of the recipe it was made with)"
+    )
     parser.add_argument("--json", action="store_true", help="print the measures as JSON")
 
 
@@ -240,7 +256,10 @@ def run(args: argparse.Namespace) -> int:
             bounds = Bounds(**recipe["bounds"])
         except (KeyError, TypeError):
             raise BundleError(
-                Path(args.bundle) / "manifest.json", "recipe.bounds", "the recipe's bounds", repr(recipe.get("bounds"))
+                Path(args.bundle) / "manifest.json",
+                "recipe.bounds",
+                "the recipe's bounds",
+                repr(recipe.get("bounds")),
             ) from None
     agreement = verify_bundle(args.bundle, args.source, text=text, max_tokens=args.tokens, progress=True)
     print(json.dumps(agreement.to_dict()) if args.json else agreement.summary())

@@ -1,1 +1,58 @@
-"""Bundle to tokens: the light runtime."""
+"""Bundle to tokens: the light runtime.
+
+    from gemma_edge.runtime import Model
+
+    model = Model.load("out/")
+    for piece in model.generate("Why is the sky blue?", stream=True):
+        print(piece, end="", flush=True)
+
+Importing this package loads none of its modules; a name does when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gemma_edge.runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from gemma_edge.runtime.bundle import Bundle
+    from gemma_edge.runtime.chat import ChatTemplate
+    from gemma_edge.runtime.config import Gemma3nConfig
+    from gemma_edge.runtime.errors import GemmaEdgeError
+    from gemma_edge.runtime.generate import Completion, Stream, Usage
+    from gemma_edge.runtime.model import Model
+    from gemma_edge.runtime.sampling import Sampling
+    from gemma_edge.runtime.tokenizer import Tokenizer
+    from gemma_edge.runtime.version import __version__
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "Bundle": "bundle",
+            "ChatTemplate": "chat",
+            "Completion": "generate",
+            "Gemma3nConfig": "config",
+            "GemmaEdgeError": "errors",
+            "Model": "model",
+            "Sampling": "sampling",
+            "Stream": "generate",
+            "Tokenizer": "tokenizer",
+            "Usage": "generate",
+            "__version__": "version",
+        },
+    )
+
+__all__ = [
+    "Bundle",
+    "ChatTemplate",
+    "Completion",
+    "Gemma3nConfig",
+    "GemmaEdgeError",
+    "Model",
+    "Sampling",
+    "Stream",
+    "Tokenizer",
+    "Usage",
+    "__version__",
+]

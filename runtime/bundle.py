@@ -1,9 +1,9 @@
 """The bundle on disk: a folder whose manifest.json names every other file with its size and SHA-256.
 
-Whoever reads a bundle goes through `Bundle.open`, which checks it before an engine sees a byte: the manifest's
-schema, that every file is there, inside the folder, of the recorded size, and that nothing else is. Files up to
-`HASH_AT_OPEN` bytes, among them the graph that the engine parses, are hashed at once; the large
-ones by `check_hashes`, which `gemma-edge verify` and `gemma-edge inspect --check` call.
+Whoever reads a bundle goes through `Bundle.open`, which checks it before an engine sees a byte: the
+manifest's schema, that every file is there, inside the folder, of the recorded size, and that nothing else
+is. Files up to `HASH_AT_OPEN` bytes, among them the graph that the engine parses, are hashed at once; the
+large ones by `check_hashes`, which `gemma-edge verify` and `gemma-edge inspect --check` call.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ class Bundle:
             if not file.resolve().is_relative_to(root):
                 raise BundleError(file, "path", "a file inside the bundle", str(file.resolve()), EXPORT_AGAIN)
             if not file.is_file():
-                raise BundleError(file, "file", f"{record.bytes} bytes", "no such file", "Copy the bundle again.")
+                raise BundleError(
+                    file, "file", f"{record.bytes} bytes", "no such file", "Copy the bundle again."
+                )
             size = file.stat().st_size
             if size != record.bytes:
                 raise BundleError(file, "size", f"{record.bytes} bytes", f"{size}", "Copy the bundle again.")
@@ -108,7 +110,11 @@ class Bundle:
         found = {p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if not p.is_dir()}
         if extra := sorted(found - set(self.files) - {MANIFEST}):
             raise BundleError(
-                self.path / extra[0], "file", "only files that the manifest lists", "an extra file", "Move it out."
+                self.path / extra[0],
+                "file",
+                "only files that the manifest lists",
+                "an extra file",
+                "Move it out.",
             )
 
     def _check_hash(self, name: str, progress: Callable[[int], None] | None) -> None:
@@ -137,7 +143,9 @@ def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
 def _read_manifest(path: Path, manifest_path: Path) -> Json:
     if not path.is_dir():
         got = "a file" if path.exists() else "no such folder"
-        raise BundleError(path, "bundle", f"a folder with a {MANIFEST}", got, "Make one with `gemma-edge export`.")
+        raise BundleError(
+            path, "bundle", f"a folder with a {MANIFEST}", got, "Make one with `gemma-edge export`."
+        )
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -157,10 +165,14 @@ def _file_records(manifest_path: Path, manifest: Json) -> dict[str, FileRecord]:
     for name, entry in _member(manifest_path, manifest, "files", dict).items():
         posix = PurePosixPath(name)
         if posix.is_absolute() or ".." in posix.parts or "\\" in name or str(posix) != name or name == ".":
-            raise BundleError(manifest_path, f"files[{name!r}]", "a path inside the bundle", repr(name), EXPORT_AGAIN)
+            raise BundleError(
+                manifest_path, f"files[{name!r}]", "a path inside the bundle", repr(name), EXPORT_AGAIN
+            )
         size, digest = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
         if not isinstance(size, int) or size < 0 or not isinstance(digest, str):
-            raise BundleError(manifest_path, f"files[{name!r}]", "bytes and sha256", repr(entry), EXPORT_AGAIN)
+            raise BundleError(
+                manifest_path, f"files[{name!r}]", "bytes and sha256", repr(entry), EXPORT_AGAIN
+            )
         records[name] = FileRecord(size, digest)
     return records
 

@@ -192,14 +192,19 @@ class _Parser:
     def size(self, key: str, default: int, minimum: int = 1) -> int:
         return int(
             self.get(
-                key, default, lambda v: _is_int(v) and minimum <= v < 2**31, f"an integer of {minimum} or more"
+                key,
+                default,
+                lambda v: _is_int(v) and minimum <= v < 2**31,
+                f"an integer of {minimum} or more",
             )
         )
 
     def number(self, key: str, default: float, positive: bool = True) -> float:
         return float(self.get(key, default, lambda v: _is_number(v) and v > 0, "a positive number"))
 
-    def per_layer(self, key: str, default: Any, layers: int, ok: Callable[[Any], bool], expected: str) -> tuple[Any, ...]:
+    def per_layer(
+        self, key: str, default: Any, layers: int, ok: Callable[[Any], bool], expected: str
+    ) -> tuple[Any, ...]:
         """A list of one value a layer; a single value stands for all of them."""
         value = self.data.get(key)
         value = default if value is None else value
@@ -219,7 +224,9 @@ class _Parser:
         layers = self.size("num_hidden_layers", 35)
         heads, kv_heads = self.size("num_attention_heads", 8), self.size("num_key_value_heads", 2)
         if heads % kv_heads:
-            self.fail(self.prefix + "num_key_value_heads", f"a divisor of num_attention_heads = {heads}", kv_heads)
+            self.fail(
+                self.prefix + "num_key_value_heads", f"a divisor of num_attention_heads = {heads}", kv_heads
+            )
         head_dim = self.size("head_dim", 256)
         if head_dim % 2:
             self.fail(self.prefix + "head_dim", "an even number (RoPE rotates halves)", head_dim)
@@ -229,7 +236,10 @@ class _Parser:
             self.fail(self.prefix + "altup_active_idx", f"below altup_num_inputs = {streams}", active)
         layer_types = self.layer_types(layers)
         softcap = self.get(
-            "final_logit_softcapping", 30.0, lambda v: v is None or (_is_number(v) and v > 0), "a positive number or null"
+            "final_logit_softcapping",
+            30.0,
+            lambda v: v is None or (_is_number(v) and v > 0),
+            "a positive number or null",
         )
         bias = self.flag("attention_bias", False)
         if self.flag("use_bidirectional_attention", False):
@@ -252,7 +262,10 @@ class _Parser:
             num_kv_shared_layers=self.shared_layers(layers, layer_types),
             activation_sparsity=self.sparsity(layers),
             hidden_activation=self.get(
-                "hidden_activation", "gelu_pytorch_tanh", lambda v: v in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"
+                "hidden_activation",
+                "gelu_pytorch_tanh",
+                lambda v: v in ACTIVATIONS,
+                f"one of {', '.join(ACTIVATIONS)}",
             ),
             rms_norm_eps=self.number("rms_norm_eps", 1e-6),
             rope=self.rope(layer_types),

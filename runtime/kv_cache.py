@@ -1,8 +1,9 @@
 """Which layers keep keys and values, and how many positions of them.
 
-A sliding layer only ever reads its window, so its cache is window-sized and the attention operator evicts; the
-operator cannot share a windowed cache, so the sliding layer that others read keeps every position, as the global
-layers do. For E2B at a context of 4096 that is 5 full and 15 windowed caches: 120 MiB instead of 320.
+A sliding layer only ever reads its window, so its cache is window-sized and the attention operator evicts;
+the operator cannot share a windowed cache, so the sliding layer that others read keeps every position, as
+the global layers do. For E2B at a context of 4096 that is 5 full and 15 windowed caches: 120 MiB instead of
+320.
 """
 
 from __future__ import annotations

@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from gemma_edge.export.bundle_writer import Output
 from gemma_edge.export.emit.reference import WeightSource, read_weight
 from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.tensors import Part, tensor_specs
-from gemma_edge.export.quantize import quantize_stream
+from gemma_edge.export.quantize import Clip, quantize_stream
 from gemma_edge.export.recipe import Precision
 
 # mmap works in pages; a large tensor that starts on one shares no page with its neighbour.
@@ -110,7 +110,7 @@ class ExternalData:
         self.initializers.append(tensor)
 
     def write(
-        self, out: BinaryIO, source: WeightSource, clip: str, progress: Callable[[int], None] | None = None
+        self, out: Output, source: WeightSource, clip: Clip, progress: Callable[[int], None] | None = None
     ) -> None:
         """Streams every tensor to `out`; `progress` is given the elements done since its last call."""
         for tensor in self.tensors:
@@ -148,7 +148,7 @@ def _row_chunks(source: WeightSource, tensor: StoredTensor) -> Iterator[NDArray[
             yield read_weight(source, replace(weight, rows=(row, min(row + step, stop))))
 
 
-def _pad(out: BinaryIO, offset: int) -> None:
+def _pad(out: Output, offset: int) -> None:
     out.write(bytes(offset - out.tell()))
 
 

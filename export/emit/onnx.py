@@ -6,16 +6,17 @@ One graph serves prefill, decode and full logits. Its inputs:
 |---|---|---|
 | inputs_embeds | f32 (1, T, hidden) | scaled token embeddings or soft tokens |
 | ple_low | f32 (1, T, layers that own KV * ple width) | scaled per-layer rows |
-| ple_high | f32 (1, n, layers that share KV * ple width) | the same for the n wanted rows; absent without sharing |
+| ple_high | f32 (1, n, layers that share KV * ple width) | of the n wanted rows; absent without sharing |
 | num_logits | i64 (1) | n: the logits of the last n tokens |
-| seqlens_k, total_sequence_length | i32 (1), i32 () | tokens in the cache after this call, minus 1 and as it is |
+| seqlens_k, total_sequence_length | i32 (1), i32 () | tokens in the cache after the call: less 1, all |
 | cos_T, sin_T | f32 (context, head_dim / 2) | rotary tables of layer type T (full, sliding) |
-| past_key.L, past_value.L | f32 or i8 (1, kv heads, capacity, head_dim) | caches, bound to present_*.L in place |
+| past_key.L, past_value.L | f32 or i8 (1, kv heads, capacity, head_dim) | caches; present_*.L in place |
 
-Its outputs: logits f32 (1, n, vocab) and present_key.L, present_value.L.
+Its outputs: logits f32 (1, n, vocab), present_key.L and present_value.L of layers that own KV, and, with an
+int8 cache, shared_key.L and shared_value.L of global layers that read another's: bound to that one's buffers.
 
-Sliding layers keep a window-sized cache (the operator evicts), except the one that the layers above read: a
-windowed cache cannot be shared (FACTS of GroupQueryAttention in ONNX Runtime 1.31).
+Sliding layers keep a window-sized cache (the operator evicts), except the one that the layers above read,
+because the operator refuses to share a windowed cache. Those layers read a slice of it, as long as their window.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from gemma_edge.export.calibrate import KvScales
@@ -71,7 +73,8 @@ def emit_decoder(
     """
     if config.head_dim % HEAD_DIM_MULTIPLE:
         raise UsageError(
-            f"head_dim = {config.head_dim}: ONNX Runtime's GroupQueryAttention takes multiples of {HEAD_DIM_MULTIPLE}"
+            f"head_dim = {config.head_dim}: ONNX Runtime's GroupQueryAttention takes multiples of "
+            f"{HEAD_DIM_MULTIPLE} only"
         )
     ops = OnnxOps(config, recipe, ExternalData(data_location), kv_scales or {})
     embeddings = ops.input("inputs_embeds", FLOAT, [1, "tokens", config.hidden_size])
@@ -85,7 +88,11 @@ def emit_decoder(
     ops.nodes[-1].output[0] = "logits"
     ops.outputs.insert(0, _value("logits", FLOAT, [1, "wanted", config.vocab_size]))
     graph = helper.make_graph(
-        ops.nodes, "gemma3n_decoder", ops.inputs, ops.outputs, [*ops.constants.values(), *ops.data.initializers]
+        ops.nodes,
+        "gemma3n_decoder",
+        ops.inputs,
+        ops.outputs,
+        [*ops.constants.values(), *ops.data.initializers],
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MS, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="gemma-edge")
@@ -116,16 +123,16 @@ class OnnxOps:
         self.inputs.append(_value(name, data_type, shape))
         return name
 
-    def node(self, op: str, inputs: list[str], outputs: int = 1, domain: str = "", **attributes: object) -> str:
-        """Appends a node and returns its first output."""
+    def node(self, op: str, inputs: list[str], domain: str = "", **attributes: Any) -> str:
+        """Appends a node and returns its output."""
         self.count += 1
-        names = [f"{op}_{self.count}" + (f"_{i}" if i else "") for i in range(outputs)]
-        self.nodes.append(helper.make_node(op, inputs, names, f"{op}_{self.count}", domain=domain, **attributes))
-        return names[0]
+        name = f"{op}_{self.count}"
+        self.nodes.append(helper.make_node(op, inputs, [name], name, domain=domain, **attributes))
+        return name
 
     def constant(self, value: ArrayLike, dtype: type = np.float32) -> str:
         """A small constant inside the graph, one for each value."""
-        array = np.asarray(value, dtype=dtype)
+        array: NDArray[Any] = np.asarray(value, dtype=dtype)
         shape = "x".join(map(str, array.shape))
         name = f"const_{array.dtype}_{shape}_{zlib.crc32(array.tobytes()):08x}"
         self.constants.setdefault(name, numpy_helper.from_array(array, name))
@@ -186,7 +193,11 @@ class OnnxOps:
 
     def normalize(self, x: str, scale: str) -> str:
         return self.node(
-            "SimplifiedLayerNormalization", [x, scale], axis=-1, epsilon=self.config.rms_norm_eps, stash_type=1
+            "SimplifiedLayerNormalization",
+            [x, scale],
+            axis=-1,
+            epsilon=self.config.rms_norm_eps,
+            stash_type=1,
         )
 
     def rms_norm(self, x: str, weight: Weight | None, groups: int = 1) -> str:
@@ -202,7 +213,7 @@ class OnnxOps:
         sliding = c.is_sliding(layer)
         kind = "sliding" if sliding else "full"
         lengths, rotary = ["seqlens_k", "total_sequence_length"], [f"cos_{kind}", f"sin_{kind}"]
-        attributes: dict[str, object] = {
+        attributes: dict[str, Any] = {
             "num_heads": c.num_attention_heads,
             "kv_num_heads": c.num_key_value_heads,
             "scale": 1.0,
@@ -231,7 +242,11 @@ class OnnxOps:
                 attributes["do_rotary"], rotary = 0, ["", ""]
             inputs = [heads, empty, empty, *past, *lengths, *rotary]
         if self.recipe.kv_cache == "int8":
-            attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+            attributes |= {
+                "k_quant_type": "PER_CHANNEL",
+                "v_quant_type": "PER_CHANNEL",
+                "kv_cache_bit_width": 8,
+            }
             inputs += ["", "", "", *self.cache_scales(owner)]
             if layer != owner:
                 # An int8 cache must have an output, even where nothing is appended.
@@ -239,17 +254,21 @@ class OnnxOps:
         while inputs[-1] == "":
             inputs.pop()
         self.nodes.append(
-            helper.make_node("GroupQueryAttention", inputs, outputs, f"attention.{layer}", domain=MS, **attributes)
+            helper.make_node(
+                "GroupQueryAttention", inputs, outputs, f"attention.{layer}", domain=MS, **attributes
+            )
         )
         return outputs[0]
 
     def last_window(self, owner: int) -> tuple[list[str], list[str]]:
-        """The rows of a full cache that the wanted queries can see, and their lengths as attention takes them.
+        """The rows of a full cache that the wanted queries can see, and how many they are.
 
         Sliced once for all layers that read `owner`; without it each would go through the whole context.
         """
         if owner not in self.windows:
-            visible = self.node("Add", ["num_logits", self.constant([self.config.sliding_window - 1], np.int64)])
+            visible = self.node(
+                "Add", ["num_logits", self.constant([self.config.sliding_window - 1], np.int64)]
+            )
             total = self.node(
                 "Reshape",
                 [self.node("Cast", ["total_sequence_length"], to=INT64), self.constant([1], np.int64)],
@@ -257,7 +276,10 @@ class OnnxOps:
             count = self.node("Min", [visible, total])
             start = self.node("Sub", [total, count])
             axis = self.constant([2], np.int64)
-            past = [self.node("Slice", [f"present_{part}.{owner}", start, total, axis]) for part in ("key", "value")]
+            past = [
+                self.node("Slice", [f"present_{part}.{owner}", start, total, axis])
+                for part in ("key", "value")
+            ]
             length = self.node("Cast", [count], to=INT32)
             scalar = self.node("Squeeze", [length])
             self.windows[owner] = past, [self.node("Sub", [length, self.constant([1], np.int32)]), scalar]
@@ -282,7 +304,7 @@ class OnnxOps:
 
     def cache_scales(self, layer: int) -> list[str]:
         shape = (1, self.config.num_key_value_heads, 1, self.config.head_dim)
-        ones = np.ones(shape)
+        ones = np.ones(shape, np.float32)
         scales = self.kv_scales.get(layer, KvScales(ones, ones))
         return [self.constant(scales.key), self.constant(scales.value)]
 

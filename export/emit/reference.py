@@ -1,8 +1,8 @@
 """The NumPy interpreter: the truth that every artifact is compared with.
 
-It evaluates the description in fp32 with one weight tensor in memory at a time (the head and the tables in row
-blocks), without torch. Several sequences are evaluated in one pass, so that every weight is read
-once however many prompts there are: their tokens are concatenated and attention keeps them apart.
+It evaluates the description in fp32 with one weight tensor in memory at a time (the head and the tables in
+row blocks), without torch. Several sequences are evaluated in one pass, so that every weight is read once
+however many prompts there are: their tokens are concatenated and attention keeps them apart.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ class ReferenceOps:
 
     def rms_norm(self, x: Array, weight: Weight | None, groups: int = 1) -> Array:
         parts = x.reshape(*x.shape[:-1], groups, -1)
-        scale = np.sqrt(np.mean(np.square(parts), axis=-1, keepdims=True) + np.float32(self.config.rms_norm_eps))
+        scale = np.sqrt(
+            np.mean(np.square(parts), axis=-1, keepdims=True) + np.float32(self.config.rms_norm_eps)
+        )
         normed = parts / scale
         if weight is not None:
             normed = normed * self.load(weight)
@@ -167,9 +169,7 @@ class ReferenceOps:
         """Positions of the last `counts` tokens of each sequence."""
         return np.concatenate([np.arange(n - m, n) for n, m in zip(self.lengths, counts, strict=True)])
 
-    def attend(
-        self, q: Array, k: Array, v: Array, positions: NDArray[np.int64], window: int | None
-    ) -> Array:
+    def attend(self, q: Array, k: Array, v: Array, positions: NDArray[np.int64], window: int | None) -> Array:
         """(queries, heads, dim) over (tokens, kv_heads, dim) of one sequence -> (queries, heads * dim)."""
         repeats = q.shape[1] // k.shape[1]
         k, v = np.repeat(k, repeats, axis=1), np.repeat(v, repeats, axis=1)
@@ -262,16 +262,19 @@ class ReferenceOps:
 
 def _gelu_tanh(x: Array) -> Array:
     inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-    return np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+    y: Array = np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+    return y
 
 
 def _gelu(x: Array) -> Array:
     erf = np.frompyfunc(math.erf, 1, 1)
-    return (0.5 * x * (1.0 + erf(x / math.sqrt(2)).astype(np.float64))).astype(np.float32)
+    factor: Array = (0.5 + 0.5 * erf(x / math.sqrt(2)).astype(np.float64)).astype(np.float32)
+    return x * factor
 
 
 def _silu(x: Array) -> Array:
-    return x / (np.float32(1) + np.exp(-np.clip(x, -80, None)))
+    y: Array = x / (np.float32(1) + np.exp(np.minimum(-x, np.float32(80))))
+    return y
 
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {

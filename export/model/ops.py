@@ -62,7 +62,7 @@ class Ops(Protocol[T]):
         """x @ weight.T (+ bias): (tokens, in) -> (tokens, out)."""
 
     def rms_norm(self, x: T, weight: Weight | None, groups: int = 1) -> T:
-        """x / sqrt(mean(x^2) + eps) * weight over the last axis, or over each of `groups` equal parts of it."""
+        """x / sqrt(mean(x^2) + eps) * weight over the last axis, or over `groups` equal parts of it."""
 
     def project_heads(self, x: T, projections: list[HeadProjection]) -> T:
         """Projections of x side by side: (tokens, in) -> (tokens, sum of heads * head_dim)."""
@@ -116,4 +116,3 @@ class Ops(Protocol[T]):
 
     def add_to_tail(self, streams: T, x: T) -> T:
         """Adds (tokens, width) to every stream but the first."""
-

@@ -6,8 +6,11 @@ buffers that stay bound: a step only writes a token's rows into them and runs.
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import cast
 
 import numpy as np
 import onnxruntime as ort
@@ -103,7 +106,9 @@ class OnnxDecoder:
     def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
         tokens = len(embeddings)
         if not 1 <= n_logits <= tokens <= self.chunk:
-            raise ValueError(f"1 <= n_logits ({n_logits}) <= tokens ({tokens}) <= chunk ({self.chunk}) does not hold")
+            raise ValueError(
+                f"1 <= n_logits ({n_logits}) <= tokens ({tokens}) <= chunk ({self.chunk}) does not hold"
+            )
         if self.position + tokens > self.context:
             raise UsageError(f"{self.position} + {tokens} tokens do not fit a context of {self.context}")
         self._shape_inputs(tokens, n_logits)
@@ -117,10 +122,27 @@ class OnnxDecoder:
         self.wanted[0] = n_logits
         self.session.run_with_iobinding(self.binding)
         self.position = total
+        if tokens > 1:
+            release_free_memory()
         return self.logits[0].copy()
 
     def reset(self) -> None:
         self.position = 0
+
+
+def release_free_memory() -> None:
+    """Gives the heap's free pages back to the system: after a prefill they are tens of megabytes."""
+    if trim := _malloc_trim():
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """glibc's malloc_trim; None on other systems, whose allocators return pages by themselves."""
+    try:
+        return cast(Callable[[int], int], ctypes.CDLL("libc.so.6").malloc_trim)
+    except (OSError, AttributeError):
+        return None
 
 
 def physical_cores() -> int:
@@ -132,7 +154,9 @@ def physical_cores() -> int:
 
 def _siblings(cpu: int) -> Iterator[str]:
     try:
-        with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", encoding="ascii") as file:
+        with open(
+            f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", encoding="ascii"
+        ) as file:
             yield file.read().strip()
     except OSError:
         yield str(cpu)
