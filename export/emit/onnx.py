@@ -16,7 +16,7 @@ Its outputs: logits f32 (1, n, vocab), present_key.L and present_value.L of laye
 int8 cache, shared_key.L and shared_value.L of global layers that read another's: bound to that one's buffers.
 
 Sliding layers keep a window-sized cache (the operator evicts), except the one that the layers above read,
-because the operator refuses to share a windowed cache. Those layers read a slice of it, as long as their window.
+because the operator refuses to share a windowed cache. Those layers read a slice of it: their window.
 """
 
 from __future__ import annotations

@@ -262,8 +262,7 @@ class ReferenceOps:
 
 def _gelu_tanh(x: Array) -> Array:
     inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-    y: Array = np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
-    return y
+    return np.asarray(np.float32(0.5) * x * (np.float32(1) + np.tanh(inner)), np.float32)
 
 
 def _gelu(x: Array) -> Array:
@@ -273,8 +272,7 @@ def _gelu(x: Array) -> Array:
 
 
 def _silu(x: Array) -> Array:
-    y: Array = x / (np.float32(1) + np.exp(np.minimum(-x, np.float32(80))))
-    return y
+    return np.asarray(x / (np.float32(1) + np.exp(np.minimum(-x, np.float32(80)))), np.float32)
 
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
