@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol
 
-from gemma_edge.runtime.bundle import MANIFEST
+from gemma_edge.runtime.bundle import MANIFEST, sha256
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
 Json = dict[str, Any]
@@ -25,12 +25,23 @@ class Output(Protocol):
     def tell(self) -> int: ...
 
 
+class PatchableOutput(Output, Protocol):
+    """One whose beginning may be written again."""
+
+    def patch(self, offset: int, data: Any, /) -> None: ...
+
+
 class HashingFile:
-    """A binary file that hashes what is written to it, so that gigabytes are not read again."""
+    """A binary file that hashes what is written to it, so that gigabytes are not read again.
+
+    Unless it is patched: then they are.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file: BinaryIO = open(path, "xb")  # noqa: SIM115 - closed by `close`
         self._digest = hashlib.sha256()
+        self._patched = False
         self._position = 0
 
     def write(self, data: Any) -> int:
@@ -40,6 +51,13 @@ class HashingFile:
         self._position += len(view)
         return len(view)
 
+    def patch(self, offset: int, data: Any) -> None:
+        """Replaces bytes that were written before."""
+        self._file.seek(offset)
+        self._file.write(data)
+        self._file.seek(self._position)
+        self._patched = True
+
     def tell(self) -> int:
         return self._position
 
@@ -48,7 +66,8 @@ class HashingFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        return {"bytes": self._position, "sha256": self._digest.hexdigest()}
+        digest = sha256(self._path) if self._patched else self._digest.hexdigest()
+        return {"bytes": self._position, "sha256": digest}
 
     def abandon(self) -> None:
         self._file.close()

@@ -7,7 +7,8 @@ A recipe is a JSON file, ours (`export/recipes/`) or the user's:
      "clip": "mse", "kv_cache": "fp32",
      "bounds": {"mean_kl": 0.3, "top1": 0.7}}
 
-`bits` is 4, 8 or 32; `group`, for 4 and 8, the weights that share a scale: a power of two. Every part
+`bits` is 4, 8 or 32; `group`, for 4 and 8, the weights that share a scale: a power of two, or "channelwise" for
+a whole row (an output channel), which only the LiteRT formats take. Every part
 of `tensors.Part` is named but `vector`, which is always fp32. `embedding` matters to untied models only.
 At 32 bits the mapped tables (`ple`, `embedding`) keep the checkpoint's own dtype.
 
@@ -33,15 +34,28 @@ RECIPES = Path(__file__).parent / "recipes"
 PARTS = tuple(part for part in Part if part != Part.VECTOR)
 MIN_GROUP, MAX_GROUP = 16, 256  # what ONNX Runtime's kernels take
 
+CHANNELWISE = "channelwise"
+
 KvCache = Literal["fp32", "int8"]
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How one tensor is stored: 4 or 8 bits with a scale for every `group` weights, or 32 (group 0)."""
+    """How one tensor is stored: 4 or 8 bits with a scale for every `group` weights, or 32.
+
+    Group 0 at 4 or 8 bits is channel-wise: one scale a row.
+    """
 
     bits: int
     group: int = 0
+
+    @property
+    def channelwise(self) -> bool:
+        return self.bits < 32 and self.group == 0
+
+    def blocks(self, columns: int) -> int:
+        """Scales in a row of `columns`."""
+        return math.ceil(columns / self.group) if self.group else 1
 
 
 FP32 = Precision(32)
@@ -90,7 +104,9 @@ class Recipe:
             "name": self.name,
             "description": self.description,
             "parts": {
-                str(part): {"bits": p.bits} if p.bits == 32 else {"bits": p.bits, "group": p.group}
+                str(part): {"bits": p.bits}
+                if p.bits == 32
+                else {"bits": p.bits, "group": p.group or CHANNELWISE}
                 for part, p in self.parts.items()
             },
             "clip": self.clip,
@@ -203,8 +219,11 @@ class _Parser:
             if "group" in part:
                 self.fail(f"{field}.group", "no group at 32 bits", repr(group))
             return FP32
+        if group == CHANNELWISE:
+            return Precision(bits)
         if not _is_int(group) or not MIN_GROUP <= group <= MAX_GROUP or group & (group - 1):
-            self.fail(f"{field}.group", f"a power of two from {MIN_GROUP} to {MAX_GROUP}", repr(group))
+            expected = f'a power of two from {MIN_GROUP} to {MAX_GROUP}, or "{CHANNELWISE}"'
+            self.fail(f"{field}.group", expected, repr(group))
         return Precision(bits, group)
 
     def bounds(self) -> Bounds:

@@ -41,3 +41,8 @@ def cache_layouts(config: Gemma3nConfig, precision: str = "fp32") -> dict[int, C
         layer: CacheLayout(config.is_sliding(layer) and layer not in shared, window_capacity, row_bytes)
         for layer in config.kv_layers
     }
+
+
+def window_capacity(config: Gemma3nConfig, context: int) -> int:
+    """Positions in the ring of a sliding layer, where the engine lets us choose them: no more than it can see."""
+    return min(config.sliding_window, context)

@@ -53,7 +53,7 @@ class StoredTensor:
     @property
     def blocks(self) -> int:
         """Quantization blocks in a row."""
-        return math.ceil(self.shape[-1] / self.precision.group)
+        return self.precision.blocks(self.shape[-1])
 
     @property
     def bytes(self) -> int:
@@ -114,24 +114,24 @@ class ExternalData:
     ) -> None:
         """Streams every tensor to `out`; `progress` is given the elements done since its last call."""
         for tensor in self.tensors:
-            _pad(out, tensor.data.offset)
+            pad(out, tensor.data.offset)
             if tensor.scales is None:
-                for chunk in _row_chunks(source, tensor):
+                for chunk in row_chunks(source, tensor):
                     out.write(np.ascontiguousarray(chunk, dtype="<f4").data)
-                    _report(progress, chunk.size)
+                    report(progress, chunk.size)
                 continue
             scales: list[NDArray[np.float32]] = []
-            chunks = _row_chunks(source, tensor)
+            chunks = row_chunks(source, tensor)
             for block in quantize_stream(chunks, tensor.precision.bits, tensor.precision.group, clip):
                 out.write(block.data.data)
                 scales.append(block.scales)
-                _report(progress, len(block.scales) * tensor.shape[-1])
-            _pad(out, tensor.scales.offset)
+                report(progress, len(block.scales) * tensor.shape[-1])
+            pad(out, tensor.scales.offset)
             for scale in scales:
                 out.write(np.ascontiguousarray(scale, dtype="<f4").data)
 
 
-def _row_chunks(source: WeightSource, tensor: StoredTensor) -> Iterator[NDArray[np.float32]]:
+def row_chunks(source: WeightSource, tensor: StoredTensor) -> Iterator[NDArray[np.float32]]:
     """The rows of a stored tensor, in chunks of about CHUNK_ELEMENTS."""
     columns = tensor.shape[-1]
     step = max(1, CHUNK_ELEMENTS // columns)
@@ -148,10 +148,10 @@ def _row_chunks(source: WeightSource, tensor: StoredTensor) -> Iterator[NDArray[
             yield read_weight(source, replace(weight, rows=(row, min(row + step, stop))))
 
 
-def _pad(out: Output, offset: int) -> None:
+def pad(out: Output, offset: int) -> None:
     out.write(bytes(offset - out.tell()))
 
 
-def _report(progress: Callable[[int], None] | None, elements: int) -> None:
+def report(progress: Callable[[int], None] | None, elements: int) -> None:
     if progress:
         progress(elements)
