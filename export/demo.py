@@ -24,7 +24,7 @@ from gemma_edge.export.plan import Plan
 from gemma_edge.export.recipe import load_recipe
 from gemma_edge.export.synth import synthesize
 from gemma_edge.export.verify import Agreement
-from gemma_edge.runtime.backends.onnx import physical_cores
+from gemma_edge.runtime.backends.cores import physical_cores
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.generate import Usage
 from gemma_edge.runtime.model import Model

@@ -6,16 +6,11 @@ buffers that stay bound: a step only writes a token's rows into them and runs.
 
 from __future__ import annotations
 
-import ctypes
-import os
-from collections.abc import Callable, Iterator
-from functools import cache
-from typing import cast
-
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from gemma_edge.runtime.backends.cores import physical_cores, release_free_memory
 from gemma_edge.runtime.bundle import Bundle
 from gemma_edge.runtime.config import FULL, SLIDING
 from gemma_edge.runtime.errors import BundleError, UsageError
@@ -105,58 +100,27 @@ class OnnxDecoder:
 
     def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
         tokens = len(embeddings)
-        if not 1 <= n_logits <= tokens <= self.chunk:
+        if not 0 <= n_logits <= tokens <= self.chunk or not tokens:
             raise ValueError(
-                f"1 <= n_logits ({n_logits}) <= tokens ({tokens}) <= chunk ({self.chunk}) does not hold"
+                f"0 <= n_logits ({n_logits}) <= tokens ({tokens}) <= chunk ({self.chunk}) does not hold"
             )
         if self.position + tokens > self.context:
             raise UsageError(f"{self.position} + {tokens} tokens do not fit a context of {self.context}")
-        self._shape_inputs(tokens, n_logits)
+        rows = max(1, n_logits)  # the graph computes one at least
+        self._shape_inputs(tokens, rows)
         total = self.position + tokens
         self.embeddings[0] = embeddings
         self.ple_low[0] = per_layer[:, : self.split]
         if self.config.num_kv_shared_layers:
-            self.ple_high[0] = per_layer[-n_logits:, self.split :]
+            self.ple_high[0] = per_layer[-rows:, self.split :]
         self.seqlens[0] = total - 1
         self.total[...] = total
-        self.wanted[0] = n_logits
+        self.wanted[0] = rows
         self.session.run_with_iobinding(self.binding)
         self.position = total
         if tokens > 1:
             release_free_memory()
-        return self.logits[0].copy()
+        return self.logits[0, rows - n_logits :].copy()
 
     def reset(self) -> None:
         self.position = 0
-
-
-def release_free_memory() -> None:
-    """Gives the heap's free pages back to the system: after a prefill they are tens of megabytes."""
-    if trim := _malloc_trim():
-        trim(0)
-
-
-@cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    """glibc's malloc_trim; None on other systems, whose allocators return pages by themselves."""
-    try:
-        return cast(Callable[[int], int], ctypes.CDLL("libc.so.6").malloc_trim)
-    except (OSError, AttributeError):
-        return None
-
-
-def physical_cores() -> int:
-    """Cores that this process may use, hardware threads counted once."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    siblings = {tuple(_siblings(cpu)) for cpu in allowed}
-    return max(1, min(len(allowed), len(siblings)))
-
-
-def _siblings(cpu: int) -> Iterator[str]:
-    try:
-        with open(
-            f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", encoding="ascii"
-        ) as file:
-            yield file.read().strip()
-    except OSError:
-        yield str(cpu)
