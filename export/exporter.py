@@ -30,7 +30,7 @@ from gemma_edge.export.recipe import Bounds, Recipe, load_recipe
 from gemma_edge.export.rows import write_row_table
 from gemma_edge.export.tokenizer import tokenizer_files
 from gemma_edge.export.verify import Agreement, check_bounds, verify_sequences
-from gemma_edge.runtime.bundle import SCHEMA_VERSION, Bundle
+from gemma_edge.runtime.bundle import FORMATS, SCHEMA_VERSION, Bundle
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.tokenizer import Tokenizer
@@ -67,8 +67,9 @@ def export_bundle(
     ceiling: int | None = None,
     verify: bool = True,
     progress: bool = False,
+    format: str = "onnx",
 ) -> Exported:
-    """Exports a checkpoint to an ONNX bundle.
+    """Exports a checkpoint to a bundle.
 
     Args:
         source: a checkpoint folder, or a Hugging Face id.
@@ -76,10 +77,11 @@ def export_bundle(
         recipe: name of a recipe, path of one, or a `Recipe`.
         context: tokens of KV cache that the plan is made for.
         chunk: tokens of one prefill call; bounds the memory of activations.
-        kv_cache: "fp32" or "int8"; None for what the recipe says.
+        kv_cache: "fp32" or "int8"; None for what the recipe says. LiteRT has fp32 only.
         ceiling: bytes of memory that the plan must fit in.
         verify: compare the bundle with the checkpoint before it is published.
         progress: show progress bars on stderr (when it is a terminal).
+        format: "onnx" for ONNX Runtime, "tflite" for LiteRT.
 
     Raises:
         CheckpointError, ConfigError, TokenizerError: the checkpoint is bad; the message names the file.
@@ -87,17 +89,19 @@ def export_bundle(
         CeilingError: the plan does not fit; the message says what would.
         ParityError: the result does not agree with the checkpoint; nothing is published.
     """
-    recipe = _recipe(recipe, kv_cache)
+    recipe = _recipe(recipe, kv_cache, format)
     with Checkpoint.open(resolve(str(source))) as checkpoint:
-        plan = plan_export(checkpoint.config, recipe, context, chunk)
+        plan = plan_export(checkpoint.config, recipe, context, chunk, format)
         if ceiling is not None:
             check_ceiling(plan, ceiling, checkpoint.config, recipe)
         with BundleWriter(Path(out)) as writer:
             writer.check_room(plan.file_bytes)
-            return _export(checkpoint, recipe, plan, writer, str(source), verify, progress)
+            return _export(checkpoint, recipe, plan, writer, str(source), verify, progress, format)
 
 
-def plan_export(config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int) -> Plan:
+def plan_export(
+    config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int, format: str = "onnx"
+) -> Plan:
     """The plan alone: no weight is read.
 
     Raises:
@@ -109,14 +113,18 @@ def plan_export(config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int)
         )
     if chunk < 1:
         raise UsageError(f"--chunk must be 1 or more, not {chunk}")
-    return make_plan(
-        config, recipe, emit_decoder(config, recipe, DECODER_DATA).data, context, min(chunk, context)
-    )
+    return make_plan(config, recipe, context, min(chunk, context), format)
 
 
-def _recipe(recipe: str | Path | Recipe, kv_cache: str | None) -> Recipe:
+def _recipe(recipe: str | Path | Recipe, kv_cache: str | None, format: str) -> Recipe:
+    if format not in FORMATS:
+        raise UsageError(f"unknown format {format!r}: choose from {', '.join(FORMATS)}")
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
+    if format == "tflite":
+        if kv_cache == "int8":
+            raise UsageError("an int8 KV cache is for --format onnx only: LiteRT's attention reads fp32")
+        kv_cache = "fp32"
     if kv_cache not in (None, "fp32", "int8"):
         raise UsageError(f"kv_cache must be fp32 or int8, not {kv_cache!r}")
     if kv_cache == "int8" != recipe.kv_cache:
@@ -134,6 +142,7 @@ def _export(
     source: str,
     verify: bool,
     progress: bool,
+    format: str,
 ) -> Exported:
     config = checkpoint.config
     tokens = tokenizer_files(checkpoint)
@@ -145,15 +154,21 @@ def _export(
         writer.write_bytes(GENERATION, json.dumps(generation, indent=1).encode() + b"\n")
     tokenizer = Tokenizer(writer.folder / TOKENIZER, tokens.added_tokens, checkpoint.config.vocab_size)
     sequences = prompt_ids(tokenizer, min(GATE_TOKENS, plan.context))
-    scales = None
-    if recipe.kv_cache == "int8":
-        with Progress("calibrating the int8 cache", 0, progress):
-            scales = kv_scales(checkpoint, sequences)
-    emitted = emit_decoder(config, recipe, DECODER_DATA, scales)
-    tables = _write_weights(checkpoint, recipe, emitted, writer, progress)
+    if format == "tflite":
+        from gemma_edge.export.tflite_bundle import emit_windowed, write_weights
+
+        decoder = emit_windowed(config, recipe, plan.context, plan.chunk)
+        tables = write_weights(checkpoint, recipe, decoder, writer, progress)
+    else:
+        scales = None
+        if recipe.kv_cache == "int8":
+            with Progress("calibrating the int8 cache", 0, progress):
+                scales = kv_scales(checkpoint, sequences)
+        emitted = emit_decoder(config, recipe, DECODER_DATA, scales)
+        tables = _write_weights(checkpoint, recipe, emitted, writer, progress)
     manifest = {
         "schema_version": SCHEMA_VERSION,
-        "format": "onnx",
+        "format": format,
         "generator": f"gemma-edge {__version__}",
         "source": {"name": source, "revision": checkpoint.revision()},
         "config": config.to_dict(),
@@ -241,6 +256,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="checkpoint folder, or a Hugging Face id")
     parser.add_argument("out", nargs="?", help="folder of the bundle (not needed with --dry-run)")
     parser.add_argument(
+        "--format",
+        action="append",
+        choices=FORMATS,
+        help="onnx for ONNX Runtime (default), tflite for LiteRT; given twice, each is a folder in OUT",
+    )
+    parser.add_argument(
         "--recipe", default="int4", metavar="NAME", help="recipe name or .json file (default: int4)"
     )
     parser.add_argument(
@@ -262,36 +283,44 @@ def run(args: argparse.Namespace) -> int:
     """Prints the plan, exports, prints how well the bundle agrees."""
     if not args.dry_run and args.out is None:
         raise UsageError("name the folder of the bundle: gemma-edge export SOURCE OUT")
-    recipe = _recipe(args.recipe, args.kv_cache)
-    ceiling = parse_size(args.ceiling) if args.ceiling else None
+    formats = list(dict.fromkeys(args.format or [FORMATS[0]]))
     config = Gemma3nConfig.from_file(resolve(args.source))
-    plan = plan_export(config, recipe, args.context, args.chunk)
+    for format in formats:
+        out = args.out if len(formats) == 1 or args.out is None else str(Path(args.out) / format)
+        _run_format(args, config, format, out)
+    return 0
+
+
+def _run_format(args: argparse.Namespace, config: Gemma3nConfig, format: str, out: str | None) -> None:
+    recipe = _recipe(args.recipe, args.kv_cache, format)
+    ceiling = parse_size(args.ceiling) if args.ceiling else None
+    plan = plan_export(config, recipe, args.context, args.chunk, format)
     if not args.json:
         print(format_plan(plan.to_dict()), file=sys.stdout if args.dry_run else sys.stderr)
     if ceiling is not None:
         check_ceiling(plan, ceiling, config, recipe)
-    if args.dry_run:
+    if args.dry_run or out is None:
         if args.json:
             print(json.dumps(plan.to_dict()))
-        return 0
+        return
     result = export_bundle(
         args.source,
-        args.out,
+        out,
         recipe=recipe,
         context=args.context,
         chunk=args.chunk,
         ceiling=ceiling,
         verify=not args.no_verify,
         progress=True,
+        format=format,
     )
     if args.json:
         agreement = result.agreement.to_dict() if result.agreement else None
         print(json.dumps({"path": str(result.path), "plan": plan.to_dict(), "agreement": agreement}))
-        return 0
+        return
     if result.agreement:
         print(result.agreement.summary(), file=sys.stderr)
-    print(f'{args.out}: ready. Next: gemma-edge run {args.out} "Hello"')
-    return 0
+    print(f'{out}: ready. Next: gemma-edge run {out} "Hello"')
 
 
 __all__ = ["Exported", "configure", "export_bundle", "plan_export", "run"]

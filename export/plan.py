@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from gemma_edge.export.emit.external_data import ExternalData
+from gemma_edge.export.emit.external_data import StoredTensor
 from gemma_edge.export.model.tensors import Part
 from gemma_edge.export.recipe import Recipe, list_recipes, load_recipe
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import CeilingError
-from gemma_edge.runtime.kv_cache import cache_layouts
+from gemma_edge.runtime.kv_cache import cache_layouts, windowed_cache_bytes
 from gemma_edge.runtime.units import format_size
 
 # Measured with ONNX Runtime 1.31 and CPython 3.11 on x86-64: the interpreter, NumPy, the engine and its graph
@@ -33,6 +33,10 @@ TOKENIZER_BYTES_PER_PIECE = 190
 BLOCK_OVERHEAD_BYTES = 8
 # File pages that a step touches again and again (norms, the graph): they must fit beside what is anonymous.
 WORKING_FILE_BYTES = 48 << 20
+
+
+# Measured with LiteRT 2.3, beside the cache and the activations: a graph of each signature, and its kernels.
+LITERT_BASE_BYTES = 110 << 20
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Plan:
     base_bytes: int
     bytes_per_token: int  # weights that one decode step reads from memory
     file_bytes: int
+    format: str = "onnx"
 
     @property
     def peak_bytes(self) -> int:
@@ -76,14 +81,44 @@ class Plan:
         return {**asdict(self), "peak_bytes": self.peak_bytes}
 
 
-def make_plan(config: Gemma3nConfig, recipe: Recipe, data: ExternalData, context: int, chunk: int) -> Plan:
-    """The plan of a decoder whose weights are laid out in `data`."""
-    parts = [_decoder_part(data, part) for part in Part if any(t.part == part for t in data.tensors)]
+class WeightLayout(Protocol):
+    """Where a format's emitter has laid out its weights."""
+
+    tensors: list[StoredTensor]
+    size: int
+
+
+def weight_layout(
+    config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int, format: str
+) -> WeightLayout:
+    """The decoder's weights as the emitter of `format` stores them; reads none."""
+    if format == "tflite":
+        from gemma_edge.export.tflite_bundle import emit_windowed
+
+        return emit_windowed(config, recipe, context, chunk)
+    from gemma_edge.export.emit.onnx import emit_decoder
+
+    return emit_decoder(config, recipe, "decoder.onnx.data").data
+
+
+def make_plan(
+    config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int, format: str = "onnx"
+) -> Plan:
+    """The plan of a bundle. With LiteRT the packed weights are a mapped file, so that they cost no memory."""
+    data = weight_layout(config, recipe, context, chunk, format)
+    mapped = format == "tflite"
+    parts = [_decoder_part(data, part, mapped) for part in Part if any(t.part == part for t in data.tensors)]
     parts.append(_table_part(Part.PLE, config.vocab_size_per_layer_input, config.ple_row_size, recipe))
     if not config.tie_word_embeddings:
         parts.append(_table_part(Part.EMBEDDING, config.vocab_size, config.hidden_size, recipe))
-    kv = sum(layout.bytes(context) for layout in cache_layouts(config, recipe.kv_cache).values())
-    rotary = 2 * len(set(config.layer_types)) * context * config.head_dim * 2
+    if mapped:
+        kv = windowed_cache_bytes(config, context)
+        rotary = 0
+    else:
+        kv = sum(layout.bytes(context) for layout in cache_layouts(config, recipe.kv_cache).values())
+        rotary = 2 * len(set(config.layer_types)) * context * config.head_dim * 2
+    base = LITERT_BASE_BYTES if mapped else BASE_BYTES
+    tables = sum(p.file_bytes for p in parts if p.part in (Part.PLE, Part.EMBEDDING))
     return Plan(
         recipe=recipe.name,
         context=context,
@@ -91,9 +126,10 @@ def make_plan(config: Gemma3nConfig, recipe: Recipe, data: ExternalData, context
         parts=tuple(parts),
         kv_cache_bytes=kv + rotary,
         activation_bytes=activation_bytes(config, chunk),
-        base_bytes=BASE_BYTES + TOKENIZER_BYTES_PER_PIECE * config.vocab_size,
+        base_bytes=base + TOKENIZER_BYTES_PER_PIECE * config.vocab_size,
         bytes_per_token=sum(t.bytes for t in data.tensors),
-        file_bytes=data.size + sum(p.file_bytes for p in parts if p.residency == "mapped"),
+        file_bytes=data.size + tables,
+        format=format,
     )
 
 
@@ -128,11 +164,9 @@ def check_ceiling(plan: Plan, ceiling: int, config: Gemma3nConfig, recipe: Recip
 
 def _remedies(ceiling: int, config: Gemma3nConfig, recipe: Recipe, plan: Plan) -> list[str]:
     """Changes that fit, cheapest in quality first: context, then int8 KV, then fewer bits."""
-    from gemma_edge.export.emit.onnx import emit_decoder
 
     def needed(recipe: Recipe, context: int, chunk: int) -> int:
-        data = emit_decoder(config, recipe, "decoder.onnx.data").data
-        return make_plan(config, recipe, data, context, chunk).needed_bytes
+        return make_plan(config, recipe, context, chunk, plan.format).needed_bytes
 
     found = []
     for chunk in (128, 64, 32):
@@ -146,6 +180,8 @@ def _remedies(ceiling: int, config: Gemma3nConfig, recipe: Recipe, plan: Plan) -
             break
         context //= 2
     others = [load_recipe(name) for name in list_recipes() if load_recipe(name).name == name]
+    if plan.format == "onnx":
+        others = [other for other in others if not other.channelwise]
     sizes = [(needed(other, plan.context, plan.chunk), other.name) for other in others]
     # The largest recipe that fits keeps the most of the model.
     fitting = sorted((size, name) for size, name in sizes if size <= ceiling and name != plan.recipe)
@@ -154,18 +190,19 @@ def _remedies(ceiling: int, config: Gemma3nConfig, recipe: Recipe, plan: Plan) -
     return found
 
 
-def _decoder_part(data: ExternalData, part: Part) -> PartPlan:
+def _decoder_part(data: WeightLayout, part: Part, mapped: bool) -> PartPlan:
     tensors = [t for t in data.tensors if t.part == part]
     elements = sum(t.elements for t in tensors)
     file_bytes = sum(t.bytes for t in tensors)
     memory = 0
     for tensor in tensors:
-        if part == Part.VECTOR:
+        if part == Part.VECTOR or mapped:
             continue  # used in place from the mapped file
         memory += tensor.data.length
         if tensor.scales is not None:
             memory += BLOCK_OVERHEAD_BYTES * tensor.shape[0] * tensor.blocks
-    return PartPlan(part.value, "resident", elements, file_bytes, memory, 8 * file_bytes / elements)
+    residency = "mapped" if mapped else "resident"
+    return PartPlan(part.value, residency, elements, file_bytes, memory, 8 * file_bytes / elements)
 
 
 def _table_part(part: Part, rows: int, columns: int, recipe: Recipe) -> PartPlan:
@@ -173,7 +210,7 @@ def _table_part(part: Part, rows: int, columns: int, recipe: Recipe) -> PartPlan
     if precision.bits == 32:
         row_bytes = 2 * columns  # the checkpoint's own type, bf16 in practice
     else:
-        blocks = math.ceil(columns / precision.group)
-        row_bytes = blocks * (precision.group * precision.bits // 8 + 2)
+        blocks = precision.blocks(columns)
+        row_bytes = blocks * ((precision.group or columns) * precision.bits // 8 + 2)
     total = rows * row_bytes
     return PartPlan(part.value, "mapped", rows * columns, total, 0, 8 * row_bytes / columns)

@@ -86,6 +86,11 @@ class Recipe:
     clip: Clip = "mse"
     kv_cache: KvCache = "fp32"
 
+    @property
+    def channelwise(self) -> Part | None:
+        """The first part that is channel-wise, if one is: ONNX Runtime takes none."""
+        return next((part for part, precision in self.parts.items() if precision.channelwise), None)
+
     def precision(self, spec: TensorSpec) -> Precision:
         """How `spec` is stored under this recipe.
 

@@ -20,6 +20,7 @@ from gemma_edge.runtime.errors import BundleError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+FORMATS = ("onnx", "tflite")
 HASH_AT_OPEN = 16 << 20
 EXPORT_AGAIN = "Export the checkpoint again."
 
@@ -45,6 +46,7 @@ class Bundle:
     context: int  # tokens of KV cache that the plan is for
     chunk: int  # tokens of one prefill call
     kv_cache: str  # "fp32" or "int8"
+    format: str = "onnx"  # or "tflite": the engine that runs the decoder
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -73,6 +75,7 @@ class Bundle:
             context=_positive(manifest_path, manifest, "context"),
             chunk=_positive(manifest_path, manifest, "chunk"),
             kv_cache=_choice(manifest_path, manifest, "kv_cache", ("fp32", "int8")),
+            format=_choice(manifest_path, {"format": "onnx", **manifest}, "format", FORMATS),
         )
         bundle._check_files()
         return bundle

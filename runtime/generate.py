@@ -195,7 +195,8 @@ class TokenGenerator:
         for start in range(reused, len(prompt), self.decoder.chunk):
             if cancelled():
                 return None
-            logits = self._feed(prompt[start : start + self.decoder.chunk])
+            stop = start + self.decoder.chunk
+            logits = self._feed(prompt[start:stop], wanted=stop >= len(prompt))
         progress.prefill_s = time.perf_counter() - started
         return logits
 
@@ -210,16 +211,15 @@ class TokenGenerator:
             return 0
         return len(cached) if prompt[: len(cached)] == cached else 0
 
-    def _feed(self, ids: list[int]) -> Floats:
-        """Appends ids to the cache; logits of the last, f32 (V,)."""
+    def _feed(self, ids: list[int], wanted: bool = True) -> Floats | None:
+        """Appends ids to the cache; logits of the last, f32 (V,), if they are wanted."""
         known, self._cached = self._cached or [], None  # an error or Ctrl-C in between leaves it unknown
         rows = np.asarray(ids, np.int64)
         embeddings, per_layer = self.embeddings.lookup(rows), self.per_layer.lookup(rows)
-        logits: Floats = self.decoder.forward(embeddings, per_layer, n_logits=1)
+        logits: Floats = self.decoder.forward(embeddings, per_layer, n_logits=int(wanted))
         known.extend(ids)
         self._cached = known
-        last: Floats = logits[-1]
-        return last
+        return logits[-1] if wanted else None
 
 
 class StopStrings:

@@ -46,3 +46,10 @@ def cache_layouts(config: Gemma3nConfig, precision: str = "fp32") -> dict[int, C
 def window_capacity(config: Gemma3nConfig, context: int) -> int:
     """Positions in the ring of a sliding layer, where the engine lets us choose them: no more than it can see."""
     return min(config.sliding_window, context)
+
+
+def windowed_cache_bytes(config: Gemma3nConfig, context: int) -> int:
+    """Bytes of fp32 caches of which every sliding layer's is a ring."""
+    row = 2 * config.key_value_size * BYTES["fp32"]
+    ring = window_capacity(config, context)
+    return sum((ring if config.is_sliding(i) else context) * row for i in config.kv_layers)

@@ -5,7 +5,8 @@ wanted rows with `pread`, each once, and never maps the file: a mapped table gro
 
 Values are stored as floats, or quantized in blocks of `group` along the row: unsigned integers around a
 zero point of half their range, times one scale a block. That is ONNX Runtime's MatMulNBits layout, so the
-token embeddings of a tied model are read straight from the output head's data.
+token embeddings of a tied model are read straight from the output head's data. The encodings "signed4" and
+"signed8" are TFLite's: two's complement around zero. Group 0 means one scale for the whole row.
 
 A table is described by its *layout*, a JSON object in the bundle's manifest:
 
@@ -37,7 +38,9 @@ from gemma_edge.runtime.errors import BundleError, UsageError
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-QUANTIZED_BITS = {"int4": 4, "int8": 8}
+QUANTIZED_BITS = {"int4": 4, "int8": 8, "signed4": 4, "signed8": 8}
+# From two's complement to an unsigned value around the middle of its range.
+SIGN_BITS = {"signed4": 0x88, "signed8": 0x80}
 FLOAT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 SCALE_DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
@@ -98,7 +101,7 @@ class RowLayout:
     rows: int
     columns: int
     encoding: str
-    group: int  # 0 for a float encoding
+    group: int  # as wide as the row where it has one scale; 0 for a float encoding
     data: Region
     scales: Region | None
     scale_dtype: np.dtype[Any]
@@ -170,9 +173,10 @@ class _LayoutParser:
         if not quantized:
             data = self.region("data", columns * FLOAT_BYTES[encoding], rows, file_size, set())
             return RowLayout(rows, columns, encoding, 0, data, None, SCALE_DTYPES["float32"], float(scale))
-        group = self.integer("layout.group", top["group"], 16)
-        if group & (group - 1):
-            self.fail("layout.group", "a power of two", group)
+        group = self.integer("layout.group", top["group"], 0 if encoding in SIGN_BITS else 16)
+        if group and (group < 16 or group & (group - 1)):
+            self.fail("layout.group", "a power of two of 16 or more", group)
+        group = group or columns + columns % 2
         blocks = -(-columns // group)
         data = self.region("data", blocks * group * QUANTIZED_BITS[encoding] // 8, rows, file_size, set())
         name = self.record("layout.scales", top["scales"]).get("dtype")
@@ -306,6 +310,8 @@ class RowTable:
             stored = np.ascontiguousarray(raw[:, self._scales_at :]).view(layout.scale_dtype)
             # Folded into the scales, a block's worth of values times fewer multiplications.
             scales = stored.astype(np.float32) * np.float32(layout.scale)
+            if layout.encoding in SIGN_BITS:
+                data = np.bitwise_xor(data, np.uint8(SIGN_BITS[layout.encoding]))
             blocks = data.reshape(len(raw), layout.blocks, -1)
             return dequantize_blocks(blocks, scales, QUANTIZED_BITS[layout.encoding])[:, : layout.columns]
         data = np.ascontiguousarray(data)

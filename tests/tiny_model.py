@@ -81,12 +81,12 @@ class RuleDecoder:
         self, embeddings: NDArray[np.float32], per_layer: NDArray[np.float32], n_logits: int = 1
     ) -> NDArray[np.float32]:
         assert embeddings.dtype == np.float32 and np.array_equal(embeddings, per_layer)
-        assert 1 <= len(embeddings) <= self.chunk and n_logits == 1
+        assert 1 <= len(embeddings) <= self.chunk and n_logits in (0, 1)
         self.ids += [int(i) for i in embeddings[:, 0]]
         self.calls.append(len(embeddings))
         assert len(self.ids) <= self.context
-        logits = np.zeros((1, self.vocab_size), np.float32)
-        logits[0, self.rule(self.ids)] = np.nan if self.broken else 10.0
+        logits = np.zeros((n_logits, self.vocab_size), np.float32)
+        logits[:, self.rule(self.ids)] = np.nan if self.broken else 10.0
         return logits
 
 

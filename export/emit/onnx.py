@@ -76,6 +76,11 @@ def emit_decoder(
             f"head_dim = {config.head_dim}: ONNX Runtime's GroupQueryAttention takes multiples of "
             f"{HEAD_DIM_MULTIPLE} only"
         )
+    if part := recipe.channelwise:
+        raise UsageError(
+            f"recipe {recipe.name}: {part} is channel-wise, which ONNX Runtime's MatMulNBits does not take: "
+            "give it a group, or export with --format tflite"
+        )
     ops = OnnxOps(config, recipe, ExternalData(data_location), kv_scales or {})
     embeddings = ops.input("inputs_embeds", FLOAT, [1, "tokens", config.hidden_size])
     width = config.hidden_size_per_layer_input

@@ -27,10 +27,12 @@ class Decoder(Protocol):
     def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
         """Appends T tokens to the cache and returns the logits of the last `n_logits` of them.
 
+        An engine may be quicker when none are asked for, as in all calls of a prompt but the last.
+
         Args:
             embeddings: f32 (T, hidden), 1 <= T <= chunk, scaled.
             per_layer: f32 (T, layers * ple width), scaled rows of the per-layer table.
-            n_logits: 1 to T.
+            n_logits: 0 to T.
 
         Returns:
             f32 (n_logits, vocab), the caller's to keep.
@@ -50,6 +52,10 @@ def load_decoder(bundle: Bundle, *, threads: int | None = None, context: int | N
         threads: worker threads; None for one a physical core.
         context: tokens of KV cache; None for the context that the bundle was planned for.
     """
+    if bundle.format == "tflite":
+        from gemma_edge.runtime.backends.litert import LitertDecoder
+
+        return LitertDecoder(bundle, threads=threads, context=context)
     from gemma_edge.runtime.backends.onnx import OnnxDecoder
 
     return OnnxDecoder(bundle, threads=threads, context=context)

@@ -16,7 +16,7 @@ from ai_edge_litert.compiled_model import TensorBuffer
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.backends.cores import physical_cores, release_free_memory
-from gemma_edge.runtime.backends.litert_engine import Buffer, load_model
+from gemma_edge.runtime.backends.litert_engine import Buffer, load_model, run_first
 from gemma_edge.runtime.bundle import Bundle
 from gemma_edge.runtime.config import FULL, SLIDING
 from gemma_edge.runtime.errors import UsageError
@@ -50,6 +50,7 @@ class LitertDecoder:
         self._allocate_cache(bundle.context)
         # By number of tokens; decode takes one.
         sizes = {1 if name == "decode" else int(name.rpartition("_")[2]): name for name in signatures}
+        self.started = False
         self.calls = {size: _Call(self, name, size) for size, name in sorted(sizes.items())}
         self.reset()
 
@@ -154,7 +155,11 @@ class _Call:
         outputs = [self.outputs[key] if key in self.outputs else new[key] for key in self.output_names]
         for buffer in inputs:
             buffer.push()
-        decoder.model.run_by_index(self.index, _tensors(inputs), _tensors(outputs))
+        if decoder.started:
+            decoder.model.run_by_index(self.index, _tensors(inputs), _tensors(outputs))
+        else:
+            run_first(decoder.model, self.index, _tensors(inputs), _tensors(outputs))
+            decoder.started = True
         for buffer in outputs:
             buffer.pull()
         if decoder.windowed:

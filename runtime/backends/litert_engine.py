@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -30,6 +31,7 @@ from gemma_edge.runtime.errors import BundleError
 
 CACHE_VARIABLE = "GEMMA_EDGE_CACHE"
 NOWHERE = os.path.join(os.devnull, "none")  # accelerators are looked for in folders: none of them is wanted
+SLACK = 256  # bytes that the engine may add to a buffer to align it
 # Packed weights are a little larger than the file (sums of rows); this much must stay free beside them.
 PACKED_FACTOR, ROOM = 1.2, 64 << 20
 
@@ -38,18 +40,15 @@ class Buffer:
     """A tensor's memory, seen by the engine and as an array.
 
     The Python wrapper copies on every read and write, which for a KV cache costs more than the model. The
-    library beside it, of the same wheel, tells a buffer's address; whether that is right is tried out first.
-    Where it is not, `push` and `pull` copy.
+    library beside it, of the same wheel, tells a buffer's address. Where it does not, `push` and `pull` copy.
     """
 
     def __init__(self, tensor: TensorBuffer, shape: tuple[int, ...], dtype: type = np.float32) -> None:
         self.tensor = tensor
-        self.array: NDArray[Any] = np.zeros(shape, dtype)
-        tensor.write(self.array)
-        shared = _host_memory(tensor, self.array)
+        shared = _host_memory(tensor, shape, dtype)
         self.shared = shared is not None
-        if shared is not None:
-            self.array = shared
+        self.array: NDArray[Any] = np.empty(shape, dtype) if shared is None else shared
+        self.array[...] = 0
 
     def push(self) -> None:
         """Makes what was written to `array` the engine's."""
@@ -62,37 +61,36 @@ class Buffer:
             self.array[...] = self.tensor.read(self.array.size, self.array.dtype.type).reshape(self.array.shape)
 
 
-def _host_memory(tensor: TensorBuffer, like: NDArray[Any]) -> NDArray[Any] | None:
-    """The buffer's memory as an array; None if it cannot be had. It holds zeros, as `like`."""
+def _host_memory(tensor: TensorBuffer, shape: tuple[int, ...], dtype: type) -> NDArray[Any] | None:
+    """The buffer's memory as an array; None if it cannot be had."""
     functions = _c_api()
     if functions is None:
         return None
-    pointer_of, host_memory = functions
-    address = ctypes.c_void_p()
-    if host_memory(pointer_of(tensor.capsule, b"LiteRtTensorBuffer"), ctypes.byref(address)) or not address.value:
+    pointer_of, size_of, host_memory = functions
+    handle = pointer_of(tensor.capsule, b"LiteRtTensorBuffer")
+    address, size = ctypes.c_void_p(), ctypes.c_size_t()
+    bytes_needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    # A library that understood the buffer differently would hardly tell its size.
+    if size_of(handle, ctypes.byref(size)) or not bytes_needed <= size.value < bytes_needed + SLACK:
         return None
-    view = np.frombuffer((ctypes.c_char * like.nbytes).from_address(address.value), like.dtype)
-    # A write through the wrapper must show; only the ends are tried, to touch no page of a large cache.
-    pattern = like.reshape(-1)
-    pattern[0], pattern[-1] = 3, 5
-    tensor.write(like)
-    same = (view[0], view[-1]) == (pattern[0], pattern[-1])
-    like[...] = 0
-    tensor.write(like)
-    return view.reshape(like.shape) if same else None
+    if host_memory(handle, ctypes.byref(address)) or not address.value:
+        return None
+    return np.frombuffer((ctypes.c_char * bytes_needed).from_address(address.value), dtype).reshape(shape)
 
 
 @cache
-def _c_api() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+def _c_api() -> tuple[Callable[..., Any], ...] | None:
+    """PyCapsule_GetPointer, LiteRtGetTensorBufferSize and LiteRtGetTensorBufferHostMemory."""
     try:
         library = ctypes.CDLL(os.path.join(ai_edge_litert.__path__[0], "libLiteRt.so"))
-        host_memory = library.LiteRtGetTensorBufferHostMemory
+        size_of, host_memory = library.LiteRtGetTensorBufferSize, library.LiteRtGetTensorBufferHostMemory
         pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
     except (OSError, AttributeError):
         return None
-    host_memory.argtypes, host_memory.restype = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)], ctypes.c_int
+    for function, result in ((size_of, ctypes.c_size_t), (host_memory, ctypes.c_void_p)):
+        function.argtypes, function.restype = [ctypes.c_void_p, ctypes.POINTER(result)], ctypes.c_int
     pointer_of.argtypes, pointer_of.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
-    return pointer_of, host_memory
+    return pointer_of, size_of, host_memory
 
 
 def load_model(path: Path, digest: str, threads: int) -> CompiledModel:
@@ -158,6 +156,21 @@ def _environment() -> Environment:
     for thing in (made, made._capsule):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
     return made
+
+
+def run_first(model: CompiledModel, signature: int, inputs: list[TensorBuffer], outputs: list[TensorBuffer]) -> None:
+    """`run_by_index`, the first time: the wrapper then makes another environment, which writes to stderr.
+
+    It does so again when the process ends, where nobody else has anything to say any more.
+    """
+    with engine_log():
+        model.run_by_index(signature, inputs, outputs)
+    _silence_exit()
+
+
+@cache
+def _silence_exit() -> None:
+    atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
 
 
 @contextlib.contextmanager
