@@ -1,0 +1,169 @@
+"""The single file that Google's LiteRT-LM runs: models, tokenizer and metadata in one .litertlm.
+
+The container is written by the package `litert-lm-builder`, which copies the models section by section; no
+model is held in memory. What LiteRT-LM expects of a Gemma 3n file is in `runtime.litertlm_reader`, which
+reads the result back before it is published.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gemma_edge.export.sentencepiece_build import Kind, spm
+from gemma_edge.runtime.chat import GEMMA3_TEMPLATE
+from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.runtime.errors import ConfigError, TokenizerError
+from gemma_edge.runtime.litertlm_reader import CONFIG_KEY, HEADER_LIMIT, read_litertlm
+from gemma_edge.runtime.sampling import Sampling
+
+USER, MODEL, END_OF_TURN = "<start_of_turn>user\n", "<start_of_turn>model\n", "<end_of_turn>\n"
+
+
+def write_litertlm(
+    out: str | Path,
+    *,
+    prefill_decode: Path,
+    embedder: Path,
+    per_layer_embedder: Path,
+    tokenizer_model: Path,
+    config: Gemma3nConfig,
+    chat_template: str | None,
+    stop_ids: Sequence[int],
+    max_tokens: int,
+    added_tokens: Mapping[str, int] | None = None,
+    sampling: Sampling | None = None,
+) -> Path:
+    """Writes a .litertlm beside `out`, checks it, and renames it to `out`.
+
+    Args:
+        out: the file; an existing one is replaced when the new one is complete.
+        prefill_decode, embedder, per_layer_embedder: .tflite files with the signatures of LiteRT-LM.
+        tokenizer_model: a SentencePiece model; it is padded to `config.vocab_size` pieces.
+        config: the model's; it is recorded in the file.
+        chat_template: Jinja source; None for Gemma 3's.
+        stop_ids: ids that end an answer.
+        max_tokens: tokens of context, the length of the KV caches.
+        added_tokens: text -> id of tokens beyond the tokenizer's pieces.
+        sampling: what LiteRT-LM samples with unless told otherwise; default: Gemma's.
+
+    Returns:
+        `out`.
+
+    Raises:
+        BundleError: a model is damaged, or not of this config.
+        ConfigError: the config has no bos token, or is too long for the header.
+        TokenizerError: the tokenizer has more pieces than the vocabulary, or is none.
+    """
+    from litert_lm_builder import litertlm_builder as builder
+
+    out = Path(out)
+    metadata = llm_metadata(config, chat_template, stop_ids, max_tokens, sampling or Sampling())
+    tokenizer = pad_tokenizer(tokenizer_model, added_tokens or {}, config.vocab_size)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        parts = Path(folder)
+        (parts / "metadata.pb").write_bytes(metadata)
+        (parts / "tokenizer.model").write_bytes(tokenizer)
+        made = builder.LitertLmFileBuilder()
+        text = builder.DType.STRING
+        made.add_system_metadata(builder.Metadata("Authors", "gemma-edge", text))
+        made.add_system_metadata(builder.Metadata(CONFIG_KEY, _compact(config.to_dict()), text))
+        made.add_llm_metadata(str(parts / "metadata.pb"))
+        made.add_sentencepiece_tokenizer(str(parts / "tokenizer.model"))
+        # LiteRT-LM prefers fp16 activations where a CPU has them; these models are made and verified in fp32.
+        precise = [builder.Metadata("prefer_activation_type", "fp32", text)]
+        for path, kind in (
+            (embedder, builder.TfLiteModelType.EMBEDDER),
+            (per_layer_embedder, builder.TfLiteModelType.PER_LAYER_EMBEDDER),
+            (prefill_decode, builder.TfLiteModelType.PREFILL_DECODE),
+        ):
+            made.add_tflite_model(str(path), kind, additional_metadata=precise)
+        whole = parts / "model.litertlm"
+        with whole.open("wb") as file:
+            made.build(file, validate_metadata=True)
+            file.flush()
+            os.fsync(file.fileno())
+        _check_header(whole)
+        read_litertlm(whole, config)
+        os.replace(whole, out)
+    return out
+
+
+def llm_metadata(
+    config: Gemma3nConfig,
+    chat_template: str | None,
+    stop_ids: Sequence[int],
+    max_tokens: int,
+    sampling: Sampling,
+) -> bytes:
+    """The serialized LlmMetadata of a Gemma 3n text model.
+
+    Raises:
+        ConfigError: the config has no bos token.
+    """
+    from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
+
+    if config.bos_token_id is None:
+        raise ConfigError("config.json", "bos_token_id", "the id that a prompt begins with", None)
+    metadata: Any = llm_metadata_pb2.LlmMetadata()
+    metadata.start_token.token_ids.ids.append(config.bos_token_id)
+    for stop_id in stop_ids:
+        metadata.stop_tokens.add().token_ids.ids.append(stop_id)
+    metadata.max_num_tokens = max_tokens
+    metadata.llm_model_type.gemma3n.SetInParent()
+    metadata.jinja_prompt_template = GEMMA3_TEMPLATE if chat_template is None else chat_template
+    # For sessions that do not render Jinja.
+    metadata.prompt_templates.user.prefix, metadata.prompt_templates.user.suffix = USER, END_OF_TURN
+    metadata.prompt_templates.model.prefix, metadata.prompt_templates.model.suffix = MODEL, END_OF_TURN
+    metadata.supports_thinking = metadata.supports_function_calling = False
+    parameters, kinds = metadata.sampler_params, sampler_params_pb2.SamplerParameters
+    parameters.type = kinds.TOP_P if sampling.temperature else kinds.GREEDY
+    if sampling.temperature:
+        parameters.temperature, parameters.p = sampling.temperature, sampling.top_p
+        parameters.k = sampling.top_k or config.vocab_size
+    return bytes(metadata.SerializeToString(deterministic=True))
+
+
+def pad_tokenizer(path: Path, added_tokens: Mapping[str, int], vocab_size: int) -> bytes:
+    """A SentencePiece model with one piece for each of `vocab_size` ids.
+
+    LiteRT-LM aborts when it samples an id that has none. Added tokens get their text; what is left gets
+    control pieces, which no text is encoded to, and which decode to nothing.
+
+    Raises:
+        TokenizerError: not a SentencePiece model, or one with more pieces than that.
+    """
+    from google.protobuf.message import DecodeError
+
+    model = spm.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        raise TokenizerError(path, "file", "a SentencePiece model", error) from None
+    count = len(model.pieces)
+    if not 0 < count <= vocab_size:
+        raise TokenizerError(path, "pieces", f"1 to vocab_size = {vocab_size}", count)
+    taken = {piece.piece for piece in model.pieces}
+    texts = {index: text for text, index in added_tokens.items() if text not in taken}
+    for index in range(count, vocab_size):
+        kind = Kind.USER_DEFINED if index in texts else Kind.CONTROL
+        model.pieces.add(piece=texts.get(index, f"<no_piece_{index}>"), score=0.0, type=int(kind))
+    model.trainer_spec.vocab_size = vocab_size
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _compact(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _check_header(path: Path) -> None:
+    """LiteRT-LM reads no more than the first 16 KiB as header, which holds the config."""
+    with path.open("rb") as file:
+        end = int.from_bytes(file.read(32)[24:], "little")
+    if end > HEADER_LIMIT:
+        got = f"{end} bytes with a config of this many layers"
+        raise ConfigError("config.json", "num_hidden_layers", f"a header of {HEADER_LIMIT} bytes", got)

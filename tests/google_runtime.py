@@ -1,0 +1,51 @@
+"""LiteRT-LM, Google's runtime, in a process of its own: it aborts where others raise, and it logs a lot."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+CHILD = """
+import json, os, sys
+path, prompt, count, cache = sys.argv[1:]
+from litert_lm import Engine, interfaces
+engine = Engine(path, cache_dir=cache, enable_benchmark=True)
+greedy = interfaces.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0)
+session = engine.create_session(
+    apply_prompt_template=False, sampler_config=greedy, max_output_tokens=int(count)
+)
+session.run_prefill([prompt])
+pieces = [text for response in session.run_decode_async() for text in response.texts]
+info = session.get_benchmark_info()
+chat = engine.create_conversation(sampler_config=greedy, max_output_tokens=1)
+chat.send_message(prompt)
+answer = {
+    "pieces": pieces,
+    "prompt_tokens": info.last_prefill_token_count,
+    "tokens": info.last_decode_token_count,
+    "chat_tokens": chat.get_benchmark_info().last_prefill_token_count,
+    "start": engine.bos_token_id,
+    "stop": engine.eos_token_ids,
+}
+os.write(1, ("ANSWER" + json.dumps(answer) + "\\n").encode())
+"""
+
+
+def run_greedy(path: Path, prompt: str, count: int, cache: Path) -> dict[str, object]:
+    """Greedy continuation of `prompt`, after a bos, by `count` tokens.
+
+    Returns:
+        "pieces" (text of each step), "tokens", "prompt_tokens", "start", "stop", and "chat_tokens", the
+        tokens of the prompt as one user turn.
+    """
+    argv = [sys.executable, "-c", CHILD, str(path), prompt, str(count), str(cache)]
+    done = subprocess.run(argv, capture_output=True, timeout=120)
+    for line in done.stdout.decode("utf-8", "replace").splitlines():
+        if line.startswith("ANSWER"):
+            answer: dict[str, object] = json.loads(line.removeprefix("ANSWER"))
+            return answer
+    raise AssertionError(
+        f"LiteRT-LM ended with {done.returncode}: {done.stderr[-2000:].decode(errors='replace')}"
+    )
