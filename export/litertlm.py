@@ -14,14 +14,79 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gemma_edge.export.bundle_writer import HashingFile
+from gemma_edge.export.checkpoint import Checkpoint
+from gemma_edge.export.emit.tflite import emit_decoder, emit_embedder, emit_per_layer_embedder
+from gemma_edge.export.progress import Progress
+from gemma_edge.export.recipe import Recipe
 from gemma_edge.export.sentencepiece_build import Kind, spm
+from gemma_edge.export.tflite_bundle import prefill_sizes
+from gemma_edge.export.tokenizer import tokenizer_files
 from gemma_edge.runtime.chat import GEMMA3_TEMPLATE
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import ConfigError, TokenizerError
 from gemma_edge.runtime.litertlm_reader import CONFIG_KEY, HEADER_LIMIT, read_litertlm
+from gemma_edge.runtime.model import read_generation_config
 from gemma_edge.runtime.sampling import Sampling
 
 USER, MODEL, END_OF_TURN = "<start_of_turn>user\n", "<start_of_turn>model\n", "<end_of_turn>\n"
+
+
+def export_litertlm(
+    checkpoint: Checkpoint,
+    out: str | Path,
+    *,
+    recipe: Recipe,
+    context: int,
+    chunk: int,
+    progress: bool = False,
+) -> Path:
+    """Exports a checkpoint to one .litertlm: emits the models beside `out`, one weight in memory at a time.
+
+    Args:
+        out: the file; an existing one is replaced when the new one is complete.
+        context: tokens of KV cache.
+        chunk: tokens of the largest prefill signature.
+
+    Raises:
+        CheckpointError, TokenizerError: the checkpoint is bad.
+        The errors of `write_litertlm`.
+    """
+    config, out = checkpoint.config, Path(out)
+    tokens = tokenizer_files(checkpoint)
+    sampling, stop_ids = Sampling(), config.eos_token_ids
+    if generation := checkpoint.files().get("generation_config.json"):
+        sampling, stop_ids = read_generation_config(generation, stop_ids)
+    prefill = prefill_sizes(min(chunk, context))
+    models = {
+        "prefill_decode": emit_decoder(config, recipe, context=context, prefill=prefill, layout="litertlm"),
+        "embedder": emit_embedder(config, recipe),
+        "per_layer_embedder": emit_per_layer_embedder(config, recipe),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        paths = {name: Path(folder) / f"{name}.tflite" for name in models}
+        total = sum(tensor.elements for model in models.values() for tensor in model.tensors)
+        with Progress("writing weights", total, progress, unit="weights") as bar:
+            for name, model in models.items():
+                file = HashingFile(paths[name])
+                try:
+                    model.write(file, checkpoint, recipe.clip, bar.advance)
+                finally:
+                    file.abandon()
+        tokenizer = Path(folder) / "tokenizer.model"
+        tokenizer.write_bytes(tokens.model)
+        return write_litertlm(
+            out,
+            **paths,
+            tokenizer_model=tokenizer,
+            config=config,
+            chat_template=checkpoint.chat_template(),
+            stop_ids=stop_ids,
+            max_tokens=context,
+            added_tokens=tokens.added_tokens,
+            sampling=sampling,
+        )
 
 
 def write_litertlm(

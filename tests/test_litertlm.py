@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import struct
 from pathlib import Path
@@ -16,6 +17,7 @@ from gemma_edge.runtime.chat import ChatTemplate
 from gemma_edge.runtime.cpu import check_engine, missing_feature
 from gemma_edge.runtime.errors import BundleError, ConfigError, DeviceError, TokenizerError
 from gemma_edge.runtime.litertlm_reader import CONFIG_KEY, read_litertlm
+from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.sampling import Sampling
 from gemma_edge.runtime.tokenizer import Tokenizer
 
@@ -25,7 +27,12 @@ pytest.importorskip("litert_lm_builder", reason="litert-lm-builder is not instal
 from google_runtime import run_greedy
 from tiny_tflite import bigram, tiny_config, write_models
 
-from gemma_edge.export.litertlm import llm_metadata, pad_tokenizer, write_litertlm
+from gemma_edge.export.checkpoint import Checkpoint
+from gemma_edge.export.emit.reference import evaluate
+from gemma_edge.export.exporter import export_bundle
+from gemma_edge.export.litertlm import export_litertlm, llm_metadata, pad_tokenizer, write_litertlm
+from gemma_edge.export.recipe import load_recipe
+from gemma_edge.export.synth import synthesize
 
 CONTEXT, STOP = 64, (1, 5)
 FIRST_TEXT_PIECE, PIECES = 264, 299  # of `write_tokenizer`: what comes before are special and byte pieces
@@ -310,12 +317,17 @@ def test_one_core_without_the_feature_is_enough():
 # LiteRT-LM itself. --------------------------------------------------------------------------------
 
 
-def test_litert_lm_runs_it(made, tmp_path, config):
+@pytest.fixture
+def litert_lm():
     pytest.importorskip("litert_lm", reason="litert-lm-api is not installed")
     try:
         check_engine("litert-lm")
     except DeviceError as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("litert_lm")
+def test_litert_lm_runs_it(tmp_path, config):
     # Only pieces of text can be chosen, so that each step's text says which token it was.
     embedding, head = bigram(config)
     head[:FIRST_TEXT_PIECE] = head[PIECES:] = 0
@@ -334,3 +346,39 @@ def test_litert_lm_runs_it(made, tmp_path, config):
     assert answer["prompt_tokens"] == len(ids)
     turn = ChatTemplate().render([{"role": "user", "content": prompt}])
     assert answer["chat_tokens"] == len(tokenizer.encode(turn, bos=True))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    with Checkpoint.open(synthesize(path, "tiny", progress=False).path) as opened:
+        yield opened
+
+
+PROMPT, COUNT, CONTEXT_TINY = "The quick brown fox", 32, 128
+codecs.register_error("each byte", lambda error: ("\ufffd" * (error.end - error.start), error.end))
+
+
+def spelled(ids: list[int], tokenizer: Tokenizer) -> str:
+    """The text of ids as SentencePiece spells it: one U+FFFD for each byte that is no character."""
+    return b"".join(tokenizer.token_bytes(i, skip_special=False) for i in ids).decode("utf-8", "each byte")
+
+
+@pytest.mark.usefixtures("litert_lm")
+@pytest.mark.parametrize("name", ["fp32", "int4_g32", "int8"])
+def test_litert_lm_gives_the_tokens_of_our_runtime(checkpoint, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "cache"))
+    recipe, size = load_recipe(name), {"context": CONTEXT_TINY, "chunk": 32}
+    path = export_litertlm(checkpoint, tmp_path / "model.litertlm", recipe=recipe, **size)
+    out = tmp_path / "out"
+    export_bundle(checkpoint.path, out, recipe=recipe, format="tflite", verify=False, **size)
+    model = Model.load(out)
+    prompt = model.tokenizer.encode(PROMPT, bos=True)
+    ids = list(model.stream_tokens(prompt, max_tokens=COUNT))
+    answer = run_greedy(path, PROMPT, COUNT, tmp_path)
+    assert (answer["prompt_tokens"], answer["tokens"]) == (len(prompt), COUNT)
+    assert "".join(answer["pieces"]) == spelled(ids, model.tokenizer)
+    assert model.end_ids == {i for stop in answer["stop"] for i in stop}
+    if name == "fp32":  # and both give those of the checkpoint's own mathematics
+        (logits,) = evaluate(checkpoint, [[*prompt, *ids[:-1]]], last=COUNT)
+        assert logits.argmax(axis=-1).tolist() == ids
