@@ -1,0 +1,44 @@
+"""`optimum-cli export gemma-edge` is `gemma-edge export`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("optimum.commands.optimum_cli", reason="optimum is not installed")
+pytest.importorskip("optimum.commands.register.register_gemma_edge", reason="it is not registered")
+
+from gemma_edge.export.synth import synthesize
+from gemma_edge.runtime.bundle import Bundle
+
+
+def optimum_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "optimum.commands.optimum_cli", *map(str, arguments)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120)
+
+
+def test_it_exports(tmp_path):
+    checkpoint = synthesize(tmp_path / "checkpoint", "tiny", progress=False).path
+    done = optimum_cli("export", "gemma-edge", checkpoint, tmp_path / "out", "--context", 64, "--no-verify")
+    assert done.returncode == 0, done.stderr
+    assert Bundle.open(tmp_path / "out").context == 64
+
+
+def test_help_has_the_arguments_of_the_exporter():
+    done = optimum_cli("export", "gemma-edge", "--help")
+    assert done.returncode == 0
+    assert "--recipe" in done.stdout
+
+
+def test_errors_keep_their_exit_code(tmp_path):
+    done = optimum_cli("export", "gemma-edge", tmp_path, tmp_path / "out", "--recipe", "none")
+    assert done.returncode in (2, 3)
+    assert "Traceback" not in done.stderr
+
+
+def test_other_commands_do_not_load_the_exporter():
+    done = optimum_cli("export", "--help")
+    assert "gemma-edge" in done.stdout
+    assert done.returncode == 0
