@@ -58,7 +58,7 @@ class Plan:
     kv_cache_bytes: int
     activation_bytes: int
     base_bytes: int
-    bytes_per_token: int  # weights that one decode step reads from memory
+    bytes_per_token: int  # weights that one decode step reads from memory, as the engine has packed them
     file_bytes: int
 
     @property
@@ -92,7 +92,7 @@ def make_plan(config: Gemma3nConfig, recipe: Recipe, data: ExternalData, context
         kv_cache_bytes=kv + rotary,
         activation_bytes=activation_bytes(config, chunk),
         base_bytes=BASE_BYTES + TOKENIZER_BYTES_PER_PIECE * config.vocab_size,
-        bytes_per_token=sum(t.bytes for t in data.tensors),
+        bytes_per_token=sum(p.memory_bytes or p.file_bytes for p in parts if p.residency == "resident"),
         file_bytes=data.size + sum(p.file_bytes for p in parts if p.residency == "mapped"),
     )
 
