@@ -57,7 +57,7 @@ def demonstrate(folder: Path, *, kept: bool = True) -> Demonstration:
     """
     started = time.perf_counter()
     prefix = f"{folder}/" if kept else ""
-    _say("A small Gemma 3n goes from checkpoint to text. Its weights are random: its text is noise.")
+    _say("A small Gemma 3n, from checkpoint to text. Its weights are random, so its text is noise.")
 
     _heading("1. A checkpoint", f"gemma-edge synth --size tiny {prefix}ckpt")
     made = synthesize(folder / "ckpt", "tiny")
@@ -97,8 +97,13 @@ def printable(piece: str) -> str:
 def _answer(bundle: Path) -> Usage:
     model = Model.load(bundle)
     stream = model.generate(PROMPT, stream=True, max_tokens=ANSWER_TOKENS, seed=1)
-    for piece in stream:
-        print(printable(piece), end="", flush=True)
+    column = 0
+    for piece in map(printable, stream):
+        if column + len(piece) > WIDTH:
+            print()
+            column = 0
+        print(piece, end="", flush=True)
+        column += len(piece)
     print()
     return stream.completion.usage
 

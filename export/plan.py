@@ -62,7 +62,7 @@ class Plan:
     kv_cache_bytes: int
     activation_bytes: int
     base_bytes: int
-    bytes_per_token: int  # weights that one decode step reads from memory
+    bytes_per_token: int  # weights that one decode step reads from memory, as the engine has packed them
     file_bytes: int
     format: str = "onnx"
 
@@ -127,7 +127,9 @@ def make_plan(
         kv_cache_bytes=kv + rotary,
         activation_bytes=activation_bytes(config, chunk),
         base_bytes=base + TOKENIZER_BYTES_PER_PIECE * config.vocab_size,
-        bytes_per_token=sum(t.bytes for t in data.tensors),
+        bytes_per_token=sum(t.bytes for t in data.tensors)
+        if mapped
+        else sum(p.memory_bytes or p.file_bytes for p in parts if p.residency == "resident"),
         file_bytes=data.size + tables,
         format=format,
     )

@@ -42,7 +42,7 @@ def test_transformers_loads_the_text_layout_with_our_weights(tmp_path: Path) -> 
             np.testing.assert_array_equal(checkpoint.read(name), state[f"model.{name}"].numpy(), err_msg=name)
     with torch.no_grad():
         output = model(torch.arange(200)[None], output_hidden_states=True)
-    assert 0.5 < output.logits.std() < 3 and output.logits.abs().max() < 15
+    assert 2 < output.logits.std() < 6 and output.logits.abs().max() < 25  # the softcap is at 30
     assert all(0.5 < hidden.std() < 10 for hidden in output.hidden_states)
 
 
@@ -92,7 +92,7 @@ def test_tensors_and_blocks_differ_and_the_seed_decides(
         rows = checkpoint.read("embed_tokens.weight")
         assert len({row.tobytes() for row in rows}) == len(rows)
         assert rows.std() == pytest.approx(128**-0.5, rel=0.02)
-        assert checkpoint.read("norm.weight").mean() == pytest.approx(1, abs=0.05)
+        assert checkpoint.read("norm.weight").std() == pytest.approx(4, rel=0.25)
 
 
 def test_config_fields_can_be_replaced(tmp_path: Path) -> None:

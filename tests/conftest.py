@@ -1,0 +1,51 @@
+"""Fixtures that several test files share: what is slow to make is made once a session."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from gemma3n_models import VARIANTS, Array, DictSource, random_ids, random_source
+
+from gemma_edge.export.exporter import export_bundle
+from gemma_edge.export.synth import synthesize
+
+
+@dataclass(frozen=True)
+class LiveCase:
+    """A random model, a prompt of several windows, and the logits that transformers gives."""
+
+    source: DictSource
+    ids: list[int]
+    logits: Array
+
+
+@pytest.fixture(scope="session")
+def live_case() -> Callable[[str], LiveCase]:
+    """The case of a name in VARIANTS. Skips without torch and transformers."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from gemma3n_models import transformers_logits, transformers_model
+
+    @functools.cache
+    def case(name: str) -> LiveCase:
+        source = random_source(**VARIANTS[name])
+        ids = random_ids(source.config, 24)
+        return LiveCase(source, ids, transformers_logits(transformers_model(VARIANTS[name], source), ids))
+
+    return case
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny synthetic checkpoint, multimodal layout. Not to be changed: copy it first."""
+    return synthesize(tmp_path_factory.mktemp("checkpoint") / "tiny", progress=False).path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_checkpoint` at int4, verified, context 256. Not to be changed: copy it first."""
+    return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "int4", context=256, chunk=64).path
