@@ -28,6 +28,7 @@ from gemma_edge.runtime.errors import ConfigError, TokenizerError
 from gemma_edge.runtime.litertlm_reader import CONFIG_KEY, HEADER_LIMIT, read_litertlm
 from gemma_edge.runtime.model import read_generation_config
 from gemma_edge.runtime.sampling import Sampling
+from gemma_edge.runtime.tokenizer import BOS_PIECE
 
 USER, MODEL, END_OF_TURN = "<start_of_turn>user\n", "<start_of_turn>model\n", "<end_of_turn>\n"
 
@@ -180,7 +181,9 @@ def llm_metadata(
         metadata.stop_tokens.add().token_ids.ids.append(stop_id)
     metadata.max_num_tokens = max_tokens
     metadata.llm_model_type.gemma3n.SetInParent()
-    metadata.jinja_prompt_template = GEMMA3_TEMPLATE if chat_template is None else chat_template
+    # LiteRT-LM puts the start token in front; a template's bos_token is empty there, a literal one a second.
+    template = GEMMA3_TEMPLATE if chat_template is None else chat_template
+    metadata.jinja_prompt_template = template.removeprefix(BOS_PIECE)
     # For sessions that do not render Jinja.
     metadata.prompt_templates.user.prefix, metadata.prompt_templates.user.suffix = USER, END_OF_TURN
     metadata.prompt_templates.model.prefix, metadata.prompt_templates.model.suffix = MODEL, END_OF_TURN

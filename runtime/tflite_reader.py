@@ -24,9 +24,9 @@ from gemma_edge.runtime.flatbuffer import EXPORT_AGAIN, FlatBuffer, Table
 
 IDENTIFIER = b"TFL3"
 VERSION = 3
-# A weight's offset is a multiple of the first; fewer bytes than the second, a page, lie unused before it.
-BUFFER_ALIGNMENT = 16
-MAX_GAP = 4096
+# A weight begins at the next multiple of one of these after what comes before it.
+ALIGNMENTS = (64, 4096)
+GRAPH_PADDING = 16  # bytes at most that nothing in a graph refers to, at its end
 MAX_ACTIVATION_BYTES = 1 << 31  # scores of 512 tokens over 32,768 positions take a quarter of it
 
 # TensorType: name and bits of a value. Strings, resources and variants have no place in these models.
@@ -207,8 +207,8 @@ class _Reader:
                 continue
             if inside.length:
                 self.fail(name, "data or an offset", "both")
-            if offset % BUFFER_ALIGNMENT or not length:
-                self.fail(name, f"bytes at a multiple of {BUFFER_ALIGNMENT}", f"{length} bytes at {offset}")
+            if offset % ALIGNMENTS[0] or not length:
+                self.fail(name, f"bytes at a multiple of {ALIGNMENTS[0]}", f"{length} bytes at {offset}")
             if self.start + offset + length > self.stop:
                 size = self.stop - self.start
                 self.fail(name, f"within {size} bytes", f"bytes {offset} to {offset + length}")
@@ -220,15 +220,16 @@ class _Reader:
 
     def _check_layout(self) -> None:
         """Weights follow the graph, and each other, without overlap; the last one ends with the file."""
-        end = self.start + self.flat.used
+        end, padding = self.flat.used, GRAPH_PADDING
         for span, i in sorted(self.behind, key=lambda item: item[0].offset):
-            if not end <= span.offset < end + MAX_GAP:
-                got = f"{span.offset}, {'inside' if span.offset < end else 'far behind'} what comes before"
+            offset = span.offset - self.start
+            if offset not in {-(-e // a) * a for a in ALIGNMENTS for e in (end, end + padding)}:
+                got = f"{offset}, {'inside' if offset < end else 'not next to'} what comes before"
                 self.fail(f"buffers[{i}]", f"bytes of its own, from about {end} on", got)
-            end = span.end
+            end, padding = offset + span.length, 0
         # A graph without weights behind it may be padded.
-        if not end <= self.stop < end + (1 if self.behind else MAX_GAP):
-            self.fail("file", f"{end - self.start} bytes, the end of the last weight", self.stop - self.start)
+        if not end <= self.stop - self.start < end + (1 if self.behind else ALIGNMENTS[-1]):
+            self.fail("file", f"{end} bytes, the end of the last weight", self.stop - self.start)
 
     def _code(self, table: Table) -> int:
         # The old field holds codes below 127 in files of old writers, and 127 in those of new ones.

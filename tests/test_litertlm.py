@@ -143,6 +143,12 @@ def test_sampling_is_recorded(config):
     assert metadata.jinja_prompt_template == "x"
 
 
+def test_a_template_does_not_write_a_second_bos(config):
+    proto = pytest.importorskip("litert_lm_builder.runtime.proto.llm_metadata_pb2")
+    metadata = proto.LlmMetadata.FromString(llm_metadata(config, "<bos>hello", STOP, 8, Sampling()))
+    assert metadata.jinja_prompt_template == "hello"
+
+
 def test_a_failed_export_leaves_the_old_file_and_nothing_else(made, config, tmp_path):
     target = build(tmp_path, config)
     before, names = target.read_bytes(), sorted(os.listdir(tmp_path))
@@ -378,6 +384,7 @@ def test_litert_lm_gives_the_tokens_of_our_runtime(checkpoint, tmp_path, monkeyp
     answer = run_greedy(path, PROMPT, COUNT, tmp_path)
     assert (answer["prompt_tokens"], answer["tokens"]) == (len(prompt), COUNT)
     assert "".join(answer["pieces"]) == spelled(ids, model.tokenizer)
+    assert answer["chat_tokens"] == len(model.prompt_ids(PROMPT))
     assert model.end_ids == {i for stop in answer["stop"] for i in stop}
     if name == "fp32":  # and both give those of the checkpoint's own mathematics
         (logits,) = evaluate(checkpoint, [[*prompt, *ids[:-1]]], last=COUNT)
