@@ -12,7 +12,6 @@ limit.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -101,9 +100,7 @@ def weight_layout(
     return emit_decoder(config, recipe, "decoder.onnx.data").data
 
 
-def make_plan(
-    config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int, format: str = "onnx"
-) -> Plan:
+def make_plan(config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int, format: str = "onnx") -> Plan:
     """The plan of a bundle. With LiteRT the packed weights are a mapped file, so that they cost no memory."""
     data = weight_layout(config, recipe, context, chunk, format)
     mapped = format == "tflite"

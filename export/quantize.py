@@ -10,8 +10,8 @@ scale takes the sign that puts the largest weight there; and it tries scales tha
 Each candidate's integers are judged with the scale that suits them best in the least-squares sense, which
 for weights w and integers q is sum(w q) / sum(q q) with error sum(w w) - sum(w q)^2 / sum(q q).
 On normal weights at 4 bits the RMS error is within 1 % of an exhaustive search over the scale, and 16 % below
-clip "none". Engines whose scales must be positive (XNNPACK refuses others, zero included) lose the choice of sign:
-5 % more RMS error at 4 bits in groups of 32.
+clip "none". Engines whose scales must be positive (XNNPACK refuses others, zero included) lose the choice of
+sign: 5 % more RMS error at 4 bits in groups of 32.
 """
 
 from __future__ import annotations

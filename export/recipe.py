@@ -7,8 +7,8 @@ A recipe is a JSON file, ours (`export/recipes/`) or the user's:
      "clip": "mse", "kv_cache": "fp32",
      "bounds": {"mean_kl": 0.3, "top1": 0.7}}
 
-`bits` is 4, 8 or 32; `group`, for 4 and 8, the weights that share a scale: a power of two, or "channelwise" for
-a whole row (an output channel), which only the LiteRT formats take. Every part
+`bits` is 4, 8 or 32; `group`, for 4 and 8, the weights that share a scale: a power of two, or "channelwise"
+for a whole row (an output channel), which only the LiteRT formats take. Every part
 of `tensors.Part` is named but `vector`, which is always fp32. `embedding` matters to untied models only.
 At 32 bits the mapped tables (`ple`, `embedding`) keep the checkpoint's own dtype.
 

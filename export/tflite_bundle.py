@@ -1,11 +1,13 @@
 """The weights of a bundle of format "tflite": the decoder's, and both tables, each a .tflite of its own.
 
-The tables are models too, one look-up each, which LiteRT-LM can call; our runtime reads their rows past the engine.
+The tables are models too, one look-up each, which LiteRT-LM can call; our runtime reads their rows past the
+engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from gemma_edge.export.bundle_writer import BundleWriter
@@ -47,7 +49,8 @@ def write_weights(
     total = sum(t.elements for file in files.values() for t in file.tensors)
     with Progress("writing weights", total, progress, unit="weights") as bar:
         for name, file in files.items():
-            writer.write(name, lambda out, file=file: file.write(out, checkpoint, recipe.clip, bar.advance))
+            produce = partial(file.write, source=checkpoint, clip=recipe.clip, progress=bar.advance)
+            writer.write(name, produce)
     embedding = (DECODER, head_name(config)) if tied else (EMBEDDER, EMBEDDING_NAME)
     return {
         "embedding": files[embedding[0]].row_layout(embedding[1], embedding[0], config.embed_scale),

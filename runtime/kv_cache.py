@@ -44,7 +44,7 @@ def cache_layouts(config: Gemma3nConfig, precision: str = "fp32") -> dict[int, C
 
 
 def window_capacity(config: Gemma3nConfig, context: int) -> int:
-    """Positions in the ring of a sliding layer, where the engine lets us choose them: no more than it can see."""
+    """Positions in the ring of a sliding layer, where the engine lets us choose: what it can see."""
     return min(config.sliding_window, context)
 
 

@@ -108,7 +108,7 @@ def test_a_full_context_is_a_clear_error(fresh: OnnxDecoder, source: DictSource)
     assert fresh.position == 64
 
 
-@pytest.mark.parametrize(("tokens", "wanted"), [(0, 1), (33, 1), (2, 3), (2, 0)])
+@pytest.mark.parametrize(("tokens", "wanted"), [(0, 1), (0, 0), (33, 1), (2, 3), (2, -1)])
 def test_a_call_outside_its_contract(fresh: OnnxDecoder, source: DictSource, tokens: int, wanted: int) -> None:
     rows = rows_of(source, [1] * max(tokens, 1))
     with pytest.raises(ValueError, match="does not hold"):

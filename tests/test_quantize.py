@@ -231,3 +231,31 @@ def test_stream_passes_errors_on_and_leaves_no_thread() -> None:
     next(abandoned)
     abandoned.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+# What XNNPACK takes. ------------------------------------------------------------------------------
+
+
+@given(weights_of(1000.0), BITS, st.sampled_from([0, 16, 32]))
+def test_positive_scales_are_positive_and_exact_in_bfloat16(
+    weights: np.ndarray, bits: int, group: int
+) -> None:
+    quantized = quantize(weights, bits, group, "mse", "bfloat16", positive=True)
+    assert (quantized.scales > 0).all()
+    assert not (quantized.scales.view(np.uint32) & 0xFFFF).any()
+    assert np.array_equal(quantized.scales.astype(np.float16).astype(np.float32), quantized.scales)
+
+
+@pytest.mark.parametrize("columns", [33, 64, 4096])
+def test_group_0_is_one_block_a_row(columns: int) -> None:
+    weights = normal(8, columns)
+    quantized = quantize(weights, 8, 0, positive=True)
+    assert quantized.scales.shape == (8, 1)
+    # The largest weight of a row may be clipped by a step, where that leaves less squared error.
+    assert np.abs(errors(weights, quantized)).max() <= 1.01 * quantized.scales.max()
+
+
+def test_wide_blocks_are_clipped_further() -> None:
+    weights = normal(16, 4096)
+    clipped, whole = (quantize(weights, 4, 0, clip, positive=True) for clip in ("mse", "none"))
+    assert np.square(errors(weights, clipped)).sum() < 0.6 * np.square(errors(weights, whole)).sum()

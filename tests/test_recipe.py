@@ -17,6 +17,7 @@ NAMES = [
     "balanced",
     "fp32",
     "int4",
+    "int4_channelwise",
     "int4_g128",
     "int4_g32",
     "int4_g64",

@@ -1,8 +1,9 @@
-"""The .tflite emitter: every config against the reference, what its signatures hold, how weights are stored."""
+"""The .tflite emitter: configs against the reference, what its signatures hold, how weights are stored."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +67,9 @@ def test_windowed_logits_are_the_references(name: str, decoders: Decoders) -> No
     assert np.abs(got - wanted[[12, 13, 21, 23]]).max() < 1e-3
 
 
-@pytest.mark.parametrize("name", ["as_it_is", "no_sharing", "one_kv_head", "all_full", "all_sliding", "rope_linear"])
+@pytest.mark.parametrize(
+    "name", ["as_it_is", "no_sharing", "one_kv_head", "all_full", "all_sliding", "rope_linear"]
+)
 def test_litertlm_logits_are_the_references(name: str, decoders: Decoders) -> None:
     source = random_source(**VARIANTS[name])
     ids = random_ids(source.config, CONTEXT)  # to the last place of the cache
@@ -118,7 +121,7 @@ def test_weights_lie_behind_the_flatbuffer_apart_from_each_other(tmp_path: Path)
     assert size == file.file_bytes
     spans = sorted((b.offset, b.offset + b.size) for b in model.buffers if b.size)
     assert len(file.head) <= spans[0][0]
-    assert all(stop <= start for (_, stop), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(spans))
     assert spans[-1][1] == size
 
 

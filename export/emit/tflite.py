@@ -15,20 +15,20 @@ There are two layouts of the cache. "litertlm" is the one that LiteRT-LM drives:
     kv_cache_v_i          f32 (1, kv heads, head_dim, T)     transposed
 
 "windowed" is ours. The graph only reads the cache and returns the keys and values of its own tokens, so that
-nothing is copied; the caller puts them where it likes, and describes it in the masks. A sliding layer's cache has
-room for its window only (C = window, else C = T):
+nothing is copied; the caller puts them where it likes, and describes it in the masks. A sliding layer's cache
+has room for its window only (C = window, else C = T):
 
     cos_K, sin_K          f32 (N, head_dim / 2)             rotary tables at the tokens' positions
     mask_K                f32 (1, 1, N, C + N)              over the cache, then the tokens themselves
     kv_cache_k_i, _v_i    f32 (1, kv heads, C, head_dim)    -> f32 (1, kv heads, N, head_dim), k rotated
 
-K is a kind of layer, full or sliding; a kind that no layer of the signature has is left out.
+K is a kind of layer, full or sliding; a kind that no layer has is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -75,7 +75,9 @@ def emit_decoder(
 
 def emit_embedder(config: Gemma3nConfig, recipe: Recipe) -> TfliteFile:
     """token_ids i32 (1, 1) -> embeddings f32 (1, 1, hidden), scaled."""
-    return _emit_lookup(config, recipe, EMBEDDER, EMBEDDING_NAME, config.embed_scale, (1, 1, config.hidden_size))
+    return _emit_lookup(
+        config, recipe, EMBEDDER, EMBEDDING_NAME, config.embed_scale, (1, 1, config.hidden_size)
+    )
 
 
 def emit_per_layer_embedder(config: Gemma3nConfig, recipe: Recipe) -> TfliteFile:
@@ -131,9 +133,7 @@ class TfliteOps:
         """Inputs, the description, and the caches' outputs; returns the logits of the last token."""
         c, n, graph = self.config, self.tokens, self.graph
         embeddings = graph.input("embeddings", (1, n, c.hidden_size))
-        rows = graph.input(
-            "per_layer_embeddings", (1, n, c.num_hidden_layers, c.hidden_size_per_layer_input)
-        )
+        rows = graph.input("per_layer_embeddings", (1, n, c.num_hidden_layers, c.hidden_size_per_layer_input))
         self.declare_positions()
         for i in c.kv_layers:
             capacity = self.capacity(c.layer_types[i])
@@ -158,7 +158,6 @@ class TfliteOps:
     def declare_positions(self) -> None:
         """Rotary tables and masks, as inputs or computed once from positions."""
         c, n, graph = self.config, self.tokens, self.graph
-        # Prefill has no layer beyond the last that owns KV, whose attention has no output either.
         kinds = sorted(set(c.layer_types))
         half = c.head_dim // 2
         if self.windowed:
@@ -206,7 +205,7 @@ class TfliteOps:
 
     # Operators. -----------------------------------------------------------------------------------
 
-    def op(self, code: str, inputs: list[int], options: str = "", **values: object) -> int:
+    def op(self, code: str, inputs: list[int], options: str = "", **values: Any) -> int:
         """An elementwise operator, which broadcasts."""
         shape = np.broadcast_shapes(*(self.graph.shapes[i] for i in inputs))
         options = options or {"ADD": "AddOptions", "SUB": "SubOptions", "MUL": "MulOptions"}.get(code, "")
@@ -260,9 +259,7 @@ class TfliteOps:
         """x times the transpose of weights stacked by rows, which are stored as one."""
         spec = self.specs[weights[0].name]
         rows = sum(w.rows[1] - w.rows[0] if w.rows else self.specs[w.name].shape[0] for w in weights)
-        edge = self.graph.weight(
-            name, weights, (rows, spec.shape[1]), spec.part, self.recipe.precision(spec)
-        )
+        edge = self.graph.weight(name, weights, (rows, spec.shape[1]), spec.part, self.recipe.precision(spec))
         return self.graph.op(
             "FULLY_CONNECTED",
             [x, edge, -1],

@@ -5,8 +5,8 @@ its place (`offset`, `size`) instead of its bytes. Everything is laid out before
 FlatBuffer is packed once, with placeholders of the right size, and the places are written into it. Scales of
 channel-wise weights are part of the FlatBuffer, so they are patched in after the weights were streamed.
 
-XNNPACK takes int4 (low nibble first) and int8 weights, signed, around zero, with positive scales only: one for a
-row in fp32, or for int4 one for a block of a row in fp16, which it cuts to bf16.
+XNNPACK takes int4 (low nibble first) and int8 weights, signed, around zero, with positive scales: one for
+a row in fp32, or for int4 one for a block of a row in fp16, which it cuts to bf16.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import ArrayLike, NDArray
 
 from gemma_edge.export.bundle_writer import PatchableOutput
-from gemma_edge.export.emit.external_data import PAGE, SMALL_ALIGNMENT, Region, StoredTensor, pad, report, row_chunks
+from gemma_edge.export.emit.external_data import (
+    PAGE,
+    SMALL_ALIGNMENT,
+    Region,
+    StoredTensor,
+    pad,
+    report,
+    row_chunks,
+)
 from gemma_edge.export.emit.reference import WeightSource
 from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.tensors import Part
@@ -99,7 +107,12 @@ class Graph:
         return self.known[key]
 
     def weight(
-        self, name: str, weights: Sequence[Weight | float], shape: tuple[int, ...], part: Part, precision: Precision
+        self,
+        name: str,
+        weights: Sequence[Weight | float],
+        shape: tuple[int, ...],
+        part: Part,
+        precision: Precision,
     ) -> int:
         """A weight, stored once in the file however many subgraphs use it."""
         if name in self.known:
@@ -134,7 +147,7 @@ class Graph:
         shape: Sequence[int],
         options: str = "",
         dtype: str = "float32",
-        **values: object,
+        **values: Any,
     ) -> int:
         """Appends an operator and returns its one output. `options` is the schema's name of its options."""
         operator = schema.OperatorT()
@@ -181,7 +194,7 @@ class Graph:
 
 
 class TfliteFile:
-    """One .tflite: add graphs, then `layout` it, then `write` it. `tensors` and `size` are what a plan needs."""
+    """One .tflite: add graphs, then `layout` it, then `write` it. A plan needs `tensors` and `size`."""
 
     def __init__(self) -> None:
         self.graphs: list[Graph] = []
@@ -212,7 +225,12 @@ class TfliteFile:
         return self._opcodes.index(code)
 
     def weight(
-        self, name: str, weights: Sequence[Weight | float], shape: tuple[int, ...], part: Part, precision: Precision
+        self,
+        name: str,
+        weights: Sequence[Weight | float],
+        shape: tuple[int, ...],
+        part: Part,
+        precision: Precision,
     ) -> SharedWeight:
         if name not in self._shared:
             precision = stored_precision(precision, shape[-1])
@@ -337,9 +355,16 @@ def _stream(
     sign = np.uint8(0x88 if bits == 4 else 0x80)
     columns = stored.shape[-1]
     for block in quantize_stream(
-        row_chunks(source, stored), bits, group, clip, scale_type="bfloat16" if group else "float32", positive=True
+        row_chunks(source, stored),
+        bits,
+        group,
+        clip,
+        scale_type="bfloat16" if group else "float32",
+        positive=True,
     ):
-        out.write(np.bitwise_xor(block.data.reshape(len(block.data), -1)[:, : columns * bits // 8], sign).data)
+        out.write(
+            np.bitwise_xor(block.data.reshape(len(block.data), -1)[:, : columns * bits // 8], sign).data
+        )
         yield block.scales.astype("<f2" if group else "<f4")
         report(progress, len(block.scales) * columns)
 
@@ -364,7 +389,9 @@ def _operator_code(name: str) -> Any:
 def _signature(graph: Graph, index: int) -> Any:
     signature = schema.SignatureDefT()
     signature.signatureKey, signature.subgraphIndex = graph.name, index
-    signature.inputs, signature.outputs = ([_map(*item) for item in d.items()] for d in (graph.inputs, graph.outputs))
+    signature.inputs, signature.outputs = (
+        [_map(*item) for item in d.items()] for d in (graph.inputs, graph.outputs)
+    )
     return signature
 
 

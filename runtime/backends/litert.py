@@ -1,12 +1,12 @@
 """The decoder on LiteRT (XNNPACK on CPU): fixed-shape signatures over buffers that are bound once.
 
 The graph reads the KV cache where it lies and returns the keys and values of its own tokens only
-(`export.emit.tflite`, layout "windowed"); this module puts them into the cache and says in the masks which of its
-places are visible. A sliding layer's cache is a ring: a token lies at its position modulo the ring's length. In the
-layout "litertlm" the graph returns the whole cache, and two sets of buffers take turns.
+(`export.emit.tflite`, layout "windowed"); this module puts them into the cache and says in the masks which of
+its places are visible. A sliding layer's cache is a ring: a token lies at its position modulo the ring's
+length. In the layout "litertlm" the graph returns the whole cache, and two sets of buffers take turns.
 
-XNNPACK repacks the weights. It does so into a file, once, which is mapped from then on: without the file the packed
-weights would be anonymous memory, 1.6 GB for E2B instead of some 0.1.
+XNNPACK repacks the weights into a file, which is mapped from then on. Without it they would be anonymous
+memory.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from gemma_edge.runtime.backends.cores import physical_cores, release_free_memor
 from gemma_edge.runtime.backends.litert_engine import Buffer, load_model, run_first
 from gemma_edge.runtime.bundle import Bundle
 from gemma_edge.runtime.config import FULL, SLIDING
-from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.rope import rotary_tables
+from gemma_edge.runtime.tflite_check import check_decoder
+from gemma_edge.runtime.tflite_reader import read_tflite
 
 Array = NDArray[np.float32]
 
@@ -44,14 +46,17 @@ class LitertDecoder:
                 f"{self.context}; `gemma-edge export --context` makes one for more"
             )
         path = bundle.file(DECODER)
+        # Engines follow what a file says, over its end too: it is checked before one sees it.
+        file = check_decoder(read_tflite(path), self.config)
+        if file.context != bundle.context and FULL in self.config.layer_types:
+            raise BundleError(path, "context", bundle.context, file.context, "Export the checkpoint again.")
+        self.windowed = file.layout == "windowed"
         self.model = load_model(path, bundle.files[DECODER].sha256, threads or physical_cores())
-        signatures = self.model.get_signature_list()
-        self.windowed = "mask" not in signatures["decode"]["inputs"]
+        self.started = False
         self._allocate_cache(bundle.context)
         # By number of tokens; decode takes one.
-        sizes = {1 if name == "decode" else int(name.rpartition("_")[2]): name for name in signatures}
-        self.started = False
-        self.calls = {size: _Call(self, name, size) for size, name in sorted(sizes.items())}
+        names = {1: "decode"} | {size: f"prefill_{size}" for size in file.prefill}
+        self.calls = {size: _Call(self, name, size) for size, name in names.items()}
         self.reset()
 
     def _allocate_cache(self, context: int) -> None:
@@ -168,7 +173,7 @@ class _Call:
             decoder.caches.reverse()
 
     def _describe_window(self) -> None:
-        """Rotary tables of the tokens' positions, and what each token sees: of the cache, and of the tokens."""
+        """Rotary tables of the tokens' positions; what each token sees of the cache, and of the tokens."""
         decoder, config = self.decoder, self.decoder.config
         first = decoder.position
         positions = np.arange(first, first + self.tokens)
@@ -180,7 +185,9 @@ class _Call:
             # The last position before `first` that lies at each place of the ring; negative for none.
             places = np.arange(capacity)
             stored = first - 1 - (first - 1 - places) % capacity
-            window = config.sliding_window if kind == SLIDING else config.max_position_embeddings + self.tokens
+            window = (
+                config.sliding_window if kind == SLIDING else config.max_position_embeddings + self.tokens
+            )
             mask = self.inputs[f"mask_{name}"].array[0, 0]
             seen = (stored >= 0)[None, :] & (positions[:, None] - stored[None, :] < window)
             mask[:, :capacity] = np.where(seen, np.float32(0), MASKED)

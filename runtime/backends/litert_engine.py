@@ -1,4 +1,4 @@
-"""What the LiteRT backend needs of the engine itself: a model, its packed weights in a file, and shared buffers."""
+"""What the LiteRT backend needs of the engine: a model, its packed weights in a file, and shared buffers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ class Buffer:
     def pull(self) -> None:
         """Makes what the engine has written visible in `array`."""
         if not self.shared:
-            self.array[...] = self.tensor.read(self.array.size, self.array.dtype.type).reshape(self.array.shape)
+            self.array[...] = self.tensor.read(self.array.size, self.array.dtype.type).reshape(
+                self.array.shape
+            )
 
 
 def _host_memory(tensor: TensorBuffer, shape: tuple[int, ...], dtype: type) -> NDArray[Any] | None:
@@ -75,7 +77,8 @@ def _host_memory(tensor: TensorBuffer, shape: tuple[int, ...], dtype: type) -> N
         return None
     if host_memory(handle, ctypes.byref(address)) or not address.value:
         return None
-    return np.frombuffer((ctypes.c_char * bytes_needed).from_address(address.value), dtype).reshape(shape)
+    memory = memoryview((ctypes.c_char * bytes_needed).from_address(address.value)).cast("B")
+    return np.frombuffer(memory, np.dtype(dtype)).reshape(shape)
 
 
 @cache
@@ -158,7 +161,9 @@ def _environment() -> Environment:
     return made
 
 
-def run_first(model: CompiledModel, signature: int, inputs: list[TensorBuffer], outputs: list[TensorBuffer]) -> None:
+def run_first(
+    model: CompiledModel, signature: int, inputs: list[TensorBuffer], outputs: list[TensorBuffer]
+) -> None:
     """`run_by_index`, the first time: the wrapper then makes another environment, which writes to stderr.
 
     It does so again when the process ends, where nobody else has anything to say any more.

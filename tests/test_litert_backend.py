@@ -1,0 +1,170 @@
+"""The LiteRT backend: the same tokens as ONNX Runtime, the packed weights' file, what it refuses."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ai_edge_litert")
+
+from gemma_edge.cli.main import main
+from gemma_edge.export.exporter import export_bundle
+from gemma_edge.runtime.backends import litert, litert_engine, load_decoder
+from gemma_edge.runtime.bundle import Bundle
+from gemma_edge.runtime.errors import BundleError, UsageError
+from gemma_edge.runtime.model import Model
+
+CONTEXT, CHUNK = 256, 64
+
+
+@pytest.fixture(scope="module")
+def bundles(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny checkpoint in fp32 in both formats, verified."""
+    folder = tmp_path_factory.mktemp("bundles")
+    return {
+        format: export_bundle(
+            tiny_checkpoint, folder / format, recipe="fp32", context=CONTEXT, chunk=CHUNK, format=format
+        ).path
+        for format in ("onnx", "tflite")
+    }
+
+
+@pytest.fixture(autouse=True)
+def packed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of packed weights, the same for all tests of a session."""
+    folder = tmp_path_factory.getbasetemp() / "packed"
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(folder))
+    return folder
+
+
+def ids_of(count: int) -> list[int]:
+    return [int(i) for i in np.random.default_rng(count).integers(5, 300, count)]
+
+
+@pytest.mark.parametrize("count", [1, 5, 120])
+def test_greedy_tokens_are_those_of_onnx_runtime(bundles: dict[str, Path], count: int) -> None:
+    onnx, tflite = (Model.load(bundles[format], threads=1) for format in ("onnx", "tflite"))
+    wanted = list(onnx.stream_tokens(ids_of(count), max_tokens=64))
+    assert list(tflite.stream_tokens(ids_of(count), max_tokens=64)) == wanted
+
+
+def test_every_way_to_cut_a_prompt_gives_the_same_logits(bundles: dict[str, Path]) -> None:
+    model = Model.load(bundles["tflite"], threads=1)
+    ids = np.array(ids_of(150))
+    last = []
+    for cuts in ([64, 64, 22], [1] * 150, [63, 1, 40, 46], [17, 33, 64, 36]):
+        model.decoder.reset()
+        for rows in np.split(ids, np.cumsum(cuts)[:-1]):
+            logits = model.decoder.forward(model.embeddings.lookup(rows), model.per_layer.lookup(rows), 1)
+        last.append(logits[0])
+    assert max(np.abs(other - last[0]).max() for other in last[1:]) < 1e-3
+
+
+def test_no_logits_are_computed_when_none_are_wanted(bundles: dict[str, Path]) -> None:
+    model = Model.load(bundles["tflite"], threads=1)
+    rows = np.array(ids_of(20))
+    logits = model.decoder.forward(model.embeddings.lookup(rows), model.per_layer.lookup(rows), 0)
+    assert logits.shape == (0, model.tokenizer.vocab_size)
+    assert model.decoder.position == 20
+
+
+def test_a_context_beyond_the_files_is_refused(bundles: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match=r"context must be 1 to 256.*--context"):
+        Model.load(bundles["tflite"], context=CONTEXT + 1)
+    model = Model.load(bundles["tflite"], context=10, threads=1)
+    with pytest.raises(UsageError, match="do not fit a context of 10"):
+        model.decoder.forward(np.zeros((11, 1), np.float32), np.zeros((11, 1), np.float32))
+
+
+def test_packed_weights_are_written_once(bundles: dict[str, Path], packed: Path) -> None:
+    Model.load(bundles["tflite"], threads=1)
+    (file,) = [f for f in packed.iterdir() if f.name.startswith(digest_of(bundles["tflite"])[:32])]
+    assert file.suffix == ".xnnpack"
+    before = file.stat()
+    Model.load(bundles["tflite"], threads=1)
+    after = file.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def digest_of(bundle: Path) -> str:
+    return Bundle.open(bundle).files["decoder.tflite"].sha256
+
+
+def test_without_a_place_for_packed_weights_it_warns_and_runs(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.warns(UserWarning, match="GEMMA_EDGE_CACHE"):
+        model = Model.load(bundles["tflite"], threads=1)
+    assert len(list(model.stream_tokens([5, 6], max_tokens=3))) == 3
+
+
+def test_a_full_disk_is_seen_before_the_engine_fills_it(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path))
+    monkeypatch.setattr(litert_engine.shutil, "disk_usage", lambda _: type("U", (), {"free": 1000})())
+    with pytest.warns(UserWarning, match="1,000 bytes are free"):
+        Model.load(bundles["tflite"], threads=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_decoder_is_refused_before_the_engine_sees_it(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(bundles["tflite"])
+    path = bundle.file("decoder.tflite")
+    raw = path.read_bytes()
+    monkeypatch.setattr(litert, "load_model", lambda *_: pytest.fail("the engine saw it"))
+    try:
+        path.write_bytes(raw[:-4096])
+        with pytest.raises(BundleError):
+            load_decoder(bundle)
+    finally:
+        path.write_bytes(raw)
+
+
+def test_quiet(
+    bundles: dict[str, Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's page of log lines does not reach the user."""
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert main(["run", str(bundles["tflite"]), "hi", "--max-tokens", "3", "--threads", "1"]) == 0
+    assert "INFO" not in capfd.readouterr().err
+
+
+def test_several_formats_in_one_export(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [
+        "export",
+        str(tiny_checkpoint),
+        str(out),
+        "--recipe",
+        "int4",
+        "--context",
+        "64",
+        "--no-verify",
+    ]
+    assert main([*arguments, "--format", "onnx", "--format", "tflite"]) == 0
+    assert {Bundle.open(out / name).format for name in ("onnx", "tflite")} == {"onnx", "tflite"}
+    assert main([*arguments[:2], str(tmp_path / "one"), *arguments[3:], "--format", "tflite"]) == 0
+    assert Bundle.open(tmp_path / "one").format == "tflite"
+
+
+def test_channelwise_is_for_litert_only(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--format tflite"):
+        export_bundle(tiny_checkpoint, tmp_path / "x", recipe="int4_channelwise")
+    exported = export_bundle(
+        tiny_checkpoint, tmp_path / "y", recipe="int4_channelwise", context=64, chunk=32, format="tflite"
+    )
+    assert exported.agreement is not None
+    assert exported.agreement.mean_kl < 0.2
+
+
+def test_an_int8_cache_is_for_onnx_only(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="fp32"):
+        export_bundle(tiny_checkpoint, tmp_path / "x", kv_cache="int8", format="tflite")
