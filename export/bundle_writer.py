@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -110,12 +111,17 @@ class BundleWriter:
             os.fsync(file.fileno())
 
     def publish(self) -> Path:
-        """Renames the folder to the target; an old bundle there is replaced."""
+        """Renames the folder to the target; an old bundle there is replaced, or stays if that fails."""
         _sync_folder(self.folder)
         old = self.target.with_name(f".{self.target.name}.old-{os.getpid()}")
-        if self.target.exists():
-            os.rename(self.target, old)
-        os.rename(self.folder, self.target)
+        try:
+            if self.target.exists():
+                os.rename(self.target, old)
+            os.rename(self.folder, self.target)
+        except BaseException:
+            if old.exists() and not self.target.exists():
+                os.rename(old, self.target)
+            raise
         _sync_folder(self.target.parent)
         shutil.rmtree(old, ignore_errors=True)
         return self.target
@@ -129,11 +135,19 @@ class BundleWriter:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Removes what an export that was killed (not interrupted) has left beside `target`."""
-    for folder in target.parent.glob(f".{target.name}.partial-*"):
-        pid = folder.name.rpartition("-")[2]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
+    """Removes what an export that was killed (not interrupted) has left beside `target`.
+
+    Killed between its two renames, it has left the old bundle aside, which goes back to its place.
+    """
+    for kind in ("partial", "old"):
+        for folder in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
+            pid = folder.name.rpartition("-")[2]
+            if not pid.isdigit() or _alive(int(pid)):
+                continue
+            if kind == "old" and not target.exists():
+                os.rename(folder, target)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto
 
 from gemma_edge.export.bundle_writer import BundleWriter
@@ -38,7 +40,7 @@ from gemma_edge.runtime.units import parse_size
 from gemma_edge.runtime.version import __version__
 
 DEFAULT_CONTEXT = 4096
-DEFAULT_CHUNK = 256
+DEFAULT_CHUNK = 128
 # What an int8 cache may cost a recipe whose own bounds are tighter.
 INT8_CACHE_BOUNDS = Bounds(mean_kl=1e-3, top1=0.95)
 # The gate's prompts are cut to this, so that its logits (a megabyte a token) stay small.
@@ -191,12 +193,16 @@ def _write_weights(
             shape = checkpoint.specs[name].shape
             rows = max(1, (1 << 20) // shape[1])
             precision = recipe.precision(checkpoint.specs[name])
-            chunks = (
-                checkpoint.raw_rows(name, start, min(start + rows, shape[0]))
-                if precision.bits == 32
-                else checkpoint.rows(name, start, min(start + rows, shape[0]))
-                for start in range(0, shape[0], rows)
-            )
+
+            def chunk(start: int) -> NDArray[Any]:
+                stop = min(start + rows, shape[0])
+                if precision.bits != 32:
+                    return checkpoint.rows(name, start, stop)
+                raw = checkpoint.raw_rows(name, start, stop)  # the table keeps the checkpoint's own dtype
+                checkpoint.check_finite(name, raw.astype(np.float32, copy=False), start)
+                return raw
+
+            chunks = map(chunk, range(0, shape[0], rows))
             layout: dict[str, Any] = writer.write(
                 file,
                 lambda f: write_row_table(
@@ -247,7 +253,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--context", type=int, default=DEFAULT_CONTEXT, metavar="N", help="tokens of KV cache (4096)"
     )
     parser.add_argument(
-        "--chunk", type=int, default=DEFAULT_CHUNK, metavar="N", help="tokens a prefill call (256)"
+        "--chunk", type=int, default=DEFAULT_CHUNK, metavar="N", help="tokens a prefill call (128)"
     )
     parser.add_argument(
         "--kv-cache", choices=("fp32", "int8"), help="precision of the KV cache (the recipe's)"
