@@ -171,7 +171,8 @@ class _Comparison:
             # A NaN compares false with everything; it must not look like agreement.
             self.max_abs = error if math.isnan(error) else max(self.max_abs, error)
             self.same += int(np.argmax(row) == np.argmax(other))
-            log_p, log_q = _log_softmax(row), _log_softmax(other)
+            with np.errstate(invalid="ignore"):
+                log_p, log_q = _log_softmax(row), _log_softmax(other)
             self.kl.append(
                 max(0.0, float(np.sum(np.exp(log_p) * (log_p - log_q)))) if math.isfinite(error) else math.nan
             )

@@ -91,6 +91,7 @@ def run_onnx(source: DictSource, block: Block, inputs: list[Array], folder: Path
     edges = [ops.input(f"x{i}", TensorProto.FLOAT, [1, *x.shape]) for i, x in enumerate(inputs)]
     out = block(ops, config, *edges)
     names: list[str] = out if isinstance(out, list) else [out]
+    ops.data.finish()
     used = {name for node in ops.nodes for name in node.input} | set(edges)
     made = {name for node in ops.nodes for name in node.output}
     graph_inputs = [value for value in ops.inputs if value.name in used]

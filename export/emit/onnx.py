@@ -87,6 +87,7 @@ def emit_decoder(
     text.decoder(ops, config, embeddings, low, high)
     ops.nodes[-1].output[0] = "logits"
     ops.outputs.insert(0, _value("logits", FLOAT, [1, "wanted", config.vocab_size]))
+    ops.data.finish()
     graph = helper.make_graph(
         ops.nodes,
         "gemma3n_decoder",
