@@ -56,7 +56,7 @@ def measure(folder: Path, changes: dict[str, Any]) -> dict[str, float]:
 
     checkpoint_path = folder / "checkpoint"
     synthesize(checkpoint_path, "tiny", config=changes, multimodal_layout=False, progress=False)
-    model = Gemma3nForCausalLM.from_pretrained(
+    model: Any = Gemma3nForCausalLM.from_pretrained(
         checkpoint_path, dtype=torch.float32, attn_implementation="eager"
     )
     model.generation_config.eos_token_id = None  # every token of the 64 counts
@@ -66,7 +66,7 @@ def measure(folder: Path, changes: dict[str, Any]) -> dict[str, float]:
             expected = model(torch.tensor(ids)[None]).logits[0].numpy()
             generated = model.generate(torch.tensor(ids)[None], max_new_tokens=NEW_TOKENS, do_sample=False)
             tokens = generated[0, PROMPT_TOKENS:].tolist()
-        reference = float(np.abs(evaluate(checkpoint, [ids])[0] - expected).max())
+        reference = float(np.abs(evaluate(checkpoint, [ids.tolist()])[0] - expected).max())
     bundle_error, equal = 0.0, True
     for chunk in CHUNKS:
         bundle = export_bundle(

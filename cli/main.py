@@ -35,6 +35,8 @@ EXTRAS = {
     "ml_dtypes": "export",
     "tqdm": "export",
     "google": "export",
+    "flatbuffers": "export",
+    "litert_lm_builder": "export",
     "huggingface_hub": "hub",
 }
 TRACEBACK = "GEMMA_EDGE_TRACEBACK"

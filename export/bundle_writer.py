@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -9,10 +10,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, Self
 
 from gemma_edge.runtime.bundle import MANIFEST, sha256
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+from gemma_edge.runtime.litertlm_reader import MAGIC as LITERTLM_MAGIC
 
 Json = dict[str, Any]
 ROOM = 64 << 20  # bytes left free on the disk beside what the bundle needs
@@ -84,15 +86,19 @@ class BundleWriter:
 
     def __init__(self, target: Path) -> None:
         self.target = target.absolute()
-        if self.target.is_file() or (
-            self.target.is_dir() and any(self.target.iterdir()) and not (self.target / MANIFEST).is_file()
-        ):
+        if not self._replaceable():
             raise UsageError(f"{target} exists and is not a bundle; name another folder, or remove it")
         self.folder = self.target.with_name(f".{self.target.name}.partial-{os.getpid()}")
         self.records: Json = {}
         self._open: list[HashingFile] = []
 
-    def __enter__(self) -> BundleWriter:
+    def _replaceable(self) -> bool:
+        """Whether the target is absent, empty or a bundle."""
+        if not self.target.is_dir():
+            return not self.target.exists()
+        return not any(self.target.iterdir()) or (self.target / MANIFEST).is_file()
+
+    def __enter__(self) -> Self:
         self.target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(self.target)
         self.folder.mkdir()
@@ -129,14 +135,22 @@ class BundleWriter:
             os.fsync(file.fileno())
 
     def publish(self) -> Path:
-        """Renames the folder to the target; an old bundle there is replaced."""
+        """Renames the folder to the target; an old bundle there is replaced, or stays if that fails."""
         _sync_folder(self.folder)
+        return self._replace_target(self.folder)
+
+    def _replace_target(self, new: Path) -> Path:
         old = self.target.with_name(f".{self.target.name}.old-{os.getpid()}")
-        if self.target.exists():
-            os.rename(self.target, old)
-        os.rename(self.folder, self.target)
+        try:
+            if self.target.exists():
+                os.rename(self.target, old)
+            os.rename(new, self.target)
+        except BaseException:
+            if old.exists() and not self.target.exists():
+                os.rename(old, self.target)
+            raise
         _sync_folder(self.target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
         return self.target
 
     def __exit__(
@@ -147,12 +161,41 @@ class BundleWriter:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+class FileWriter(BundleWriter):
+    """The same for a target that is one file; the hidden sibling is still a folder."""
+
+    def _replaceable(self) -> bool:
+        if not self.target.is_file():
+            return not self.target.exists()
+        with self.target.open("rb") as file:
+            return file.read(len(LITERTLM_MAGIC)) == LITERTLM_MAGIC
+
+    def publish_file(self, path: Path) -> Path:
+        """Renames a file of the folder to the target, as `publish` does with the folder."""
+        return self._replace_target(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _remove_abandoned(target: Path) -> None:
-    """Removes what an export that was killed (not interrupted) has left beside `target`."""
-    for folder in target.parent.glob(f".{target.name}.partial-*"):
-        pid = folder.name.rpartition("-")[2]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
+    """Removes what an export that was killed (not interrupted) has left beside `target`.
+
+    Killed between its two renames, it has left the old bundle aside, which goes back to its place.
+    """
+    for kind in ("partial", "old"):
+        for folder in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
+            pid = folder.name.rpartition("-")[2]
+            if not pid.isdigit() or _alive(int(pid)):
+                continue
+            if kind == "old" and not target.exists():
+                os.rename(folder, target)
+            else:
+                _remove(folder)
 
 
 def _alive(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""Scales of the int8 KV cache, one for each channel of each KV head.
+"""Scales of the int8 KV caches, one for each channel of each KV head.
 
 Keys and values are RMS-normalized, so their range is bounded by the norm's weight: |x| <= sqrt(head_dim) *
 weight (for keys the larger weight of a rotated pair). Most stay far below it, so the scales come from what

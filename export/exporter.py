@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto
 
-from gemma_edge.export.bundle_writer import BundleWriter
+from gemma_edge.export.bundle_writer import BundleWriter, FileWriter
 from gemma_edge.export.calibrate import kv_scales
 from gemma_edge.export.checkpoint import Checkpoint, resolve
 from gemma_edge.export.emit.external_data import ExternalData
@@ -38,9 +40,10 @@ from gemma_edge.runtime.units import parse_size
 from gemma_edge.runtime.version import __version__
 
 DEFAULT_CONTEXT = 4096
-DEFAULT_CHUNK = 256
+DEFAULT_CHUNK = 128
 # What an int8 cache may cost a recipe whose own bounds are tighter.
 INT8_CACHE_BOUNDS = Bounds(mean_kl=1e-3, top1=0.95)
+SUFFIX = ".litertlm"
 # The gate's prompts are cut to this, so that its logits (a megabyte a token) stay small.
 GATE_TOKENS = 48
 DECODER, DECODER_DATA, PLE, EMBEDDINGS = "decoder.onnx", "decoder.onnx.data", "ple.bin", "embeddings.bin"
@@ -73,7 +76,8 @@ def export_bundle(
 
     Args:
         source: a checkpoint folder, or a Hugging Face id.
-        out: folder of the bundle; an existing bundle is replaced, anything else is refused.
+        out: folder of the bundle, or for "litertlm" the file; an existing one is replaced, anything else is
+            refused.
         recipe: name of a recipe, path of one, or a `Recipe`.
         context: tokens of KV cache that the plan is made for.
         chunk: tokens of one prefill call; bounds the memory of activations.
@@ -81,7 +85,7 @@ def export_bundle(
         ceiling: bytes of memory that the plan must fit in.
         verify: compare the bundle with the checkpoint before it is published.
         progress: show progress bars on stderr (when it is a terminal).
-        format: "onnx" for ONNX Runtime, "tflite" for LiteRT.
+        format: "onnx" for ONNX Runtime, "tflite" for LiteRT, "litertlm" for LiteRT-LM.
 
     Raises:
         CheckpointError, ConfigError, TokenizerError: the checkpoint is bad; the message names the file.
@@ -94,9 +98,13 @@ def export_bundle(
         plan = plan_export(checkpoint.config, recipe, context, chunk, format)
         if ceiling is not None:
             check_ceiling(plan, ceiling, checkpoint.config, recipe)
+        if format == "litertlm":
+            with FileWriter(Path(out)) as file_writer:
+                file_writer.check_room(2 * plan.file_bytes)  # the models, and the file made of them
+                return _export_file(checkpoint, recipe, plan, file_writer, str(source), verify, progress)
         with BundleWriter(Path(out)) as writer:
             writer.check_room(plan.file_bytes)
-            return _export(checkpoint, recipe, plan, writer, str(source), verify, progress, format)
+            return _export(checkpoint, recipe, plan, writer, str(source), verify, progress)
 
 
 def plan_export(
@@ -121,7 +129,7 @@ def _recipe(recipe: str | Path | Recipe, kv_cache: str | None, format: str) -> R
         raise UsageError(f"unknown format {format!r}: choose from {', '.join(FORMATS)}")
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
-    if format == "tflite":
+    if format != "onnx":
         if kv_cache == "int8":
             raise UsageError("an int8 KV cache is for --format onnx only: LiteRT's attention reads fp32")
         kv_cache = "fp32"
@@ -142,7 +150,6 @@ def _export(
     source: str,
     verify: bool,
     progress: bool,
-    format: str,
 ) -> Exported:
     config = checkpoint.config
     tokens = tokenizer_files(checkpoint)
@@ -154,7 +161,7 @@ def _export(
         writer.write_bytes(GENERATION, json.dumps(generation, indent=1).encode() + b"\n")
     tokenizer = Tokenizer(writer.folder / TOKENIZER, tokens.added_tokens, checkpoint.config.vocab_size)
     sequences = prompt_ids(tokenizer, min(GATE_TOKENS, plan.context))
-    if format == "tflite":
+    if plan.format == "tflite":
         from gemma_edge.export.tflite_bundle import emit_windowed, write_weights
 
         decoder = emit_windowed(config, recipe, plan.context, plan.chunk)
@@ -167,16 +174,8 @@ def _export(
         emitted = emit_decoder(config, recipe, DECODER_DATA, scales)
         tables = _write_weights(checkpoint, recipe, emitted, writer, progress)
     manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "format": format,
-        "generator": f"gemma-edge {__version__}",
-        "source": {"name": source, "revision": checkpoint.revision()},
+        **_facts(checkpoint, recipe, plan, source),
         "config": config.to_dict(),
-        "recipe": recipe.to_dict(),
-        "context": plan.context,
-        "chunk": plan.chunk,
-        "kv_cache": recipe.kv_cache,
-        "plan": plan.to_dict(),
         "tables": tables,
         "added_tokens": tokens.added_tokens,
     }
@@ -187,6 +186,51 @@ def _export(
         check_bounds(agreement, recipe.bounds)
         writer.write_manifest({**manifest, "agreement": agreement.to_dict()})
     return Exported(writer.publish(), plan, agreement)
+
+
+def _export_file(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    plan: Plan,
+    writer: FileWriter,
+    source: str,
+    verify: bool,
+    progress: bool,
+) -> Exported:
+    """As `_export`, into one .litertlm."""
+    from gemma_edge.export.litertlm import record_agreement, write_container
+
+    made = write_container(
+        checkpoint, recipe, plan, writer, _facts(checkpoint, recipe, plan, source), progress
+    )
+    agreement = None
+    if verify:
+        tokens = tokenizer_files(checkpoint)
+        tokenizer = writer.folder / TOKENIZER
+        tokenizer.write_bytes(tokens.model)
+        sequences = prompt_ids(
+            Tokenizer(tokenizer, tokens.added_tokens, checkpoint.config.vocab_size),
+            min(GATE_TOKENS, plan.context),
+        )
+        agreement = verify_sequences(Bundle.open(made), checkpoint, sequences, progress=progress)
+        check_bounds(agreement, recipe.bounds)
+        record_agreement(made, agreement.to_dict())
+    return Exported(writer.publish_file(made), plan, agreement)
+
+
+def _facts(checkpoint: Checkpoint, recipe: Recipe, plan: Plan, source: str) -> dict[str, Any]:
+    """What every format's manifest says."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "format": plan.format,
+        "generator": f"gemma-edge {__version__}",
+        "source": {"name": source, "revision": checkpoint.revision()},
+        "recipe": recipe.to_dict(),
+        "context": plan.context,
+        "chunk": plan.chunk,
+        "kv_cache": recipe.kv_cache,
+        "plan": plan.to_dict(),
+    }
 
 
 def _write_weights(
@@ -206,12 +250,16 @@ def _write_weights(
             shape = checkpoint.specs[name].shape
             rows = max(1, (1 << 20) // shape[1])
             precision = recipe.precision(checkpoint.specs[name])
-            chunks = (
-                checkpoint.raw_rows(name, start, min(start + rows, shape[0]))
-                if precision.bits == 32
-                else checkpoint.rows(name, start, min(start + rows, shape[0]))
-                for start in range(0, shape[0], rows)
-            )
+
+            def chunk(start: int) -> NDArray[Any]:
+                stop = min(start + rows, shape[0])
+                if precision.bits != 32:
+                    return checkpoint.rows(name, start, stop)
+                raw = checkpoint.raw_rows(name, start, stop)  # the table keeps the checkpoint's own dtype
+                checkpoint.check_finite(name, raw.astype(np.float32, copy=False), start)
+                return raw
+
+            chunks = map(chunk, range(0, shape[0], rows))
             layout: dict[str, Any] = writer.write(
                 file,
                 lambda f: write_row_table(
@@ -254,12 +302,15 @@ def _serialize(model: ModelProto) -> bytes:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `gemma-edge export`."""
     parser.add_argument("source", help="checkpoint folder, or a Hugging Face id")
-    parser.add_argument("out", nargs="?", help="folder of the bundle (not needed with --dry-run)")
+    parser.add_argument(
+        "out", nargs="?", help="folder of the bundle, or a .litertlm (not needed with --dry-run)"
+    )
     parser.add_argument(
         "--format",
         action="append",
         choices=FORMATS,
-        help="onnx for ONNX Runtime (default), tflite for LiteRT; given twice, each is a folder in OUT",
+        help="onnx for ONNX Runtime (default), tflite for LiteRT, litertlm for one file that Google's "
+        "LiteRT-LM runs; given several times, each is made inside OUT",
     )
     parser.add_argument(
         "--recipe", default="int4", metavar="NAME", help="recipe name or .json file (default: int4)"
@@ -268,7 +319,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--context", type=int, default=DEFAULT_CONTEXT, metavar="N", help="tokens of KV cache (4096)"
     )
     parser.add_argument(
-        "--chunk", type=int, default=DEFAULT_CHUNK, metavar="N", help="tokens a prefill call (256)"
+        "--chunk", type=int, default=DEFAULT_CHUNK, metavar="N", help="tokens a prefill call (128)"
     )
     parser.add_argument(
         "--kv-cache", choices=("fp32", "int8"), help="precision of the KV cache (the recipe's)"
@@ -286,9 +337,15 @@ def run(args: argparse.Namespace) -> int:
     formats = list(dict.fromkeys(args.format or [FORMATS[0]]))
     config = Gemma3nConfig.from_file(resolve(args.source))
     for format in formats:
-        out = args.out if len(formats) == 1 or args.out is None else str(Path(args.out) / format)
-        _run_format(args, config, format, out)
+        _run_format(args, config, format, _target(args.out, format, len(formats) == 1))
     return 0
+
+
+def _target(out: str | None, format: str, only: bool) -> str | None:
+    """Where a format goes: a folder of its own when there are several; a .litertlm is a file."""
+    if out is None or (only and (format != "litertlm" or out.endswith(SUFFIX))):
+        return out
+    return str(Path(out) / (f"model{SUFFIX}" if format == "litertlm" else format))
 
 
 def _run_format(args: argparse.Namespace, config: Gemma3nConfig, format: str, out: str | None) -> None:

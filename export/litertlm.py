@@ -11,83 +11,106 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.export.bundle_writer import HashingFile
+from gemma_edge.export.bundle_writer import BundleWriter
 from gemma_edge.export.checkpoint import Checkpoint
 from gemma_edge.export.emit.tflite import emit_decoder, emit_embedder, emit_per_layer_embedder
+from gemma_edge.export.emit.tflite_buffers import TfliteFile
+from gemma_edge.export.plan import Plan
 from gemma_edge.export.progress import Progress
 from gemma_edge.export.recipe import Recipe
 from gemma_edge.export.sentencepiece_build import Kind, spm
-from gemma_edge.export.tflite_bundle import prefill_sizes
+from gemma_edge.export.tflite_bundle import EMBEDDER, PER_LAYER_EMBEDDER, prefill_sizes
 from gemma_edge.export.tokenizer import tokenizer_files
 from gemma_edge.runtime.chat import GEMMA3_TEMPLATE
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import ConfigError, TokenizerError
+from gemma_edge.runtime.litertlm_bundle import DECODER, MANIFEST_KEY, TOKENIZER
 from gemma_edge.runtime.litertlm_reader import CONFIG_KEY, HEADER_LIMIT, read_litertlm
 from gemma_edge.runtime.model import read_generation_config
 from gemma_edge.runtime.sampling import Sampling
 from gemma_edge.runtime.tokenizer import BOS_PIECE
 
+# JSON ignores the spaces around a value: what the gate finds is written in their place.
+AGREEMENT, AGREEMENT_ROOM = "agreement of the parity gate", "null".ljust(400)
 USER, MODEL, END_OF_TURN = "<start_of_turn>user\n", "<start_of_turn>model\n", "<end_of_turn>\n"
 
 
-def export_litertlm(
+def write_container(
     checkpoint: Checkpoint,
-    out: str | Path,
-    *,
     recipe: Recipe,
-    context: int,
-    chunk: int,
-    progress: bool = False,
+    plan: Plan,
+    writer: BundleWriter,
+    manifest: Mapping[str, Any],
+    progress: bool,
 ) -> Path:
-    """Exports a checkpoint to one .litertlm: emits the models beside `out`, one weight in memory at a time.
+    """Emits the models, one weight in memory at a time, and puts them into one .litertlm.
 
     Args:
-        out: the file; an existing one is replaced when the new one is complete.
-        context: tokens of KV cache.
-        chunk: tokens of the largest prefill signature.
+        writer: the file is written into its folder.
+        manifest: what is recorded in the file's header.
+
+    Returns:
+        The file, not published yet.
 
     Raises:
         CheckpointError, TokenizerError: the checkpoint is bad.
         The errors of `write_litertlm`.
     """
-    config, out = checkpoint.config, Path(out)
+    config = checkpoint.config
     tokens = tokenizer_files(checkpoint)
     sampling, stop_ids = Sampling(), config.eos_token_ids
     if generation := checkpoint.files().get("generation_config.json"):
         sampling, stop_ids = read_generation_config(generation, stop_ids)
-    prefill = prefill_sizes(min(chunk, context))
-    models = {
-        "prefill_decode": emit_decoder(config, recipe, context=context, prefill=prefill, layout="litertlm"),
-        "embedder": emit_embedder(config, recipe),
-        "per_layer_embedder": emit_per_layer_embedder(config, recipe),
+    models = emit_models(config, recipe, plan.context, plan.chunk)
+    total = sum(tensor.elements for model in models.values() for tensor in model.tensors)
+    with Progress("writing weights", total, progress, unit="weights") as bar:
+        for name, model in models.items():
+            produce = partial(model.write, source=checkpoint, clip=recipe.clip, progress=bar.advance)
+            writer.write(name, produce)
+    writer.write_bytes(TOKENIZER, pad_tokenizer(tokens.model, tokens.added_tokens, config.vocab_size))
+    hashes = {name: record["sha256"] for name, record in writer.records.items()}
+    made = write_litertlm(
+        writer.folder / "model.litertlm",
+        prefill_decode=writer.folder / DECODER,
+        embedder=writer.folder / EMBEDDER,
+        per_layer_embedder=writer.folder / PER_LAYER_EMBEDDER,
+        tokenizer_model=writer.folder / TOKENIZER,
+        config=config,
+        chat_template=checkpoint.chat_template(),
+        stop_ids=stop_ids,
+        max_tokens=plan.context,
+        sampling=sampling,
+        manifest={**manifest, "generation": checkpoint.generation_config(), "sha256": hashes},
+    )
+    for name in writer.records:
+        (writer.folder / name).unlink()
+    return made
+
+
+def emit_models(config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int) -> dict[str, TfliteFile]:
+    """The three models as LiteRT-LM calls them, by their names as files; reads no weight."""
+    prefill = prefill_sizes(chunk)
+    return {
+        DECODER: emit_decoder(config, recipe, context=context, prefill=prefill, layout="litertlm"),
+        EMBEDDER: emit_embedder(config, recipe),
+        PER_LAYER_EMBEDDER: emit_per_layer_embedder(config, recipe),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        paths = {name: Path(folder) / f"{name}.tflite" for name in models}
-        total = sum(tensor.elements for model in models.values() for tensor in model.tensors)
-        with Progress("writing weights", total, progress, unit="weights") as bar:
-            for name, model in models.items():
-                file = HashingFile(paths[name])
-                try:
-                    model.write(file, checkpoint, recipe.clip, bar.advance)
-                finally:
-                    file.abandon()
-        tokenizer = Path(folder) / "tokenizer.model"
-        tokenizer.write_bytes(tokens.model)
-        return write_litertlm(
-            out,
-            **paths,
-            tokenizer_model=tokenizer,
-            config=config,
-            chat_template=checkpoint.chat_template(),
-            stop_ids=stop_ids,
-            max_tokens=context,
-            added_tokens=tokens.added_tokens,
-            sampling=sampling,
-        )
+
+
+def record_agreement(path: Path, agreement: Mapping[str, Any]) -> None:
+    """Writes what the parity gate found into the manifest of a .litertlm, in the room kept for it."""
+    with path.open("r+b") as file:
+        head = file.read(HEADER_LIMIT)
+        begin = head.index(AGREEMENT_ROOM.encode())
+        text = _compact(agreement)
+        if len(text) > len(AGREEMENT_ROOM):
+            raise ValueError(f"{len(text)} bytes for {len(AGREEMENT_ROOM)}")
+        file.seek(begin)
+        file.write(text.ljust(len(AGREEMENT_ROOM)).encode())
 
 
 def write_litertlm(
@@ -103,6 +126,7 @@ def write_litertlm(
     max_tokens: int,
     added_tokens: Mapping[str, int] | None = None,
     sampling: Sampling | None = None,
+    manifest: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a .litertlm beside `out`, checks it, and renames it to `out`.
 
@@ -116,6 +140,7 @@ def write_litertlm(
         max_tokens: tokens of context, the length of the KV caches.
         added_tokens: text -> id of tokens beyond the tokenizer's pieces.
         sampling: what LiteRT-LM samples with unless told otherwise; default: Gemma's.
+        manifest: what our runtime must know of the file; without one, only LiteRT-LM runs it.
 
     Returns:
         `out`.
@@ -129,7 +154,7 @@ def write_litertlm(
 
     out = Path(out)
     metadata = llm_metadata(config, chat_template, stop_ids, max_tokens, sampling or Sampling())
-    tokenizer = pad_tokenizer(tokenizer_model, added_tokens or {}, config.vocab_size)
+    tokenizer = pad_tokenizer(tokenizer_model.read_bytes(), added_tokens or {}, config.vocab_size)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         parts = Path(folder)
         (parts / "metadata.pb").write_bytes(metadata)
@@ -138,6 +163,10 @@ def write_litertlm(
         text = builder.DType.STRING
         made.add_system_metadata(builder.Metadata("Authors", "gemma-edge", text))
         made.add_system_metadata(builder.Metadata(CONFIG_KEY, _compact(config.to_dict()), text))
+        if manifest is not None:
+            record = _compact({**manifest, "agreement": AGREEMENT})
+            record = record.replace(f'"{AGREEMENT}"', AGREEMENT_ROOM)
+            made.add_system_metadata(builder.Metadata(MANIFEST_KEY, record, text))
         made.add_llm_metadata(str(parts / "metadata.pb"))
         made.add_sentencepiece_tokenizer(str(parts / "tokenizer.model"))
         # LiteRT-LM prefers fp16 activations where a CPU has them; these models are made and verified in fp32.
@@ -196,8 +225,8 @@ def llm_metadata(
     return bytes(metadata.SerializeToString(deterministic=True))
 
 
-def pad_tokenizer(path: Path, added_tokens: Mapping[str, int], vocab_size: int) -> bytes:
-    """A SentencePiece model with one piece for each of `vocab_size` ids.
+def pad_tokenizer(source: bytes, added_tokens: Mapping[str, int], vocab_size: int) -> bytes:
+    """A serialized SentencePiece model with one piece for each of `vocab_size` ids.
 
     LiteRT-LM aborts when it samples an id that has none. Added tokens get their text; what is left gets
     control pieces, which no text is encoded to, and which decode to nothing.
@@ -209,12 +238,12 @@ def pad_tokenizer(path: Path, added_tokens: Mapping[str, int], vocab_size: int) 
 
     model = spm.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
+        model.ParseFromString(source)
     except DecodeError as error:
-        raise TokenizerError(path, "file", "a SentencePiece model", error) from None
+        raise TokenizerError(TOKENIZER, "file", "a SentencePiece model", error) from None
     count = len(model.pieces)
     if not 0 < count <= vocab_size:
-        raise TokenizerError(path, "pieces", f"1 to vocab_size = {vocab_size}", count)
+        raise TokenizerError(TOKENIZER, "pieces", f"1 to vocab_size = {vocab_size}", count)
     taken = {piece.piece for piece in model.pieces}
     texts = {index: text for text, index in added_tokens.items() if text not in taken}
     for index in range(count, vocab_size):

@@ -12,20 +12,20 @@ limit.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from gemma_edge.export.emit.external_data import StoredTensor
-from gemma_edge.export.model.tensors import Part
+from gemma_edge.export.model.tensors import EMBEDDING_NAME, PLE_NAME, Part, TensorSpec, tensor_specs
 from gemma_edge.export.recipe import Recipe, list_recipes, load_recipe
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import CeilingError
 from gemma_edge.runtime.kv_cache import cache_layouts, windowed_cache_bytes
 from gemma_edge.runtime.units import format_size
 
-# Measured with ONNX Runtime 1.31 and CPython 3.11 on x86-64: the interpreter, NumPy, the engine and its graph
-# (`python -m gemma_edge.benchmarks.kernel` on a bundle without layers of weight).
-BASE_BYTES = 75 << 20
+# Measured as RssAnon with ONNX Runtime 1.31 and CPython 3.11 on x86-64: interpreter, NumPy and engine 21 MiB,
+# E2B's graph of 1,750 nodes 16 MiB, buffers of one step the rest.
+BASE_BYTES = 44 << 20
 # SentencePiece with 262,144 pieces holds 50 MB (measured); a vocabulary of another size in proportion.
 TOKENIZER_BYTES_PER_PIECE = 190
 # Beside its integers, MatMulNBits keeps an fp32 scale and an fp32 sum for every block.
@@ -95,6 +95,11 @@ def weight_layout(
         from gemma_edge.export.tflite_bundle import emit_windowed
 
         return emit_windowed(config, recipe, context, chunk)
+    if format == "litertlm":
+        from gemma_edge.export.litertlm import emit_models
+        from gemma_edge.runtime.litertlm_bundle import DECODER
+
+        return emit_models(config, recipe, context, chunk)[DECODER]
     from gemma_edge.export.emit.onnx import emit_decoder
 
     return emit_decoder(config, recipe, "decoder.onnx.data").data
@@ -103,14 +108,16 @@ def weight_layout(
 def make_plan(config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int, format: str = "onnx") -> Plan:
     """The plan of a bundle. With LiteRT the packed weights are a mapped file, so that they cost no memory."""
     data = weight_layout(config, recipe, context, chunk, format)
-    mapped = format == "tflite"
+    mapped = format != "onnx"
     parts = [_decoder_part(data, part, mapped) for part in Part if any(t.part == part for t in data.tensors)]
-    parts.append(_table_part(Part.PLE, config.vocab_size_per_layer_input, config.ple_row_size, recipe))
-    if not config.tie_word_embeddings:
-        parts.append(_table_part(Part.EMBEDDING, config.vocab_size, config.hidden_size, recipe))
-    if mapped:
+    parts.append(_table_part(tensor_specs(config)[PLE_NAME], recipe))
+    if not config.tie_word_embeddings or format == "litertlm":  # which has its embedder by itself
+        parts.append(_table_part(tensor_specs(config)[EMBEDDING_NAME], recipe))
+    rotary = 0
+    if format == "litertlm":  # every cache goes in whole and comes out whole, into another set of buffers
+        kv = 2 * sum(layout.row_bytes * context for layout in cache_layouts(config).values())
+    elif mapped:
         kv = windowed_cache_bytes(config, context)
-        rotary = 0
     else:
         kv = sum(layout.bytes(context) for layout in cache_layouts(config, recipe.kv_cache).values())
         rotary = 2 * len(set(config.layer_types)) * context * config.head_dim * 2
@@ -162,12 +169,16 @@ def check_ceiling(plan: Plan, ceiling: int, config: Gemma3nConfig, recipe: Recip
 
 
 def _remedies(ceiling: int, config: Gemma3nConfig, recipe: Recipe, plan: Plan) -> list[str]:
-    """Changes that fit, cheapest in quality first: context, then int8 KV, then fewer bits."""
+    """Changes that fit: an int8 cache, a smaller chunk, a shorter context, then fewer bits."""
 
     def needed(recipe: Recipe, context: int, chunk: int) -> int:
         return make_plan(config, recipe, context, chunk, plan.format).needed_bytes
 
     found = []
+    if recipe.kv_cache != "int8":
+        size = needed(replace(recipe, kv_cache="int8"), plan.context, plan.chunk)
+        if size <= ceiling:
+            found.append(f"--kv-cache int8 ({format_size(size)})")
     for chunk in (128, 64, 32):
         if chunk < plan.chunk and needed(recipe, plan.context, chunk) <= ceiling:
             found.append(f"--chunk {chunk} ({format_size(needed(recipe, plan.context, chunk))})")
@@ -204,12 +215,13 @@ def _decoder_part(data: WeightLayout, part: Part, mapped: bool) -> PartPlan:
     return PartPlan(part.value, residency, elements, file_bytes, memory, 8 * file_bytes / elements)
 
 
-def _table_part(part: Part, rows: int, columns: int, recipe: Recipe) -> PartPlan:
-    precision = recipe.parts[part]
+def _table_part(spec: TensorSpec, recipe: Recipe) -> PartPlan:
+    rows, columns = spec.shape
+    precision = recipe.precision(spec)
     if precision.bits == 32:
         row_bytes = 2 * columns  # the checkpoint's own type, bf16 in practice
     else:
         blocks = precision.blocks(columns)
         row_bytes = blocks * ((precision.group or columns) * precision.bits // 8 + 2)
     total = rows * row_bytes
-    return PartPlan(part.value, "mapped", rows * columns, total, 0, 8 * row_bytes / columns)
+    return PartPlan(spec.part.value, "mapped", rows * columns, total, 0, 8 * row_bytes / columns)

@@ -9,15 +9,17 @@ an error here, and its memory is no part of the exporter's.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import multiprocessing
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +171,10 @@ class _Comparison:
             # A NaN compares false with everything; it must not look like agreement.
             self.max_abs = error if math.isnan(error) else max(self.max_abs, error)
             self.same += int(np.argmax(row) == np.argmax(other))
-            log_p, log_q = _log_softmax(row), _log_softmax(other)
+            with np.errstate(invalid="ignore"):
+                log_p, log_q = _log_softmax(row), _log_softmax(other)
             self.kl.append(
-                max(0.0, float(np.sum(np.exp(log_p) * (log_p - log_q)))) if error == error else math.nan
+                max(0.0, float(np.sum(np.exp(log_p) * (log_p - log_q)))) if math.isfinite(error) else math.nan
             )
             if target >= 0:
                 self.losses[0].append(-float(log_p[target]))
@@ -196,13 +199,45 @@ def _log_softmax(x: Array) -> NDArray[np.float64]:
 
 def _run_isolated(path: Path, sequences: Sequence[Sequence[int]], out: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            pool.submit(write_bundle_logits, path, sequences, out).result()
-        except BrokenProcessPool:
-            raise BundleError(
-                path, "engine", "a run to its end", "the engine's process died", "Is there enough memory?"
-            ) from None
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(sender, write_bundle_logits, path, sequences, out))
+    with _interrupts_ignored():  # which the process inherits: Ctrl-C is for this one to handle
+        process.start()
+    sender.close()
+    try:
+        error = receiver.recv()
+    except EOFError:
+        raise BundleError(
+            path, "engine", "a run to its end", "the engine's process died", "Is there enough memory?"
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+    if error is not None:
+        raise error
+
+
+def _work(sender: Connection, function: Callable[..., None], *args: Any) -> None:
+    """In the other process: calls the function and sends what it raises, or None."""
+    try:
+        function(*args)
+    except Exception as error:
+        sender.send(error)
+    else:
+        sender.send(None)
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's, and so are their handlers
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def write_bundle_logits(path: Path, sequences: Sequence[Sequence[int]], out: Path) -> None:

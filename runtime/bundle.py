@@ -20,7 +20,7 @@ from gemma_edge.runtime.errors import BundleError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-FORMATS = ("onnx", "tflite")
+FORMATS = ("onnx", "tflite", "litertlm")
 HASH_AT_OPEN = 16 << 20
 EXPORT_AGAIN = "Export the checkpoint again."
 
@@ -50,21 +50,19 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Reads and checks the bundle in folder `path`.
+        """Reads and checks the bundle in folder `path`, or the .litertlm that `path` is.
 
         Raises:
             BundleError: anything is missing, short, altered, extra, or of a newer schema.
         """
         path = Path(path)
+        if path.is_file():
+            from gemma_edge.runtime.litertlm_bundle import LitertlmBundle
+
+            return LitertlmBundle.open(path)
         manifest_path = path / MANIFEST
         manifest = _read_manifest(path, manifest_path)
-        version = manifest.get("schema_version")
-        if not isinstance(version, int) or version < 1:
-            raise BundleError(manifest_path, "schema_version", "an integer", repr(version), EXPORT_AGAIN)
-        if version > SCHEMA_VERSION:
-            raise BundleError(
-                manifest_path, "schema_version", f"at most {SCHEMA_VERSION}", version, "Upgrade gemma-edge."
-            )
+        check_schema(manifest_path, manifest)
         files = _file_records(manifest_path, manifest)
         config = Gemma3nConfig.from_dict(_member(manifest_path, manifest, "config", dict), manifest_path)
         bundle = cls(
@@ -74,8 +72,8 @@ class Bundle:
             files,
             context=_positive(manifest_path, manifest, "context"),
             chunk=_positive(manifest_path, manifest, "chunk"),
-            kv_cache=_choice(manifest_path, manifest, "kv_cache", ("fp32", "int8")),
-            format=_choice(manifest_path, {"format": "onnx", **manifest}, "format", FORMATS),
+            kv_cache=choice(manifest_path, manifest, "kv_cache", ("fp32", "int8")),
+            format=choice(manifest_path, {"format": "onnx", **manifest}, "format", FORMATS[:2]),
         )
         bundle._check_files()
         return bundle
@@ -132,11 +130,25 @@ class Bundle:
             )
 
 
-def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """The SHA-256 of a file, as hex."""
+def check_schema(path: Path, manifest: Json) -> None:
+    """Raises BundleError unless this version of gemma-edge reads the manifest."""
+    version = manifest.get("schema_version")
+    if not isinstance(version, int) or version < 1:
+        raise BundleError(path, "schema_version", "an integer", repr(version), EXPORT_AGAIN)
+    if version > SCHEMA_VERSION:
+        raise BundleError(path, "schema_version", f"at most {SCHEMA_VERSION}", version, "Upgrade gemma-edge.")
+
+
+def sha256(
+    path: Path, progress: Callable[[int], None] | None = None, begin: int = 0, end: int | None = None
+) -> str:
+    """The SHA-256 of bytes [begin, end) of a file, as hex; `end` None is the file's."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
-        while block := file.read(1 << 20):
+        left = file.seek(0, 2) - begin if end is None else end - begin
+        file.seek(begin)
+        while block := file.read(min(1 << 20, left)):
+            left -= len(block)
             digest.update(block)
             if progress:
                 progress(len(block))
@@ -145,10 +157,8 @@ def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
 
 def _read_manifest(path: Path, manifest_path: Path) -> Json:
     if not path.is_dir():
-        got = "a file" if path.exists() else "no such folder"
-        raise BundleError(
-            path, "bundle", f"a folder with a {MANIFEST}", got, "Make one with `gemma-edge export`."
-        )
+        expected = f"a folder with a {MANIFEST}, or a .litertlm"
+        raise BundleError(path, "bundle", expected, "no such file", "Make one with `gemma-edge export`.")
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -194,7 +204,8 @@ def _positive(path: Path, manifest: Json, key: str) -> int:
     return value
 
 
-def _choice(path: Path, manifest: Json, key: str, choices: tuple[str, ...]) -> str:
+def choice(path: Path, manifest: Json, key: str, choices: tuple[str, ...]) -> str:
+    """A text of the manifest, checked to be one of these."""
     value = manifest.get(key)
     if value not in choices:
         raise BundleError(path, key, " or ".join(choices), repr(value), EXPORT_AGAIN)

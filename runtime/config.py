@@ -346,7 +346,8 @@ class _Parser:
             field, parameters = "rope_parameters", (new or {}).get(layer_type)
             if layer_type == FULL and self.data.get("rope_scaling") is not None:
                 # Only the global layers are scaled in the old spelling.
-                field, parameters = "rope_scaling", {**(parameters or {}), **self.data["rope_scaling"]}
+                field, scaling = "rope_scaling", self.data["rope_scaling"]
+                parameters = {**(parameters or {}), **scaling} if isinstance(scaling, dict) else scaling
             ropes[layer_type] = self.one_rope(
                 f"{self.prefix}{field}" + (f".{layer_type}" if field == "rope_parameters" else ""),
                 parameters or {},
@@ -380,4 +381,9 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # JSON's integers have no bound
+        return False

@@ -9,6 +9,7 @@ for piece in model.generate("Why is the sky blue?", stream=True):
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -99,9 +100,18 @@ class Model:
         sampling, end_ids = Sampling(), bundle.config.eos_token_ids
         if (name := "generation_config.json") in bundle.files:
             sampling, end_ids = read_generation_config(bundle.file(name), end_ids)
+        config = bundle.config
+        embeddings = RowTable(bundle.file(embedding["file"]), embedding)
+        for field, expected, got in (
+            ("rows", config.vocab_size, embeddings.rows),
+            ("columns", config.hidden_size, embeddings.columns),
+            ("scale", config.embed_scale, embeddings.layout.scale),
+        ):
+            if not math.isclose(expected, got, rel_tol=1e-6):
+                raise BundleError(manifest, f"tables.embedding.{field}", expected, got)
         return cls(
             load_decoder(bundle, threads=threads, context=context),
-            RowTable(bundle.file(embedding["file"]), embedding),
+            embeddings,
             PleTable(bundle.file(per_layer["file"]), per_layer, bundle.config),
             tokenizer,
             template=template,

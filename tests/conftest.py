@@ -48,4 +48,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_checkpoint` at int4, verified, context 256. Not to be changed: copy it first."""
-    return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "int4", context=256, chunk=64).path
+    return export_bundle(
+        tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "int4", context=256, chunk=64
+    ).path

@@ -1,8 +1,8 @@
 """Small random Gemma 3n models: weights in a dictionary, and the same weights in `transformers`.
 
 Weights are drawn with NumPy from the table of tensors, so that only the tests that compare with
-`transformers` need torch. They are scaled so that every mechanism moves the logits: the AltUp router, whose input is
-divided by hidden_size, would otherwise do next to nothing.
+`transformers` need torch. They are scaled so that every mechanism moves the logits: the AltUp router,
+whose input is divided by hidden_size, would otherwise do next to nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gemma_edge.export.calibrate import KvScales
 from gemma_edge.export.emit.onnx import emit_decoder
 from gemma_edge.export.emit.reference import gather
 from gemma_edge.export.model.tensors import EMBEDDING_NAME, HEAD_NAME, PLE_NAME, tensor_specs
-from gemma_edge.export.recipe import load_recipe
+from gemma_edge.export.recipe import KvCache, load_recipe
 from gemma_edge.export.synth import BRANCH_NORMS
 from gemma_edge.runtime.backends.onnx import OnnxDecoder
 from gemma_edge.runtime.bundle import Bundle, FileRecord
@@ -63,7 +63,10 @@ VARIANTS: dict[str, Json] = {
     "other_softcap_and_eps": {"final_logit_softcapping": 2.5, "rms_norm_eps": 1e-2},
     "all_full": {"layer_types": [FULL] * 6},
     "all_sliding": {"layer_types": [SLIDING] * 6},
-    "own_pattern": {"layer_types": [FULL, SLIDING, SLIDING, SLIDING, SLIDING, FULL], "num_kv_shared_layers": 2},
+    "own_pattern": {
+        "layer_types": [FULL, SLIDING, SLIDING, SLIDING, SLIDING, FULL],
+        "num_kv_shared_layers": 2,
+    },
     "silu": {"hidden_activation": "silu", "altup_correct_scale": False},
     "gelu": {"hidden_activation": "gelu"},
     "relu": {"hidden_activation": "relu"},
@@ -113,8 +116,8 @@ def random_source(seed: int = 0, **changes: Any) -> DictSource:
 def _draw(config: Gemma3nConfig, name: str, shape: tuple[int, ...], seed: int) -> Array:
     values = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, dtype=np.float32)
     if name.endswith((".q_norm.weight", ".k_norm.weight")):
-        mean = (4 / config.head_dim) ** 0.25  # attention scores of a deviation of about 2
-        return mean * (1 + np.float32(0.2) * values)
+        # Attention scores of a deviation of about 2.
+        return np.float32((4 / config.head_dim) ** 0.25) * (np.float32(1) + np.float32(0.2) * values)
     if name.endswith(BRANCH_NORMS):
         # As in a trained model: with large branches, layers of random weights blow up any rounding.
         return np.float32(0.4) + np.float32(0.1) * values
@@ -140,7 +143,8 @@ def transformers_model(changes: Json, source: DictSource) -> Any:
     fields = {k: v for k, v in (SMALL | changes).items() if k != "model_type"}
     config = Gemma3nTextConfig(**fields)
     config._attn_implementation = "eager"
-    model = Gemma3nForCausalLM(config).eval()
+    model: Any = Gemma3nForCausalLM(config)
+    model.eval()
     prefix = {name: "" if name == HEAD_NAME else "model." for name in source.weights}
     state = {prefix[name] + name: torch.from_numpy(array) for name, array in source.weights.items()}
     if source.config.tie_word_embeddings:
@@ -174,7 +178,7 @@ def write_decoder(
     kv_scales: dict[int, KvScales] | None = None,
 ) -> Bundle:
     """The fp32 decoder of `source` in `folder`, with an int8 cache if there are scales for one."""
-    kv_cache = "int8" if kv_scales else "fp32"
+    kv_cache: KvCache = "int8" if kv_scales else "fp32"
     recipe = replace(load_recipe("fp32"), kv_cache=kv_cache)
     emitted = emit_decoder(source.config, recipe, "decoder.onnx.data", kv_scales)
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,10 +193,14 @@ def rows_of(source: DictSource, ids: Sequence[int]) -> tuple[Array, Array]:
     """Scaled token embeddings (tokens, hidden) and per-layer rows (tokens, layers * width)."""
     c, wanted = source.config, np.asarray(ids, np.int64)
     per_layer = gather(source, PLE_NAME, np.where(wanted < c.vocab_size_per_layer_input, wanted, 0))
-    return gather(source, EMBEDDING_NAME, wanted) * np.float32(c.embed_scale), per_layer * np.float32(c.ple_scale)
+    return gather(source, EMBEDDING_NAME, wanted) * np.float32(c.embed_scale), per_layer * np.float32(
+        c.ple_scale
+    )
 
 
-def feed(decoder: OnnxDecoder, source: DictSource, ids: Sequence[int], chunks: Sequence[int], wanted: int = 0) -> Array:
+def feed(
+    decoder: OnnxDecoder, source: DictSource, ids: Sequence[int], chunks: Sequence[int], wanted: int = 0
+) -> Array:
     """Runs `ids` in calls of `chunks` tokens; logits of the last `wanted` tokens of each call (0: all)."""
     embeddings, per_layer = rows_of(source, ids)
     logits, start = [], 0

@@ -167,7 +167,7 @@ def test_close_may_be_repeated(original: Path) -> None:
     checkpoint = Checkpoint.open(original)
     checkpoint.close()
     checkpoint.close()
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="Bad file descriptor"):
         checkpoint.read("norm.weight")
 
 

@@ -320,6 +320,6 @@ def test_ctrl_c_at_the_prompt(model: Model, capsys: pytest.CaptureFixture[str]) 
 
     chat_repl.chat(chat_repl.Conversation(model), read, interactive=True)
     assert "/quit" in capsys.readouterr().err
+    lines = iter([KeyboardInterrupt()])
     with pytest.raises(KeyboardInterrupt):
-        lines = iter([KeyboardInterrupt()])
         chat_repl.chat(chat_repl.Conversation(model), read)

@@ -30,7 +30,7 @@ from tiny_tflite import bigram, tiny_config, write_models
 from gemma_edge.export.checkpoint import Checkpoint
 from gemma_edge.export.emit.reference import evaluate
 from gemma_edge.export.exporter import export_bundle
-from gemma_edge.export.litertlm import export_litertlm, llm_metadata, pad_tokenizer, write_litertlm
+from gemma_edge.export.litertlm import llm_metadata, pad_tokenizer, write_litertlm
 from gemma_edge.export.recipe import load_recipe
 from gemma_edge.export.synth import synthesize
 
@@ -126,13 +126,12 @@ def test_every_id_has_a_piece(made, tmp_path, config):
 def test_a_tokenizer_with_too_many_pieces(tmp_path):
     path = write_tokenizer(tmp_path / "tokenizer.model")
     with pytest.raises(TokenizerError, match="vocab_size = 100"):
-        pad_tokenizer(path, {}, 100)
+        pad_tokenizer(path.read_bytes(), {}, 100)
 
 
-def test_a_tokenizer_that_is_none(tmp_path):
-    (tmp_path / "tokenizer.model").write_bytes(b"\xff\xff\xff")
+def test_a_tokenizer_that_is_none():
     with pytest.raises(TokenizerError, match="SentencePiece"):
-        pad_tokenizer(tmp_path / "tokenizer.model", {}, 100)
+        pad_tokenizer(b"\xff\xff\xff", {}, 100)
 
 
 def test_sampling_is_recorded(config):
@@ -370,17 +369,34 @@ def spelled(ids: list[int], tokenizer: Tokenizer) -> str:
     return b"".join(tokenizer.token_bytes(i, skip_special=False) for i in ids).decode("utf-8", "each byte")
 
 
+def parted_at_a_tie(model: Model, prompt: list[int], ids: list[int], others: list[int]) -> bool:
+    """Whether the first token that differs was one of two that `model` holds for nearly equal.
+
+    The layouts sum attention in another order; where that tips the rounding of an 8-bit activation, logits
+    differ by up to 0.2 (measured), and the random weights of the test have many closer ties.
+    """
+    same = next(i for i, (a, b) in enumerate(zip(ids, others, strict=True)) if a != b)
+    context = np.array([*prompt, *ids[:same]])
+    model.reset()
+    for part in np.split(context, range(32, len(context), 32)):
+        rows = model.embeddings.lookup(part), model.per_layer.lookup(part)
+        logits = model.decoder.forward(*rows, 1)[-1]
+    return abs(logits[ids[same]] - logits[others[same]]) < 0.2
+
+
 @pytest.mark.usefixtures("litert_lm")
 @pytest.mark.parametrize("name", ["fp32", "int4_g32", "int8"])
 def test_litert_lm_gives_the_tokens_of_our_runtime(checkpoint, tmp_path, monkeypatch, name):
     monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "cache"))
     recipe, size = load_recipe(name), {"context": CONTEXT_TINY, "chunk": 32}
-    path = export_litertlm(checkpoint, tmp_path / "model.litertlm", recipe=recipe, **size)
-    out = tmp_path / "out"
+    path, out = tmp_path / "model.litertlm", tmp_path / "out"
+    export_bundle(checkpoint.path, path, recipe=recipe, format="litertlm", verify=False, **size)
     export_bundle(checkpoint.path, out, recipe=recipe, format="tflite", verify=False, **size)
     model = Model.load(out)
     prompt = model.tokenizer.encode(PROMPT, bos=True)
     ids = list(model.stream_tokens(prompt, max_tokens=COUNT))
+    own = list(Model.load(path).stream_tokens(prompt, max_tokens=COUNT))
+    assert own == ids or (name == "int8" and parted_at_a_tie(model, prompt, ids, own))
     answer = run_greedy(path, PROMPT, COUNT, tmp_path)
     assert (answer["prompt_tokens"], answer["tokens"]) == (len(prompt), COUNT)
     assert "".join(answer["pieces"]) == spelled(ids, model.tokenizer)

@@ -22,7 +22,7 @@ CONFIG = Gemma3nConfig.from_dict(
         "model_type": "gemma3n_text",
         "vocab_size": VOCAB,
         "vocab_size_per_layer_input": VOCAB,
-        "hidden_size": 1,
+        "hidden_size": 4,
         "hidden_size_per_layer_input": 1,
         "num_hidden_layers": LAYERS,
         "num_kv_shared_layers": 0,
@@ -36,8 +36,9 @@ class TableDecoder(RuleDecoder):
     """Checks that the rows are those of the bundle's tables, then decodes by the rule."""
 
     def forward(self, embeddings: Any, per_layer: Any, n_logits: int = 1) -> Any:
-        assert np.array_equal(per_layer, np.repeat(embeddings / 2, LAYERS, axis=1))
-        return super().forward(embeddings / 2, embeddings / 2, n_logits)
+        ids = embeddings[:, :1] / 2
+        assert np.array_equal(per_layer, np.repeat(ids, LAYERS, axis=1))
+        return super().forward(ids, ids, n_logits)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     tokenizer = tiny_tokenizer(folder)
     ids = np.arange(VOCAB, dtype="<f4")
-    (folder / "decoder.onnx.data").write_bytes(ids.tobytes())
+    (folder / "decoder.onnx.data").write_bytes(np.repeat(ids, 4).tobytes())
     (folder / "ple.bin").write_bytes(np.repeat(ids, LAYERS).tobytes())
     (folder / "chat_template.jinja").write_text("{{ bos_token }}q<start_of_turn>model{{ '\n' }}")
     (folder / "generation_config.json").write_text(
@@ -85,7 +86,7 @@ def seal(folder: Path, **changes: Any) -> None:
         "chunk": 16,
         "kv_cache": "fp32",
         "tables": {
-            "embedding": layout("decoder.onnx.data", 1, 2.0),
+            "embedding": layout("decoder.onnx.data", 4, 2.0),
             "per_layer": layout("ple.bin", LAYERS, 1.0),
         },
         "added_tokens": {},
@@ -118,7 +119,7 @@ def test_template_and_generation_config_may_be_missing(bundle: Path) -> None:
     ("changes", "message"),
     [
         ({"tables": {}}, "tables.embedding"),
-        ({"tables": {"embedding": layout("decoder.onnx.data", 1, 2.0)}}, "tables.per_layer"),
+        ({"tables": {"embedding": layout("decoder.onnx.data", 4, 2.0)}}, "tables.per_layer"),
         ({"tables": {"embedding": {"file": 3}, "per_layer": {}}}, "tables.embedding"),
         ({"tables": []}, "tables: expected dict"),
         ({"added_tokens": {"<x>": "3"}}, "added_tokens"),

@@ -21,7 +21,12 @@ from gemma_edge.runtime.config import FULL
 from gemma_edge.runtime.errors import BundleError, UsageError
 
 MAX_ERROR = 1e-3
-CHUNKS = {"whole": [24], "one_by_one": [1] * 24, "uneven": [5, 7, 1, 1, 10], "prompt_then_decode": [20, 1, 1, 1, 1]}
+CHUNKS = {
+    "whole": [24],
+    "one_by_one": [1] * 24,
+    "uneven": [5, 7, 1, 1, 10],
+    "prompt_then_decode": [20, 1, 1, 1, 1],
+}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +114,9 @@ def test_a_full_context_is_a_clear_error(fresh: OnnxDecoder, source: DictSource)
 
 
 @pytest.mark.parametrize(("tokens", "wanted"), [(0, 1), (0, 0), (33, 1), (2, 3), (2, -1)])
-def test_a_call_outside_its_contract(fresh: OnnxDecoder, source: DictSource, tokens: int, wanted: int) -> None:
+def test_a_call_outside_its_contract(
+    fresh: OnnxDecoder, source: DictSource, tokens: int, wanted: int
+) -> None:
     rows = rows_of(source, [1] * max(tokens, 1))
     with pytest.raises(ValueError, match="does not hold"):
         fresh.forward(rows[0][:tokens], rows[1][:tokens], wanted)
@@ -194,7 +201,9 @@ def test_every_tensor_is_stored_once(name: str) -> None:
             shape = tensor_specs(config)[weight.name].shape
             start, stop = weight.rows or (0, shape[0])
             stored[weight.name] = stored.get(weight.name, 0) + stop - start
-    expected = {n: s.shape[0] for n, s in tensor_specs(config).items() if s.part not in (Part.PLE, Part.EMBEDDING)}
+    expected = {
+        n: s.shape[0] for n, s in tensor_specs(config).items() if s.part not in (Part.PLE, Part.EMBEDDING)
+    }
     # One row of a norm's weight serves each head that it normalizes.
     for name in [n for n in expected if n.endswith(("q_norm.weight", "k_norm.weight"))]:
         heads = config.num_attention_heads if "q_norm" in name else config.num_key_value_heads
@@ -215,7 +224,9 @@ def test_kv_sharing_in_the_graph(source: DictSource, kv_cache: KvCache) -> None:
     assert len(nodes) == 6
     assert list(nodes["attention.5"].input[3:5]) == ["present_key.3", "present_value.3"]
     made = {name: node for node in graph.node for name in node.output}
-    for edge, owner in zip(nodes["attention.4"].input[3:5], ("present_key.2", "present_value.2"), strict=True):
+    for edge, owner in zip(
+        nodes["attention.4"].input[3:5], ("present_key.2", "present_value.2"), strict=True
+    ):
         assert made[edge].op_type == "Slice" and made[edge].input[0] == owner
     attributes = {name: {a.name: a.i for a in node.attribute} for name, node in nodes.items()}
     assert [n for n, a in attributes.items() if a.get("sliding_window_cache")] == ["attention.0"]
@@ -242,11 +253,15 @@ def test_inputs_depend_on_what_the_model_has() -> None:
 
 def test_emission_is_the_same_every_time(emitted: EmittedDecoder, source: DictSource, recipe: Recipe) -> None:
     again = emit_decoder(source.config, recipe, "decoder.onnx.data")
-    assert again.model.SerializeToString(deterministic=True) == emitted.model.SerializeToString(deterministic=True)
+    assert again.model.SerializeToString(deterministic=True) == emitted.model.SerializeToString(
+        deterministic=True
+    )
 
 
 @pytest.mark.parametrize(("name", "least"), [("int8", 0.999), ("int4", 0.9)])
-def test_quantized_decoder_is_near_the_reference(name: str, least: float, source: DictSource, tmp_path: Path) -> None:
+def test_quantized_decoder_is_near_the_reference(
+    name: str, least: float, source: DictSource, tmp_path: Path
+) -> None:
     """Through MatMulNBits: wrong packing or a wrong zero point would give noise."""
     loaded = recipe_of(name)
     emitted = emit_decoder(source.config, loaded, "decoder.onnx.data")

@@ -67,7 +67,7 @@ def test_record_is_appended_and_reads_back(tmp_path: Path) -> None:
 
 
 def test_record_refuses_numbers_that_json_has_not(tmp_path: Path) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="JSON"):
         write_record(
             tmp_path / "x", "load", name="", model="", recipe="", metrics={"s": float("nan")}, raw={}
         )

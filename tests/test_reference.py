@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import LiveCase
-from gemma3n_models import SMALL, VARIANTS, DictSource, random_ids, random_source, transformers_logits, transformers_model
+from gemma3n_models import (
+    SMALL,
+    VARIANTS,
+    Array,
+    DictSource,
+    random_ids,
+    random_source,
+    transformers_logits,
+    transformers_model,
+)
 
 from gemma_edge.export.emit import reference
 from gemma_edge.export.emit.reference import LOGIT_ROWS, evaluate, evaluate_blocks, gather
@@ -32,9 +41,14 @@ def test_agrees_with_transformers(name: str, live_case: Callable[[str], LiveCase
 def test_agrees_with_transformers_on_the_default_layer_pattern(seed: int) -> None:
     """Twelve layers, a global one every five, ten of them sparse, as transformers fills in by itself."""
     pytest.importorskip("transformers")
-    # Wide enough that no token's sparse gate is all zeros but for rounding, which the norm after it would blow up.
+    # Wide enough that no sparse gate is all zeros but for rounding, which the norm after it would blow up.
     defaults = {"layer_types": None, "activation_sparsity_pattern": None, "intermediate_size": 256}
-    changes: dict[str, Any] = {**defaults, "num_hidden_layers": 12, "num_kv_shared_layers": 5, "sliding_window": 8}
+    changes: dict[str, Any] = {
+        **defaults,
+        "num_hidden_layers": 12,
+        "num_kv_shared_layers": 5,
+        "sliding_window": 8,
+    }
     source = random_source(seed, **changes)
     assert source.config.activation_sparsity == (0.95,) * 10 + (0.0,) * 2
     ids = random_ids(source.config, 40, seed)
@@ -116,7 +130,8 @@ def test_gather_reads_each_row_once() -> None:
 def test_kv_sharing() -> None:
     """Only owners have keys and values, and shared layers depend on those of the last owner of their type."""
     source = random_source()
-    ids, caches = random_ids(source.config, 6), {}
+    ids = random_ids(source.config, 6)
+    caches: dict[int, tuple[Array, Array]] = {}
     assert source.config.kv_owner == (0, 1, 2, 3, 2, 3)
     before = evaluate(source, [ids], caches=caches)[0]
     assert list(caches) == [0, 1, 2, 3]
@@ -125,7 +140,8 @@ def test_kv_sharing() -> None:
     cut = {f"layers__{i}__post_attention_layernorm__weight": np.zeros(32, np.float32) for i in range(4)}
     shared_only = evaluate(source.changed(**cut), [ids])[0]
     for owner, matters in ((0, False), (1, False), (2, True), (3, True)):
-        other = {f"layers__{owner}__self_attn__v_proj__weight": source.weights["layers.1.self_attn.v_proj.weight"][::-1]}
+        values = source.weights[f"layers.{owner}.self_attn.v_proj.weight"][::-1]
+        other = {f"layers__{owner}__self_attn__v_proj__weight": values}
         difference = np.abs(evaluate(source.changed(**cut, **other), [ids])[0] - shared_only).max()
         assert difference > 1e-3 if matters else difference == 0
     assert np.abs(before - shared_only).max() > 1e-3
@@ -137,7 +153,11 @@ def test_unused_kv_weights_of_shared_layers_do_not_matter() -> None:
     ids = random_ids(source.config, 6)
     expected = evaluate(source, [ids])[0]
     unused = {name: np.full((32, 32), np.nan, np.float32) for name in unused_names(source.config)}
-    assert {"layers.4.self_attn.k_proj.weight", "layers.5.self_attn.v_proj.bias", "lm_head.weight"} <= set(unused)
+    assert {
+        "layers.4.self_attn.k_proj.weight",
+        "layers.5.self_attn.v_proj.bias",
+        "lm_head.weight",
+    } <= unused.keys()
     polluted = DictSource(source.config, source.weights | unused)
     np.testing.assert_array_equal(evaluate(polluted, [ids])[0], expected)
     assert polluted.names_read == set(tensor_specs(source.config))
@@ -151,7 +171,8 @@ def test_ple_row_zero_for_soft_tokens() -> None:
     only = np.full_like(source.weights[PLE_NAME], np.nan)
     only[[0, 5]] = source.weights[PLE_NAME][[0, 5]]
     expected = evaluate(source, [ids])[0]
-    np.testing.assert_array_equal(evaluate(source.changed(embed_tokens_per_layer__weight=only), [ids])[0], expected)
+    unchanged = evaluate(source.changed(embed_tokens_per_layer__weight=only), [ids])[0]
+    np.testing.assert_array_equal(unchanged, expected)
     only[0] = only[0][::-1]
     other = evaluate(source.changed(embed_tokens_per_layer__weight=only), [ids])[0]
     assert np.array_equal(other[0], expected[0]) and np.abs(other[1] - expected[1]).max() > 1e-3

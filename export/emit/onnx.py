@@ -92,6 +92,7 @@ def emit_decoder(
     text.decoder(ops, config, embeddings, low, high)
     ops.nodes[-1].output[0] = "logits"
     ops.outputs.insert(0, _value("logits", FLOAT, [1, "wanted", config.vocab_size]))
+    ops.data.finish()
     graph = helper.make_graph(
         ops.nodes,
         "gemma3n_decoder",
@@ -164,7 +165,9 @@ class OnnxOps:
         rows = sum(w.rows[1] - w.rows[0] if w.rows else self.specs[w.name].shape[0] for w in weights)
         shape = (rows, spec.shape[1])
         precision = self.recipe.precision(spec)
-        self.data.add(name, weights, shape, spec.part, precision)
+        if name not in self.stored:  # the AltUp router is used twice in a layer
+            self.data.add(name, weights, shape, spec.part, precision)
+            self.stored.add(name)
         if precision.bits == 32:
             # transB keeps the checkpoint's own (out, in) layout, so that nothing is transposed.
             return self.node("FusedMatMul", [x, name], domain=MS, transB=1)
@@ -246,7 +249,7 @@ class OnnxOps:
                 )
                 attributes["do_rotary"], rotary = 0, ["", ""]
             inputs = [heads, empty, empty, *past, *lengths, *rotary]
-        if self.recipe.kv_cache == "int8":
+        if self.layouts[owner].precision == "int8":
             attributes |= {
                 "k_quant_type": "PER_CHANNEL",
                 "v_quant_type": "PER_CHANNEL",
@@ -320,7 +323,6 @@ class OnnxOps:
     def declare_cache(self) -> None:
         c = self.config
         self.layouts = cache_layouts(c, self.recipe.kv_cache)
-        cache_type = INT8 if self.recipe.kv_cache == "int8" else FLOAT
         self.input("num_logits", INT64, [1])
         self.input("seqlens_k", INT32, [1])
         self.input("total_sequence_length", INT32, [])
@@ -329,6 +331,7 @@ class OnnxOps:
                 self.input(f"{table}_{kind}", FLOAT, ["context", c.head_dim // 2])
         for layer, layout in self.layouts.items():
             capacity = "window" if layout.windowed else "context"
+            cache_type = INT8 if layout.precision == "int8" else FLOAT
             for part in ("key", "value"):
                 shape: list[int | str] = [1, c.num_key_value_heads, capacity, c.head_dim]
                 self.input(f"past_{part}.{layer}", cache_type, shape)

@@ -52,7 +52,7 @@ def load_decoder(bundle: Bundle, *, threads: int | None = None, context: int | N
         threads: worker threads; None for one a physical core.
         context: tokens of KV cache; None for the context that the bundle was planned for.
     """
-    if bundle.format == "tflite":
+    if bundle.format != "onnx":
         from gemma_edge.runtime.backends.litert import LitertDecoder
 
         return LitertDecoder(bundle, threads=threads, context=context)

@@ -27,9 +27,9 @@ from ai_edge_litert.compiled_model import (
 )
 from numpy.typing import NDArray
 
+from gemma_edge.runtime.cache_folder import CACHE_VARIABLE, cache_folder
 from gemma_edge.runtime.errors import BundleError
 
-CACHE_VARIABLE = "GEMMA_EDGE_CACHE"
 NOWHERE = os.path.join(os.devnull, "none")  # accelerators are looked for in folders: none of them is wanted
 SLACK = 256  # bytes that the engine may add to a buffer to align it
 # Packed weights are a little larger than the file (sums of rows); this much must stay free beside them.
@@ -105,7 +105,7 @@ def load_model(path: Path, digest: str, threads: int) -> CompiledModel:
     Raises:
         BundleError: the engine does not take the file.
     """
-    packed = packed_weights(digest)
+    packed: Path | None = packed_weights(digest)
     building = None
     if packed is not None and not packed.exists():
         building = _writable(packed, path.stat().st_size)
@@ -123,15 +123,13 @@ def load_model(path: Path, digest: str, threads: int) -> CompiledModel:
             raise BundleError(path, "graph", "a decoder that LiteRT loads", "; ".join(lines[-3:])) from None
     if building is not None and building.exists():
         # Under its name it is complete; it stays mapped.
-        os.replace(building, packed_weights(digest) or building)
+        os.replace(building, packed_weights(digest))
     return model
 
 
-def packed_weights(digest: str) -> Path | None:
-    """Where a model's packed weights are, or will be: in $GEMMA_EDGE_CACHE, by default below ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(os.environ.get(CACHE_VARIABLE) or os.path.join(home, "gemma-edge"))
-    return folder / f"{digest[:32]}-{version('ai-edge-litert')}.xnnpack"
+def packed_weights(digest: str) -> Path:
+    """Where a model's packed weights are, or will be."""
+    return cache_folder() / f"{digest[:32]}-{version('ai-edge-litert')}.xnnpack"
 
 
 def _writable(packed: Path, size: int) -> Path | None:

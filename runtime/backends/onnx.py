@@ -6,6 +6,8 @@ buffers that stay bound: a step only writes a token's rows into them and runs.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from gemma_edge.runtime.rope import rotary_tables
 
 Array = NDArray[np.float32]
 KV_TYPES = {"fp32": np.float32, "int8": np.int8}
+KV_GRAPH_TYPES = {"fp32": "tensor(float)", "int8": "tensor(int8)"}
 KIND = {FULL: "full", SLIDING: "sliding"}
 
 
@@ -45,18 +48,47 @@ class OnnxDecoder:
             self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many types of its own
             raise BundleError(path, "graph", "a decoder that ONNX Runtime loads", str(error)) from None
+        self.split = self.config.first_shared_layer * self.config.hidden_size_per_layer_input
+        self._check_graph(path, bundle.kv_cache)
         self.binding = self.session.io_binding()
         self._bind_cache(bundle.kv_cache)
         self._bind_inputs()
+        release_free_memory()  # packing weights leaves holes
+
+    def _check_graph(self, path: Path, precision: str) -> None:
+        """Raises BundleError unless the graph is one of this config: binding would not tell."""
+        c = self.config
+        f32, i32 = "tensor(float)", "tensor(int32)"
+        expected: dict[str, tuple[str, tuple[int | None, ...]]] = {
+            "inputs_embeds": (f32, (1, None, c.hidden_size)),
+            "ple_low": (f32, (1, None, self.split)),
+            "num_logits": ("tensor(int64)", (1,)),
+            "seqlens_k": (i32, (1,)),
+            "total_sequence_length": (i32, ()),
+            "logits": (f32, (1, None, c.vocab_size)),
+        }
+        if c.num_kv_shared_layers:
+            expected["ple_high"] = (f32, (1, None, c.ple_row_size - self.split))
+        for layer_type in set(c.layer_types):
+            for table in ("cos", "sin"):
+                expected[f"{table}_{KIND[layer_type]}"] = (f32, (None, c.head_dim // 2))
+        for layer, layout in cache_layouts(c, precision).items():
+            cache = (KV_GRAPH_TYPES[layout.precision], (1, c.num_key_value_heads, None, c.head_dim))
+            expected |= {f"past_{part}.{layer}": cache for part in ("key", "value")}
+        values = [*self.session.get_inputs(), *self.session.get_outputs()[:1]]
+        found = {v.name: (v.type, tuple(n if isinstance(n, int) else None for n in v.shape)) for v in values}
+        for name in sorted({*expected, *found}):
+            if expected.get(name) != found.get(name):
+                raise BundleError(path, name, expected.get(name, "nothing"), found.get(name, "nothing"))
 
     def _bind_cache(self, precision: str) -> None:
-        config, dtype = self.config, KV_TYPES[precision]
+        config = self.config
         self.caches: list[ort.OrtValue] = []
         outputs = {output.name for output in self.session.get_outputs()}
         for layer, layout in cache_layouts(config, precision).items():
             shape = (1, config.num_key_value_heads, layout.capacity(self.context), config.head_dim)
             for part in ("key", "value"):
-                buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype))
+                buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, KV_TYPES[layout.precision]))
                 self.binding.bind_ortvalue_input(f"past_{part}.{layer}", buffer)
                 self.binding.bind_ortvalue_output(f"present_{part}.{layer}", buffer)
                 self.caches.append(buffer)
@@ -75,7 +107,6 @@ class OnnxDecoder:
         self.seqlens = self._bind("seqlens_k", np.zeros(1, np.int32))
         self.total = self._bind("total_sequence_length", np.zeros((), np.int32))
         self.wanted = self._bind("num_logits", np.ones(1, np.int64))
-        self.split = config.first_shared_layer * config.hidden_size_per_layer_input
         self.bound_shape = (0, 0)
 
     def _bind(self, name: str, array: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -83,10 +114,10 @@ class OnnxDecoder:
         self.binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
         return array
 
-    def _shape_inputs(self, tokens: int, n_logits: int) -> None:
-        """Buffers for T tokens and n logits; those of the last call stay bound when the sizes are equal."""
+    def _shape_inputs(self, tokens: int, n_logits: int) -> bool:
+        """Binds buffers for T tokens and n logits; False if those of the last call have these sizes."""
         if self.bound_shape == (tokens, n_logits):
-            return
+            return False
         config = self.config
         self.embeddings = self._bind("inputs_embeds", np.empty((1, tokens, config.hidden_size), np.float32))
         self.ple_low = self._bind("ple_low", np.empty((1, tokens, self.split), np.float32))
@@ -97,6 +128,7 @@ class OnnxDecoder:
         self.logits_value = ort.OrtValue.ortvalue_from_numpy(self.logits)
         self.binding.bind_ortvalue_output("logits", self.logits_value)
         self.bound_shape = (tokens, n_logits)
+        return True
 
     def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
         tokens = len(embeddings)
@@ -107,7 +139,7 @@ class OnnxDecoder:
         if self.position + tokens > self.context:
             raise UsageError(f"{self.position} + {tokens} tokens do not fit a context of {self.context}")
         rows = max(1, n_logits)  # the graph computes one at least
-        self._shape_inputs(tokens, rows)
+        reshaped = self._shape_inputs(tokens, rows)
         total = self.position + tokens
         self.embeddings[0] = embeddings
         self.ple_low[0] = per_layer[:, : self.split]
@@ -118,7 +150,7 @@ class OnnxDecoder:
         self.wanted[0] = rows
         self.session.run_with_iobinding(self.binding)
         self.position = total
-        if tokens > 1:
+        if tokens > 1 or reshaped:
             release_free_memory()
         return self.logits[0, rows - n_logits :].copy()
 

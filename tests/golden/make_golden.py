@@ -2,9 +2,10 @@
 
     python tests/golden/make_golden.py
 
-One forward pass of one prompt is recorded: what goes into and comes out of each block, so that the values are those
-of real activations. Arrays are fp32 but `ids` and `config` (JSON); weights are there as `weight.NAME`, blocks as
-`BLOCK.in.N` and `BLOCK.out`. Shapes are those of `Ops`: (tokens, width), streams (tokens, streams, width).
+One forward pass of one prompt is recorded: what goes into and comes out of each block, so that the values
+are those of real activations. Arrays are fp32 but for `ids` and `config` (JSON); weights are there as
+`weight.NAME`, blocks as `BLOCK.in.N` and `BLOCK.out`. Shapes are those of `Ops`: (tokens, width), streams
+(tokens, streams, width).
 """
 
 from __future__ import annotations
@@ -83,7 +84,14 @@ def main() -> None:
         logits = model(torch.tensor([ids]), use_cache=False).logits
 
     blocks: dict[str, tuple[list[Array], Array]] = {}
-    for name in ("rms_norm", "laurel", "feed_forward_sparse", "feed_forward_dense", "altup_predict", "altup_correct"):
+    for name in (
+        "rms_norm",
+        "laurel",
+        "feed_forward_sparse",
+        "feed_forward_dense",
+        "altup_predict",
+        "altup_correct",
+    ):
         inputs, out = record.calls[name]
         blocks[name] = [flat(x) for x in inputs], flat(out)
     (heads,), normed = record.calls["rms_norm_without_weight"]  # (1, tokens, heads, dim): one head of it
@@ -95,7 +103,7 @@ def main() -> None:
         blocks[f"attention_{kind}"] = [*owner, flat(inputs[0])], flat(out)
     (embeddings, rows), mixed = record.calls["per_layer_inputs"]
     flat_rows = rows[0].numpy().reshape(TOKENS, -1)
-    blocks["per_layer_inputs"] = [flat(embeddings), flat_rows], mixed[0].numpy().transpose(1, 0, 2)  # a layer each
+    blocks["per_layer_inputs"] = [flat(embeddings), flat_rows], mixed[0].numpy().transpose(1, 0, 2)
     for index in (0, 1):
         inputs, out = record.calls[f"layer.{index}"]
         blocks[f"decoder_layer_{index}"] = [flat(inputs[0]), flat(inputs[1])], flat(out)

@@ -1,0 +1,233 @@
+"""Publishing: old, new or absent; never torn, nothing left behind, nothing else overwritten."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from gemma3n_models import SMALL
+
+from gemma_edge.export.bundle_writer import ROOM, BundleWriter, HashingFile
+from gemma_edge.runtime.bundle import Bundle
+from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+
+MANIFEST = {"schema_version": 1, "config": SMALL, "context": 64, "chunk": 16, "kv_cache": "fp32"}
+
+# Publishes a bundle over sys.argv[1], and is killed at the moment that sys.argv[2] names.
+KILLED = """\
+import json, os, signal, sys
+from pathlib import Path
+from gemma_edge.export.bundle_writer import BundleWriter
+
+def die(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+moment, rename = sys.argv[2], os.rename
+with BundleWriter(Path(sys.argv[1])) as writer:
+    if moment == "while a file is written":
+        writer.write("decoder.onnx", lambda file: (file.write(b"half"), die()))
+    writer.write_bytes("decoder.onnx", b"new")
+    if moment == "before the manifest":
+        die()
+    writer.write_manifest(json.loads(sys.argv[3]))
+    if moment == "before the renames":
+        die()
+    if moment == "between the renames":
+        os.rename = lambda a, b: rename(a, b) if ".partial" not in str(a) else die()
+    if moment == "after the renames":
+        os.rename = lambda a, b: (rename(a, b), die() if ".partial" in str(a) else None)
+    writer.publish()
+"""
+
+
+def publish(target: Path, content: bytes) -> Path:
+    with BundleWriter(target) as writer:
+        writer.write_bytes("decoder.onnx", content)
+        writer.write_manifest(MANIFEST)
+        return writer.publish()
+
+
+def content(target: Path) -> bytes:
+    """What a sound bundle holds."""
+    return Bundle.open(target).file("decoder.onnx").read_bytes()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "disk" / "out"
+
+
+# Publishing. --------------------------------------------------------------------------------------
+
+
+def test_new(target: Path) -> None:
+    assert publish(target, b"new") == target
+    assert content(target) == b"new"
+    assert names(target.parent) == ["out"] and names(target) == ["decoder.onnx", "manifest.json"]
+
+
+def test_an_old_bundle_is_replaced(target: Path) -> None:
+    publish(target, b"old")
+    publish(target, b"new")
+    assert content(target) == b"new"
+    assert names(target.parent) == ["out"]
+
+
+def test_an_empty_folder_is_filled(target: Path) -> None:
+    target.mkdir(parents=True)
+    publish(target, b"new")
+    assert content(target) == b"new" and names(target.parent) == ["out"]
+
+
+def test_a_relative_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    publish(Path("out"), b"new")
+    assert content(tmp_path / "out") == b"new"
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_is_no_bundle_is_not_overwritten(target: Path, kind: str) -> None:
+    kept = target / "thesis.tex" if kind == "folder" else target
+    kept.parent.mkdir(parents=True)
+    kept.write_text("years of work")
+    with pytest.raises(UsageError, match="exists and is not a bundle"):
+        BundleWriter(target)
+    assert kept.read_text() == "years of work"
+
+
+def test_files_are_recorded_with_size_and_hash(target: Path) -> None:
+    with BundleWriter(target) as writer:
+        writer.write("data", lambda file: [file.write(b"ab"), file.write(memoryview(b"cd")), file.tell()])
+        assert writer.records == {"data": {"bytes": 4, "sha256": hashlib.sha256(b"abcd").hexdigest()}}
+        assert (writer.folder / "data").read_bytes() == b"abcd"
+
+
+def test_hashing_file_takes_arrays(tmp_path: Path) -> None:
+    import numpy as np
+
+    file = HashingFile(tmp_path / "data")
+    values = np.arange(6, dtype="<f4").reshape(2, 3)
+    assert file.write(values.data) == 24 and file.tell() == 24
+    assert file.close() == {"bytes": 24, "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
+
+
+# Interrupted, failed, killed. ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "broken"), SystemExit(1)])
+@pytest.mark.parametrize("old", [True, False])
+def test_an_error_leaves_what_was_there(target: Path, error: BaseException, old: bool) -> None:
+    if old:
+        publish(target, b"old")
+
+    def produce(file: Any) -> None:
+        file.write(b"half")
+        raise error
+
+    with pytest.raises(type(error)), BundleWriter(target) as writer:
+        writer.write("decoder.onnx", produce)
+    assert names(target.parent) == (["out"] if old else [])
+    if old:
+        assert content(target) == b"old"
+
+
+def test_leaving_without_publishing_publishes_nothing(target: Path) -> None:
+    with BundleWriter(target) as writer:
+        writer.write_bytes("decoder.onnx", b"new")
+        writer.write_manifest(MANIFEST)
+    assert names(target.parent) == []
+
+
+def test_a_failing_rename_leaves_the_old_bundle(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(target, b"old")
+    rename = os.rename
+
+    def failing(source: Path, to: Path) -> None:
+        if Path(to) == target and ".partial" in Path(source).name:
+            raise OSError(errno.EIO, "broken")
+        rename(source, to)
+
+    monkeypatch.setattr("gemma_edge.export.bundle_writer.os.rename", failing)
+    with pytest.raises(OSError, match="broken"):
+        publish(target, b"new")
+    monkeypatch.undo()
+    assert content(target) == b"old" and names(target.parent) == ["out"]
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["over an old bundle", "afresh"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "while a file is written",
+        "before the manifest",
+        "before the renames",
+        "between the renames",
+        "after the renames",
+    ],
+)
+def test_old_new_or_absent_whenever_it_is_killed(target: Path, moment: str, old: bool) -> None:
+    target.parent.mkdir(parents=True)
+    if old:
+        publish(target, b"old")
+    argv = [sys.executable, "-c", KILLED, str(target), moment, json.dumps(MANIFEST)]
+    assert subprocess.run(argv, check=False).returncode == -signal.SIGKILL
+    if moment == "after the renames":
+        assert content(target) == b"new"
+    elif old and moment != "between the renames":
+        assert content(target) == b"old"
+    else:
+        assert not target.exists()
+    # The next export is not hindered, and clears what the killed one has left.
+    publish(target, b"next")
+    assert content(target) == b"next" and names(target.parent) == ["out"]
+
+
+def test_the_folder_of_another_running_export_is_left_alone(target: Path) -> None:
+    other = target.parent / f".out.partial-{os.getppid()}"
+    other.mkdir(parents=True)
+    publish(target, b"new")
+    assert names(target.parent) == [other.name, "out"]
+
+
+def test_folders_of_other_names_are_left_alone(target: Path) -> None:
+    pid = subprocess.Popen([sys.executable, "-c", ""])
+    pid.wait()
+    kept = [f".other.partial-{pid.pid}", f"out.partial-{pid.pid}", ".out.partial-x"]
+    for name in kept:
+        (target.parent / name).mkdir(parents=True)
+    publish(target, b"new")
+    assert names(target.parent) == sorted([*kept, "out"])
+
+
+# Room on the disk. --------------------------------------------------------------------------------
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = Usage(10**12, 10**12 - 10**8, 10**8)
+    monkeypatch.setattr("gemma_edge.export.bundle_writer.shutil.disk_usage", lambda path: usage)
+    with BundleWriter(target) as writer:
+        writer.check_room(10**8 - ROOM)
+        with pytest.raises(GemmaEdgeError, match="are free; free some, or name a folder") as caught:
+            writer.check_room(10**8)
+    assert caught.value.exit_code == 1
+    assert names(target.parent) == []

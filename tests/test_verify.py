@@ -1,0 +1,174 @@
+"""The parity gate: its measures against other arithmetic, its bounds, and what it refuses to compare."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gemma_edge.export import verify
+from gemma_edge.export.checkpoint import Checkpoint
+from gemma_edge.export.emit.reference import evaluate
+from gemma_edge.export.recipe import Bounds
+from gemma_edge.export.synth import synthesize
+from gemma_edge.export.verify import (
+    Agreement,
+    check_bounds,
+    verify_bundle,
+    verify_sequences,
+    write_bundle_logits,
+)
+from gemma_edge.runtime.bundle import Bundle
+from gemma_edge.runtime.errors import BundleError, ConfigError, ParityError, UsageError
+
+SEQUENCES = [[2, 5, 300, 7, 12, 513, 40], [2, 9, 9], [2]]
+TEXT = "A text of our own, about nothing, and of no more than a few dozen tokens. " * 3
+GOOD = Agreement(
+    tokens=100, mean_kl=0.01, max_kl=0.1, top1=0.9, max_abs=0.5, perplexity=10.0, bundle_perplexity=10.1
+)
+
+
+def log_softmax(x: Any) -> Any:
+    x = x.astype(np.float64)
+    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+
+def test_the_measures(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """KL is from the checkpoint's distribution to the bundle's; sequences of one token are left out."""
+    compared = SEQUENCES[:2]
+    write_bundle_logits(tiny_bundle, compared, tmp_path / "logits")
+    theirs = np.fromfile(tmp_path / "logits", np.float32).reshape(10, 544)
+    with Checkpoint.open(tiny_checkpoint) as checkpoint:
+        ours = np.concatenate(evaluate(checkpoint, compared))
+        agreement = verify_sequences(Bundle.open(tiny_bundle), checkpoint, SEQUENCES)
+    p, q = log_softmax(ours), log_softmax(theirs)
+    kl = (np.exp(p) * (p - q)).sum(axis=1)
+    assert agreement.tokens == 10
+    assert agreement.mean_kl == pytest.approx(kl.mean(), rel=1e-4) and agreement.mean_kl > 1e-4
+    assert agreement.max_kl == pytest.approx(kl.max(), rel=1e-4)
+    assert agreement.top1 == pytest.approx((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
+    assert agreement.max_abs == pytest.approx(np.abs(ours - theirs).max(), rel=1e-4)
+    # The last token of a sequence predicts nothing that is known.
+    rows = [0, 1, 2, 3, 4, 5, 7, 8]
+    targets = [*SEQUENCES[0][1:], *SEQUENCES[1][1:]]
+    assert agreement.perplexity == pytest.approx(np.exp(-p[rows, targets].mean()), rel=1e-4)
+    assert agreement.bundle_perplexity == pytest.approx(np.exp(-q[rows, targets].mean()), rel=1e-4)
+
+
+def test_bundle_logits_do_not_depend_on_the_calls(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    ids = list(range(4, 60))
+    write_bundle_logits(tiny_bundle, [ids, ids[:3]], tmp_path / "by 32")
+    monkeypatch.setattr(verify, "ROWS_PER_CALL", 5)
+    write_bundle_logits(tiny_bundle, [ids, ids[:3]], tmp_path / "by 5")
+    first, second = (np.fromfile(tmp_path / name, np.float32).reshape(59, 544) for name in ("by 32", "by 5"))
+    assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.999
+    # The second sequence starts from an empty cache.
+    np.testing.assert_allclose(first[56:], first[:3], atol=1e-3)
+
+
+def test_verify_bundle_on_a_text(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    agreement = verify_bundle(tiny_bundle, tiny_checkpoint, text=TEXT, max_tokens=40)
+    assert agreement.tokens == 40
+    assert 0 < agreement.mean_kl < 0.3 and agreement.top1 > 0.5
+
+
+# What it refuses. ---------------------------------------------------------------------------------
+
+
+def test_too_short_a_text(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="fewer than two tokens"):
+        verify_bundle(tiny_bundle, tiny_checkpoint, text="")
+
+
+def test_another_checkpoint(tiny_bundle: Path, tmp_path: Path) -> None:
+    other = synthesize(tmp_path / "other", config={"rms_norm_eps": 1e-5}, progress=False).path
+    with pytest.raises(ConfigError, match=r"expected the bundle's model, got another\."):
+        verify_bundle(tiny_bundle, other)
+
+
+def test_another_checkpoint_of_the_same_shape(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Nothing but the gate itself can tell."""
+    other = synthesize(tmp_path / "other", seed=1, progress=False).path
+    agreement = verify_bundle(tiny_bundle, other, text=TEXT, max_tokens=40)
+    assert agreement.top1 < 0.5
+    with pytest.raises(ParityError):
+        check_bounds(agreement, Bounds(**Bundle.open(tiny_bundle).manifest["recipe"]["bounds"]))
+
+
+def test_an_altered_bundle(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    with open(bundle / "ple.bin", "r+b") as file:
+        file.write(b"\x00" * 8)
+    with pytest.raises(BundleError, match=r"ple\.bin: sha256"):
+        verify_bundle(bundle, tiny_checkpoint)
+
+
+def die(*args: Any) -> None:
+    os._exit(9)
+
+
+def test_an_engine_that_crashes(
+    tiny_bundle: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes only its own process with it."""
+    monkeypatch.setattr(verify, "write_bundle_logits", die)
+    bundle = Bundle.open(tiny_bundle)
+    with Checkpoint.open(tiny_checkpoint) as checkpoint, pytest.raises(BundleError, match="process died"):
+        verify_sequences(bundle, checkpoint, SEQUENCES)
+
+
+# Bounds. ------------------------------------------------------------------------------------------
+
+
+def test_bounds_that_hold() -> None:
+    check_bounds(GOOD, Bounds(mean_kl=0.01, top1=0.9, max_abs=0.5))
+    check_bounds(GOOD, Bounds(mean_kl=1.0, top1=0.0))
+
+
+@pytest.mark.parametrize(
+    ("measures", "named"),
+    [
+        ({"mean_kl": 0.011}, "mean KL 0.011 nats, the recipe's bound is 0.01"),
+        ({"top1": 0.89}, "top-1 agreement 0.890, the bound is 0.9"),
+        ({"max_abs": 0.51}, "max logit error 0.51, the bound is 0.5"),
+        ({"mean_kl": float("nan")}, "mean KL nan"),
+        ({"max_abs": float("nan")}, "max logit error nan"),
+        ({"mean_kl": float("inf"), "top1": 0.0}, "mean KL inf nats, the recipe's bound is 0.01; top-1 agree"),
+    ],
+)
+def test_bounds_that_do_not(measures: dict[str, Any], named: str) -> None:
+    with pytest.raises(ParityError) as caught:
+        check_bounds(replace(GOOD, **measures), Bounds(mean_kl=0.01, top1=0.9, max_abs=0.5))
+    assert named in str(caught.value) and caught.value.exit_code == 6
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_logits_that_are_not_numbers_do_not_agree(
+    poison: float, tiny_bundle: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One such row among good ones: it must not be lost in a maximum or a mean."""
+
+    def logits(path: Path, sequences: list[list[int]], out: Path) -> None:
+        write_bundle_logits(path, sequences, out)
+        values = np.memmap(out, np.float32, "r+").reshape(-1, 544)
+        values[3, 17] = poison
+
+    monkeypatch.setattr(verify, "_run_isolated", logits)
+    with Checkpoint.open(tiny_checkpoint) as checkpoint:
+        agreement = verify_sequences(Bundle.open(tiny_bundle), checkpoint, SEQUENCES)
+    assert not np.isfinite(agreement.max_abs)
+    with pytest.raises(ParityError):
+        check_bounds(agreement, Bounds(mean_kl=100.0, top1=0.0))
+
+
+def test_summary_has_every_measure() -> None:
+    text = GOOD.summary()
+    for value in ("100 tokens", "0.01 nats", "max 0.1", "90.0%", "error 0.5", "10.1", "checkpoint 10"):
+        assert value in text
