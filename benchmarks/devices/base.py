@@ -1,0 +1,232 @@
+"""What a device is to the benchmarks: `open_device(spec)` and the protocol it returns.
+
+    with open_device("ssh://pi@raspberrypi") as device:
+        bundle = device.push(Path("out"))
+        run = device.run([device.python(), "-m", "gemma_edge.benchmarks.kernel", bundle], timeout=600)
+
+| spec | |
+|---|---|
+| `local` | this machine |
+| `ssh://[user@]host[:port][/folder]` | Linux behind OpenSSH, by key; `folder` instead of `~/.gemma-edge` |
+| `adb`, `adb:SERIAL` | Android behind the `adb` program; a serial like `host:port` is connected first |
+
+Whatever a device does wrong is a `DeviceError` (exit code 4) that names the device, and after it
+nothing of ours runs there any more, at the latest some seconds after the connection is gone.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+from gemma_edge.benchmarks.child import SIGNAL_BASE, ChildError, ChildRun
+from gemma_edge.runtime.errors import DeviceError, UsageError
+
+Kind = Literal["local", "ssh", "adb"]
+# Bytes that are on the device so far, and bytes in all.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """A device as it describes itself; what it does not tell is None, or empty."""
+
+    spec: str
+    kind: Kind
+    name: str  # the host name, or Android's maker and model
+    system: str  # "Linux", "Android"
+    release: str  # of the distribution or of Android
+    kernel: str
+    arch: str  # as uname tells: x86_64, aarch64
+    cpu: str
+    cpu_flags: tuple[str, ...]
+    cores: int
+    core_khz: tuple[int, ...]  # highest frequency of each core
+    big_cores: tuple[int, ...]  # the cores that are as fast as the fastest; all of them on most machines
+    governors: tuple[str, ...]  # those in use
+    memory_bytes: int
+    memory_available_bytes: int
+    free_bytes: int  # where pushed files go
+    temperature_c: float | None  # the hottest sensor near the processor
+    thermal_status: int | None  # Android: 0 none, 1 light, ... 6 shutdown
+    battery_percent: int | None
+    battery_c: float | None
+    on_power: bool | None  # a charger, or the mains
+    python: str | None  # version of the device's python3
+    libc: str | None  # "glibc 2.36", "bionic", "musl"
+    notes: tuple[str, ...] = ()  # what could not be found out, and why
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class MemoryPoint:
+    """Memory of a running program: seconds since its start, and bytes."""
+
+    seconds: float
+    rss_anon: int
+    rss_file: int
+    rss: int
+
+
+@dataclass(frozen=True)
+class DeviceRun(ChildRun):
+    """How a program on a device ended: as `ChildRun`, sampled on the device itself.
+
+    `seconds` is the device's own time from start to end; no connection is in it.
+    """
+
+    samples: tuple[MemoryPoint, ...] = field(default=())
+    cores: tuple[int, ...] | None = None  # that it was bound to; None: to none
+
+    def check(self, what: str) -> Self:
+        """This run, if it succeeded.
+
+        Raises:
+            DeviceError: a signal ended the program: killed for its memory, crashed.
+            ChildError: it ended with another exit code than 0, which is kept.
+        """
+        if self.exit_code > SIGNAL_BASE:
+            raise DeviceError(f"{what} was ended by {signal_name(self.exit_code)}: {self.last_line()}")
+        if self.exit_code:
+            raise ChildError(what, self)
+        return self
+
+
+class Device(Protocol):
+    """A place where programs run. Everything on it that is ours lies in one folder."""
+
+    @property
+    def spec(self) -> str: ...
+
+    @property
+    def kind(self) -> Kind: ...
+
+    def probe(self) -> DeviceFacts:
+        """What it is, and in which condition now."""
+        ...
+
+    def push(self, source: Path, *, progress: Progress | None = None) -> str:
+        """Brings a file or a folder there; returns its path there.
+
+        Files that are there already, by SHA-256, are not sent again; an interrupted file is continued.
+        """
+        ...
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        env: Mapping[str, str] | None = None,
+        cores: Sequence[int] | None = None,
+        interval: float = 0.25,
+        what: str | None = None,
+    ) -> DeviceRun:
+        """Runs a program to its end, in the folder that is ours, with nothing on its stdin.
+
+        Args:
+            timeout: seconds after which it is killed with all it started.
+            env: variables beside those that the device gives it.
+            cores: numbers of the processor cores to bind it to.
+            interval: seconds between two samples of its memory.
+            what: its name in errors, argv[0] by default.
+
+        Raises:
+            DeviceError: it cannot be started, did not finish in time, or the device is gone.
+        """
+        ...
+
+    def pull(self, path: str, target: Path) -> None:
+        """Brings a file from there to `target`, which is complete or not written."""
+        ...
+
+    def python(self) -> str:
+        """The path of an interpreter there that has this gemma-edge, installed now if need be.
+
+        Raises:
+            DeviceError: there is none and can be none, as on Android.
+        """
+        ...
+
+    def temperature(self) -> float | None:
+        """Degrees Celsius as in `DeviceFacts.temperature_c`, now."""
+        ...
+
+    def awake(self) -> AbstractContextManager[None]:
+        """Keeps the screen on in the `with` block; what was set before is restored."""
+        ...
+
+    def close(self) -> None:
+        """Ends what still runs and the connection; a second call does nothing."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...
+
+
+def open_device(spec: str) -> Device:
+    """Connects to a device.
+
+    Raises:
+        UsageError: not a spec.
+        DeviceError: it is not there, or refuses.
+    """
+    # Imported when used: each of them builds on this module.
+    if spec == "local":
+        from gemma_edge.benchmarks.devices.local import LocalDevice
+
+        return LocalDevice()
+    if spec.startswith("ssh://"):
+        from gemma_edge.benchmarks.devices.ssh import SshDevice
+
+        return SshDevice.connect(spec)
+    if spec == "adb" or spec.startswith("adb:"):
+        from gemma_edge.benchmarks.devices.adb import AdbDevice
+
+        return AdbDevice.connect(spec)
+    raise UsageError(f"--device {spec}: expected local, ssh://[user@]host[:port][/folder], adb or adb:SERIAL")
+
+
+@dataclass(frozen=True)
+class CoolDown:
+    """A pause between two runs: seconds, degrees Celsius before and after, and whether it was enough."""
+
+    seconds: float
+    before_c: float | None
+    after_c: float | None
+    reached: bool
+
+
+def cool_down(device: Device, to_c: float, *, cap_s: float = 300.0, interval: float = 5.0) -> CoolDown:
+    """Waits until a device is at or below `to_c`, at most `cap_s` seconds.
+
+    A device that tells no temperature is not waited for: `reached` is False and `seconds` about 0.
+    """
+    start = time.monotonic()
+    before = after = device.temperature()
+    while after is not None and after > to_c and (left := cap_s - (time.monotonic() - start)) > 0:
+        time.sleep(min(interval, left))
+        after = device.temperature()
+    return CoolDown(time.monotonic() - start, before, after, after is not None and after <= to_c)
+
+
+def signal_name(exit_code: int) -> str:
+    """What a shell's exit code above 128 says: "signal 9 (SIGKILL: most often too little memory)"."""
+    number = exit_code - SIGNAL_BASE
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+    hint = ": most often too little memory" if number == signal.SIGKILL else ""
+    return f"signal {number} ({name}{hint})"
