@@ -1,0 +1,198 @@
+"""What `probe.sh` printed, read: tolerant of whatever a device leaves out or says in its own way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from gemma_edge.benchmarks.devices.base import DeviceFacts, Kind
+
+# Zones of /sys/class/thermal that are in or next to the processor.
+_NEAR_CPU = re.compile(r"cpu|soc|pkg|core|tsens|big|little|acpitz", re.IGNORECASE)
+# A sensor that is off reports 0, -40 or hundreds.
+_PLAUSIBLE_C = (1.0, 130.0)
+_TEMPERATURE = re.compile(r"Temperature\{mValue=([-\d.]+), mType=(\d+)")
+_TYPE_CPU = 0  # android.os.Temperature.TYPE_CPU
+# What int4 and int8 kernels and the engines' builds are chosen by; x86 and ARM.
+_FLAGS = frozenset(
+    "avx2 fma f16c avx512f avx512bw avx512_vnni avx512_bf16 avx_vnni amx_int8 amx_tile"
+    " neon asimd asimddp asimdhp i8mm bf16 sve sve2 sme atomics".split()
+)
+
+
+def parse_facts(text: str, *, spec: str, kind: Kind) -> DeviceFacts:
+    """Facts from what `probe.sh` printed; what is missing is None or empty."""
+    parts = _sections(text)
+    system, kernel, arch, name = ([*parts.get("uname", "").splitlines(), *[""] * 4])[:4]
+    properties = dict(re.findall(r"^\[([^\]]+)\]: \[(.*)\]$", parts.get("getprop", ""), re.MULTILINE))
+    android = "ro.build.version.release" in properties
+    cpu = _pairs(parts.get("cpuinfo", ""), ":")
+    memory = _pairs(parts.get("meminfo", ""), ":")
+    cores = len(re.findall(r"^processor\s*:", parts.get("cpuinfo", ""), re.MULTILINE))
+    khz = _by_core(parts.get("frequency", ""))
+    speed = khz if len(set(khz.values())) > 1 else _by_core(parts.get("capacity", "")) or khz
+    big = tuple(core for core, value in sorted(speed.items()) if value == max(speed.values()))
+    power = _power(parts.get("power", ""))
+    battery = _pairs(parts.get("battery", ""), ":")
+    notes = []
+    if not khz:
+        notes.append("the cores' frequencies are not told")
+    temperature = _temperature(parts)
+    if temperature is None:
+        notes.append("no temperature is told")
+    release = _pairs(parts.get("os-release", ""), "=").get("PRETTY_NAME", "").strip('"')
+    flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
+    maker = (
+        f"{properties.get('ro.product.manufacturer', '')} {properties.get('ro.product.model', '')}".strip()
+    )
+    return DeviceFacts(
+        spec=spec,
+        kind=kind,
+        name=maker or name,
+        system="Android" if android else system,
+        release=f"Android {properties['ro.build.version.release']}" if android else release,
+        kernel=kernel,
+        arch=arch,
+        cpu=properties.get("ro.soc.model")
+        or cpu.get("model name")
+        or parts.get("model", "").strip("\0 \n")
+        or cpu.get("Hardware", ""),
+        cpu_flags=tuple(sorted(flags & _FLAGS)),
+        cores=cores,
+        core_khz=tuple(value for _, value in sorted(khz.items())),
+        big_cores=big or tuple(range(cores)),
+        governors=tuple(sorted({value for _, value in _files(parts.get("governor", ""))})),
+        memory_bytes=_kilobytes(memory.get("MemTotal")),
+        memory_available_bytes=_kilobytes(memory.get("MemAvailable")),
+        free_bytes=_free(parts.get("df", "")),
+        temperature_c=temperature,
+        thermal_status=_int(_pairs(parts.get("thermalservice", ""), ":").get("Thermal Status")),
+        battery_percent=_first(_int(battery.get("level")), power.get("capacity")),
+        battery_c=_tenths(_first(_int(battery.get("temperature")), power.get("temp"))),
+        on_power=_on_power(battery, power),
+        python=parts.get("python", "").strip() or None,
+        libc="bionic" if android else _libc(parts.get("libc", "")),
+        notes=tuple(notes),
+    )
+
+
+def parse_meminfo(text: str) -> dict[str, int]:
+    """Bytes that `dumpsys meminfo PID` tells of a process: {"pss", "rss"}, those it has.
+
+    Both layouts are read: a line "TOTAL PSS: n TOTAL RSS: n", and before Android 11 the table's "TOTAL n".
+    """
+    found = {}
+    for key in ("PSS", "RSS"):
+        if match := re.search(rf"TOTAL {key}:\s*([\d,]+)", text):
+            found[key.lower()] = int(match[1].replace(",", "")) * 1024
+    if "pss" not in found and (match := re.search(r"^\s*TOTAL:?\s+(\d+)", text, re.MULTILINE)):
+        found["pss"] = int(match[1]) * 1024
+    return found
+
+
+def _sections(text: str) -> dict[str, str]:
+    parts = re.split(r"^### (\S+)\n", text.replace("\r\n", "\n"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def _pairs(text: str, separator: str) -> dict[str, str]:
+    """Lines "key SEPARATOR value"; the first of each key, as the first processor's in cpuinfo."""
+    pairs: dict[str, str] = {}
+    for line in text.splitlines():
+        key, mark, value = line.partition(separator)
+        if mark:
+            pairs.setdefault(key.strip(), value.strip())
+    return pairs
+
+
+def _files(text: str) -> list[tuple[str, str]]:
+    """Lines "/path:content"."""
+    return [
+        (path, value.strip()) for path, mark, value in (x.partition(":") for x in text.splitlines()) if mark
+    ]
+
+
+def _by_core(text: str) -> dict[int, int]:
+    found = {}
+    for path, value in _files(text):
+        core, number = re.search(r"/cpu(\d+)/", path), _int(value)
+        if core and number is not None:
+            found[int(core[1])] = number
+    return found
+
+
+def _temperature(parts: dict[str, str]) -> float | None:
+    """The hottest sensor near the processor; Android's own service where /sys is closed; else any sensor."""
+    kinds: dict[str, str] = {}
+    degrees: dict[str, float] = {}
+    for path, value in _files(parts.get("thermal", "")):
+        zone, _, what = path.rpartition("/")
+        if what == "type":
+            kinds[zone] = value
+        elif (milli := _int(value)) is not None:
+            degrees[zone] = milli / 1000
+    service = [
+        (int(kind), float(value)) for value, kind in _TEMPERATURE.findall(parts.get("thermalservice", ""))
+    ]
+    choices: tuple[Iterable[float], ...] = (
+        (value for zone, value in degrees.items() if _NEAR_CPU.search(kinds.get(zone, ""))),
+        (value for kind, value in service if kind == _TYPE_CPU),
+        (*degrees.values(), *(value for _, value in service)),
+    )
+    for values in choices:
+        plausible = [value for value in values if _PLAUSIBLE_C[0] <= value <= _PLAUSIBLE_C[1]]
+        if plausible:
+            return round(max(plausible), 1)
+    return None
+
+
+def _power(text: str) -> dict[str, int]:
+    """The first battery's capacity and temp, and whether a charger is `online`."""
+    supplies: dict[str, dict[str, str]] = {}
+    for path, value in _files(text):
+        supply, _, what = path.rpartition("/")
+        supplies.setdefault(supply, {})[what] = value
+    found: dict[str, int] = {}
+    for supply in supplies.values():
+        is_battery = supply.get("type") == "Battery"
+        for key in ("capacity", "temp") if is_battery else ("online",):
+            if (number := _int(supply.get(key))) is not None:
+                found[key] = max(found.get(key, number), number)
+    return found
+
+
+def _on_power(battery: dict[str, str], power: dict[str, int]) -> bool | None:
+    plugs = [value for key, value in battery.items() if key.endswith(" powered")]
+    if plugs:
+        return "true" in plugs
+    return bool(power["online"]) if "online" in power else None
+
+
+def _free(text: str) -> int:
+    fields = text.strip().rpartition("\n")[2].split()
+    return _kilobytes(fields[3]) if len(fields) > 3 else 0
+
+
+def _libc(text: str) -> str | None:
+    if "musl" in text:
+        return "musl"
+    return text.split("\n")[0].strip() or None
+
+
+def _kilobytes(text: str | None) -> int:
+    return 1024 * (_int((text or "").split(" ")[0]) or 0)
+
+
+def _int(text: str | None) -> int | None:
+    try:
+        return int(text or "")
+    except ValueError:
+        return None
+
+
+def _tenths(value: int | None) -> float | None:
+    return None if value is None else value / 10
+
+
+def _first(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
