@@ -68,7 +68,7 @@ class AdbDevice(ShellDevice):
     def explain(self, said: str) -> str:
         state = next((state for state in _REMEDIES if state in said.lower()), None)
         if state is not None:
-            return f"{state}: {_REMEDIES[state]}"
+            return f"no connection, it is {state}: {_REMEDIES[state]}"
         return f"the connection broke ({said})" if said else "the connection broke"
 
     def python(self) -> str:

@@ -47,16 +47,17 @@ def push(device: ShellDevice, source: Path, progress: Progress | None = None) ->
     files = list(_files(source))
     key = hashlib.sha256(os.fsencode(source)).hexdigest()[:12]
     folder = f"{device.root}/files/{key}"
-    there, extra = _there(device, folder)
-    missing = [file for file in files if there.get(file.name) != (file.sha256, file.size)]
-    unwanted = extra - {name for file in files for name in (file.name, f"{file.name}.part")}
-    for name in sorted(unwanted):
-        device.sh(f"rm -f {shlex.quote(f'{folder}/{name}')}")
-    total, done = sum(file.size for file in files), 0
+    there, sizes = _there(device, folder)
+    missing = [file for file in files if there.get(file.name) != file.sha256]
+    unwanted = sizes.keys() - {name for file in files for name in (file.name, f"{file.name}.part")}
+    if unwanted:
+        device.sh(f"rm -f {' '.join(shlex.quote(f'{folder}/{name}') for name in sorted(unwanted))}")
+    total = sum(file.size for file in files)
     done = total - sum(file.size for file in missing)
-    _check_room(device, folder, missing)
+    _check_room(device, folder, missing, sizes)
     for file in missing:
-        done = _push_file(device, folder, file, done, total, progress)
+        part_size = sizes.get(f"{file.name}.part", 0)
+        done = _push_file(device, folder, file, done, total, progress, part_size)
     if progress is not None:
         progress(total, total)
     return f"{folder}/{source.name}"
@@ -78,57 +79,59 @@ def _files(source: Path) -> Iterator[_File]:
         yield _File(path, name, path.stat().st_size, digest)
 
 
-def _there(device: ShellDevice, folder: str) -> tuple[dict[str, tuple[str, int]], set[str]]:
-    """What is there, verified and unchanged, as {name: (sha256, size)}; and the names of all files."""
+def _there(device: ShellDevice, folder: str) -> tuple[dict[str, str], dict[str, int]]:
+    """What is there, verified and unchanged, as {name: sha256}; and the size of every file."""
     quoted = shlex.quote(folder)
     said = device.sh(
         f"mkdir -p {quoted} && cd {quoted} && cat {quoted}.pushed 2>/dev/null; echo '###'\n"
         "find . -type f -exec stat -c '%s %Y %n' {} +"
     )
     noted, _, found = said.partition("###\n")
-    verified = {}
-    for line in noted.splitlines():
-        fields = line.split(" ", 3)
-        if len(fields) == 4:
-            verified[fields[3]] = (fields[0], fields[1], fields[2])
-    present: dict[str, tuple[str, int]] = {}
-    names = set()
+    notes = {name: (sha, at) for sha, at, name in map(_fields, noted.splitlines()) if name}
+    verified, sizes = {}, {}
     for line in found.splitlines():
         size, mtime, path = line.split(" ", 2)
         name = posixpath.normpath(path)
-        names.add(name)
-        note = verified.get(name)
-        if note and note[1:] == (size, mtime):
-            present[name] = (note[0], int(size))
-    return present, names
+        sizes[name] = int(size)
+        sha256, at = notes.get(name, ("", ""))
+        if at == f"{size} {mtime}":
+            verified[name] = sha256
+    return verified, sizes
 
 
-def _check_room(device: ShellDevice, folder: str, missing: list[_File]) -> None:
+def _fields(note: str) -> tuple[str, str, str]:
+    """SHA-256, "SIZE MTIME" and name; no name for a line that was cut short."""
+    fields = note.split(" ", 3)
+    return (fields[0], f"{fields[1]} {fields[2]}", fields[3]) if len(fields) == 4 else ("", "", "")
+
+
+def _check_room(device: ShellDevice, folder: str, missing: list[_File], sizes: dict[str, int]) -> None:
     if not missing:
         return
-    quoted = [shlex.quote(f"{folder}/{file.name}{end}") for file in missing for end in ("", ".part")]
-    # Blocks that the old versions take are free once these are replaced; whole kilobytes.
-    said = device.sh(
-        f"cd {shlex.quote(folder)} && df -Pk . | tail -n 1\nstat -c %s {' '.join(quoted)} 2>/dev/null\nexit 0"
-    )
-    first, *sizes = said.splitlines()
-    try:
-        free = int(first.split()[3]) * 1024
-    except (IndexError, ValueError):
+    said = device.sh(f"df -Pk {shlex.quote(folder)} | tail -n 1").split()
+    if len(said) < 4 or not said[3].isdigit():
         return  # then the write itself tells
-    need = sum(file.size for file in missing) - sum(int(size) for size in sizes if size.isdigit())
+    # What old versions and parts take is free once these are replaced.
+    freed = sum(sizes.get(f"{file.name}{end}", 0) for file in missing for end in ("", ".part"))
+    need, free = sum(file.size for file in missing) - freed, int(said[3]) * 1024
     if need > free:
         raise device.no_space(f"{format_size(need)} to send, {format_size(free)} free")
 
 
 def _push_file(
-    device: ShellDevice, folder: str, file: _File, done: int, total: int, progress: Progress | None
+    device: ShellDevice,
+    folder: str,
+    file: _File,
+    done: int,
+    total: int,
+    progress: Progress | None,
+    part_size: int,
 ) -> int:
-    """Sends one file; returns the bytes that are there then."""
+    """Sends one file, of which `part_size` bytes may be there; returns the bytes that are there then."""
     target = f"{folder}/{file.name}"
     part, quoted = shlex.quote(f"{target}.part"), shlex.quote(target)
     patience = 30 + file.size / HASH_BYTES_S
-    start = _resumable(device, part, file, patience)
+    start = _resumable(device, part, file, part_size, patience)
     done += start
     if progress is not None:
         progress(done, total)
@@ -139,36 +142,32 @@ def _push_file(
         if progress is not None:
             progress(done, total)
 
-    # Made anew unless it is continued; the old file goes first, its room may be needed.
-    parent = shlex.quote(posixpath.dirname(target))
-    fresh = "" if start else f"&& : >{part}"
-    device.sh(f"mkdir -p {parent} && rm -f {quoted} {fresh}")
+    # The old file goes first: its room may be needed.
+    parent, write = shlex.quote(posixpath.dirname(target)), ">>" if start else ">"
+    name = shlex.quote(f" {file.name}")
+    script = (
+        f"mkdir -p {parent} && rm -f {quoted} && cat {write}{part} && got=$(sha256sum <{part}) || exit\n"
+        f'[ "${{got%% *}}" = {file.sha256} ] || {{ echo "arrived changed: SHA-256 $got" >&2; exit 1; }}\n'
+        f"mv {part} {quoted} && note=\"{file.sha256} $(stat -c '%s %Y' {quoted})\" &&"
+        f' printf "%s%s\\n" "$note" {name} >>{shlex.quote(folder)}.pushed'
+    )
     with file.source.open("rb") as stream:
         stream.seek(start)
-        answer = device.send(f"cat >>{part}", stream, sent)
+        answer = device.send(script, stream, sent, patience)
     if answer.exit_code:
         # A part that does not fit only stands in the way of everybody else.
         device.sh(f"rm -f {part}")
         device.expect(answer)
-    got = device.sh(f"sha256sum {part}", timeout=patience).split()[0].lstrip("\\")
-    if got != file.sha256:
-        device.sh(f"rm -f {part}")
-        raise device.error(f"{file.name} arrived changed: SHA-256 {got} instead of {file.sha256}")
-    note = f"{file.sha256} $(stat -c '%s %Y' {quoted})"
-    name = shlex.quote(f" {file.name}")
-    device.sh(f'mv {part} {quoted} && printf "%s%s\\n" "{note}" {name} >>{shlex.quote(folder)}.pushed')
     return done
 
 
-def _resumable(device: ShellDevice, part: str, file: _File, patience: float) -> int:
+def _resumable(device: ShellDevice, part: str, file: _File, part_size: int, patience: float) -> int:
     """Bytes of a part that is there already and is a beginning of the file."""
-    said = device.sh(
-        f"[ ! -f {part} ] || {{ stat -c %s {part} && sha256sum {part}; }}", timeout=patience
-    ).split()
-    if len(said) < 2 or not 0 < int(said[0]) <= file.size:
+    if not 0 < part_size <= file.size:
         return 0
+    got = device.sh(f"sha256sum <{part}", timeout=patience).split()[0]
     with file.source.open("rb") as stream:
-        return int(said[0]) if _prefix_sha256(stream, int(said[0])) == said[1].lstrip("\\") else 0
+        return part_size if _prefix_sha256(stream, part_size) == got else 0
 
 
 def _prefix_sha256(stream: IO[bytes], size: int) -> str:

@@ -274,35 +274,41 @@ class ShellDevice:
 
     # Streams, for push and pull.
 
-    def send(self, script: str, source: IO[bytes], sent: Callable[[int], None]) -> Answer:
+    def send(
+        self, script: str, source: IO[bytes], sent: Callable[[int], None], patience: float = ANSWER_S
+    ) -> Answer:
         """Runs a script with a file's rest on its stdin.
 
         Args:
             sent: called with the bytes of each piece that went away.
+            patience: seconds that the script may take after the last piece.
 
         Raises:
             DeviceError: the connection broke, or nothing moved for `ANSWER_S` seconds.
         """
-        with self._streaming(script, stdin=subprocess.PIPE) as (process, moved, err):
+        with self._streaming(script, stdin=subprocess.PIPE) as (process, watchdog, err):
             assert process.stdin is not None  # for the type checker: it is a pipe
             # A broken pipe: the script ended early, and says why.
             with contextlib.suppress(BrokenPipeError):
                 while piece := source.read(1 << 20):
-                    process.stdin.write(piece)
-                    moved()
+                    left = memoryview(piece)
+                    while left:  # a signal may cut a write short
+                        left = left[process.stdin.write(left) :]
+                    watchdog.moved()
                     sent(len(piece))
                 process.stdin.close()
-            process.wait(ANSWER_S)
+            watchdog.stop()
+            process.wait(patience)
             err.seek(0)
             return self._answer(b"", err.read())
 
     def receive(self, script: str, target: IO[bytes]) -> Answer:
         """Runs a script and writes its stdout to a file; raises as `send`."""
-        with self._streaming(script, stdin=subprocess.DEVNULL) as (process, moved, err):
+        with self._streaming(script, stdin=subprocess.DEVNULL) as (process, watchdog, err):
             assert process.stdout is not None  # for the type checker: it is a pipe
             while piece := process.stdout.read(1 << 20):
                 target.write(piece)
-                moved()
+                watchdog.moved()
             process.wait(ANSWER_S)
             err.seek(0)
             return self._answer(b"", err.read())
@@ -310,8 +316,8 @@ class ShellDevice:
     @contextlib.contextmanager
     def _streaming(
         self, script: str, stdin: int
-    ) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], None], IO[bytes]]]:
-        """A script's process, a function to call when bytes moved, and its stderr; ended when they stop."""
+    ) -> Iterator[tuple[subprocess.Popen[bytes], _Watchdog, IO[bytes]]]:
+        """A script's process, who kills it when no bytes move, and its stderr."""
         stdout = subprocess.DEVNULL if stdin == subprocess.PIPE else subprocess.PIPE
         with tempfile.TemporaryFile() as err:
             process = subprocess.Popen(
@@ -325,7 +331,7 @@ class ShellDevice:
             watchdog = _Watchdog(process)
             try:
                 with ending(process):
-                    yield process, watchdog.moved, err
+                    yield process, watchdog, err
             except subprocess.TimeoutExpired:
                 raise self.error(f"a transfer stood still for {ANSWER_S:g} s") from None
             finally:

@@ -83,7 +83,7 @@ class SshDevice(ShellDevice):
     def explain(self, said: str) -> str:
         for text, meaning in _REMEDIES:
             if text.lower() in said.lower():
-                return f"{meaning} ({said})"
+                return f"no connection: {meaning} ({said})"
         return f"the connection broke ({said})" if said else "the connection broke"
 
     def python(self) -> str:
