@@ -3,14 +3,22 @@
 Decoding reads every resident weight once a token, so bytes per token x tokens per second, divided by the
 bandwidth of plain reading, says how close a kernel is to what the memory allows, on any machine and
 however busy it is at the moment.
+
+    python -m gemma_edge.benchmarks.bandwidth -t 2 --seconds 2
+
+prints it as one JSON line.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import statistics
+import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +26,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from gemma_edge.benchmarks.script import run_script
 
 # Far above any cache (a server's share of L3 is some 32 MB), and small enough for a board with 2 GB.
 BYTES_PER_THREAD = 512 * 2**20
@@ -94,3 +104,17 @@ def _available_memory() -> int:
     except OSError:
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    summary = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m gemma_edge.benchmarks.bandwidth", description=summary)
+    parser.add_argument("-t", "--threads", type=int, default=2, metavar="N")
+    parser.add_argument("--seconds", type=float, default=2.0, metavar="S")
+    args = parser.parse_args(argv)
+    print(json.dumps(stream_read_bandwidth(max(1, args.threads), args.seconds).to_dict()), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

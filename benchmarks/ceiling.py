@@ -21,7 +21,7 @@ from gemma_edge.benchmarks.child import ChildError
 from gemma_edge.benchmarks.kernel import kernel_argv, measurements, parse_report
 from gemma_edge.benchmarks.memory import drop_page_cache
 from gemma_edge.benchmarks.options import KernelOptions, add_kernel_options, kernel_options
-from gemma_edge.benchmarks.record import bundle_facts, readme_row, write_record
+from gemma_edge.benchmarks.record import bundle_facts, bundle_files, readme_row, write_record
 from gemma_edge.benchmarks.script import progress, run_script
 from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.units import format_size, parse_size
@@ -65,7 +65,7 @@ def attempt(bundle: Path, limit: int, options: KernelOptions) -> Attempt:
         DeviceError: no limit can be enforced here, or the run hung.
         ChildError: the run failed for another reason than memory.
     """
-    cached = drop_page_cache(path for path in sorted(bundle.rglob("*")) if path.is_file())
+    cached = drop_page_cache(bundle_files(bundle))
     run = run_limited(kernel_argv(bundle, options, import_time=False), limit, timeout=TIMEOUT)
     if not run.killed and run.exit_code:
         raise ChildError(f"the run under {format_size(limit)}", run)

@@ -15,7 +15,9 @@ import contextlib
 import functools
 import itertools
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,22 +27,33 @@ from typing import Literal, NamedTuple
 from gemma_edge.benchmarks.child import SIGNAL_BASE, ChildRun, run_child
 from gemma_edge.runtime.errors import DeviceError
 
-MechanismName = Literal["cgroup-v1", "cgroup-v2", "none"]
+MechanismName = Literal["cgroup-v1", "cgroup-v2", "systemd-run", "none"]
 
 PROC_SELF = Path("/proc/self")
 # $0 is the group's cgroup.procs. The shell joins and then becomes the command: nothing runs outside.
 _JOIN = 'echo $$ > "$0" && exec "$@"'
+# $0 is a folder. The kernel kills the command, which is the largest, and not this shell.
+_COUNT = """"$@"; code=$?
+group=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)
+for file in memory.events memory.peak; do cat "$group/$file" > "$0/$file" 2>/dev/null; done
+exit $code"""
+# Since systemd 253 a scope is stopped after an out-of-memory kill, unless told otherwise; older refuse this.
+_SCOPE_PROPERTIES: tuple[tuple[str, ...], ...] = (("OOMPolicy=continue",), ())
 _PROBE_LIMIT = 64 * 2**20
 _serial = itertools.count()
 
 
 @dataclass(frozen=True)
 class Mechanism:
-    """How a limit can be enforced here: `name`, why not where it is "none", and the group to nest in."""
+    """How a limit can be enforced here: `name`, why not where it is "none", and the group to nest in.
+
+    With systemd-run there is no group of ours: `properties` are what its version needs to be told.
+    """
 
     name: MechanismName
     reason: str = ""
     parent: Path | None = None
+    properties: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,16 @@ def mechanism() -> Mechanism:
         if run.exit_code == 0:
             return Mechanism(candidate.name, "", candidate.parent)
         refusals.append(f"{candidate.name} at {candidate.parent}: {run.last_line()}")
+    # The way of a user who may write no group: systemd makes one for them.
+    for properties in _SCOPE_PROPERTIES if shutil.which("systemd-run") else ():
+        try:
+            run = _run_in_scope(properties, ["true"], _PROBE_LIMIT, timeout=30, env=None)
+        except (OSError, DeviceError) as error:
+            refusals.append(f"systemd-run: {error}")
+            continue
+        if run.exit_code == 0:
+            return Mechanism("systemd-run", "", None, properties)
+        refusals.append(f"systemd-run: {run.last_line()}")
     return Mechanism("none", "; ".join(refusals) or "no memory control group is mounted")
 
 
@@ -118,6 +141,8 @@ def run_limited(
         DeviceError: no limit can be enforced here (with the reason), or the command did not finish in time.
     """
     found = mechanism()
+    if found.name == "systemd-run":
+        return _run_in_scope(found.properties, argv, limit_bytes, timeout=timeout, env=env)
     if found.parent is None:
         raise DeviceError(f"a memory limit cannot be enforced here: {found.reason}")
     return _run_in_group(found.name, found.parent, argv, limit_bytes, timeout=timeout, env=env)
@@ -143,6 +168,38 @@ def _run_in_group(
             limit_bytes=limit,
             peak_bytes=int(peak.read_text()) if peak.exists() else None,
             mechanism=name,
+        )
+
+
+def _run_in_scope(
+    properties: Sequence[str],
+    argv: Sequence[str],
+    limit: int,
+    *,
+    timeout: float | None,
+    env: Mapping[str, str] | None,
+) -> LimitedRun:
+    """Runs a command in a scope unit, whose group is gone afterwards: a shell in it writes down what it
+    counted.
+
+    Raises:
+        DeviceError: it did not finish in time, or the scope counts no out-of-memory kills.
+    """
+    with tempfile.TemporaryDirectory(prefix="gemma-edge-scope-") as folder:
+        scope = ["systemd-run", *(["--user"] if os.geteuid() else []), "--scope", "--quiet", "--collect"]
+        for setting in (f"MemoryMax={limit}", "MemorySwapMax=0", *properties):
+            scope += ["-p", setting]
+        run = run_child([*scope, "/bin/sh", "-c", _COUNT, folder, *argv], timeout=timeout, env=env)
+        events, peak = Path(folder, "memory.events"), Path(folder, "memory.peak")
+        if not events.is_file() or not events.read_text().strip():
+            raise DeviceError(f"its scope counts no memory: {run.last_line()}")
+        highest = peak.read_text().strip() if peak.is_file() else ""
+        return LimitedRun(
+            **vars(run),
+            killed=_oom_kills(events) > 0 and run.exit_code == SIGNAL_BASE + signal.SIGKILL,
+            limit_bytes=limit,
+            peak_bytes=int(highest) if highest else None,
+            mechanism="systemd-run",
         )
 
 

@@ -59,30 +59,46 @@ class KernelModel(Protocol):
 
 
 def bench_prefill(
-    model: KernelModel, n_tokens: int, reps: int, vocab_size: int, seed: int = 0
+    model: KernelModel, n_tokens: int, reps: int, vocab_size: int, *, seed: int = 0, depth: int = 0
 ) -> Measurement:
-    """Times `reps` prefills of `n_tokens` random ids below `vocab_size`, each from an empty cache."""
+    """Times `reps` prefills of `n_tokens` random ids below `vocab_size`, each with `depth` in the cache."""
     rng = np.random.default_rng(seed)
+    ids = rng.integers(vocab_size, size=n_tokens)
+
+    def prepare() -> None:
+        ids[:] = rng.integers(vocab_size, size=n_tokens)
+        _fill(model, rng.integers(vocab_size, size=depth))
+
+    return Measurement(n_tokens, 0, timed(lambda: _append(model, ids), reps, prepare), depth)
+
+
+def bench_decode(
+    model: KernelModel, n_tokens: int, reps: int, vocab_size: int, *, seed: int = 0, depth: int = 0
+) -> Measurement:
+    """Times `reps` runs of `n_tokens` decode steps, each run with `depth` random tokens in the cache."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(vocab_size, size=n_tokens)
+
+    def prepare() -> None:
+        ids[:] = rng.integers(vocab_size, size=n_tokens)
+        _fill(model, rng.integers(vocab_size, size=depth))
 
     def step() -> None:
-        model.decoder.reset()
-        ids = rng.integers(vocab_size, size=n_tokens)
-        for start in range(0, n_tokens, model.decoder.chunk):
-            _forward(model, ids[start : start + model.decoder.chunk])
+        for i in range(n_tokens):
+            _forward(model, ids[i : i + 1])
 
-    return Measurement(n_tokens, 0, timed(step, reps))
+    return Measurement(0, n_tokens, timed(step, reps, prepare), depth)
 
 
-def bench_decode(model: KernelModel, n_tokens: int, reps: int, vocab_size: int, seed: int = 0) -> Measurement:
-    """Times `reps` runs of `n_tokens` decode steps, each run from an empty cache."""
-    rng = np.random.default_rng(seed)
+def _fill(model: KernelModel, ids: npt.NDArray[np.int64]) -> None:
+    """Leaves exactly `ids` in the KV cache."""
+    model.decoder.reset()
+    _append(model, ids)
 
-    def step() -> None:
-        model.decoder.reset()
-        for token in rng.integers(vocab_size, size=(n_tokens, 1)):
-            _forward(model, token)
 
-    return Measurement(0, n_tokens, timed(step, reps))
+def _append(model: KernelModel, ids: npt.NDArray[np.int64]) -> None:
+    for start in range(0, len(ids), model.decoder.chunk):
+        _forward(model, ids[start : start + model.decoder.chunk])
 
 
 def _forward(model: KernelModel, ids: npt.NDArray[np.int64]) -> None:

@@ -14,18 +14,28 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Measurement:
-    """Repetitions of one test: `pp512` prefills 512 tokens, `tg64` generates 64.
+    """Repetitions of one test: `pp512` prefills 512 tokens, `tg64 @ d4096` generates 64 after 4096.
 
-    Exactly one of n_prompt and n_gen is not zero; samples_ns is the time of each repetition.
+    Exactly one of n_prompt and n_gen is not zero; samples_ns is the time of each repetition, and n_depth the
+    tokens that the KV cache held before.
     """
 
     n_prompt: int
     n_gen: int
     samples_ns: tuple[int, ...]
+    n_depth: int = 0
 
     @property
     def name(self) -> str:
-        return f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
+        return name_of_test(self.n_prompt, self.n_gen, self.n_depth)
+
+    @property
+    def avg_ns(self) -> int:
+        return round(statistics.fmean(self.samples_ns))
+
+    @property
+    def stddev_ns(self) -> int:
+        return round(statistics.stdev(self.samples_ns)) if len(self.samples_ns) > 1 else 0
 
     @property
     def samples_ts(self) -> list[float]:
@@ -49,6 +59,9 @@ class Measurement:
             "test": self.name,
             "n_prompt": self.n_prompt,
             "n_gen": self.n_gen,
+            "n_depth": self.n_depth,
+            "avg_ns": self.avg_ns,
+            "stddev_ns": self.stddev_ns,
             "samples_ns": list(self.samples_ns),
             "samples_ts": [round(ts, 4) for ts in self.samples_ts],
             "avg_ts": round(self.avg_ts, 4),
@@ -66,16 +79,25 @@ class Measurement:
         samples = tuple(int(ns) for ns in data["samples_ns"])
         if not samples or min(samples) <= 0:
             raise ValueError("samples_ns holds no positive times")
-        return cls(int(data["n_prompt"]), int(data["n_gen"]), samples)
+        return cls(int(data["n_prompt"]), int(data["n_gen"]), samples, int(data.get("n_depth", 0)))
 
     def __str__(self) -> str:
         return f"{self.name} {self.avg_ts:.2f} ± {self.stddev_ts:.2f} tok/s"
 
 
-def timed(step: Callable[[], object], reps: int) -> tuple[int, ...]:
-    """Nanoseconds of each of `reps` calls."""
+def name_of_test(n_prompt: int, n_gen: int, n_depth: int = 0) -> str:
+    """llama-bench's name of a test: "pp512", "tg64 @ d4096"."""
+    name = f"pp{n_prompt}" if n_prompt else f"tg{n_gen}"
+    return f"{name} @ d{n_depth}" if n_depth else name
+
+
+def timed(
+    step: Callable[[], object], reps: int, prepare: Callable[[], object] = lambda: None
+) -> tuple[int, ...]:
+    """Nanoseconds of each of `reps` calls of `step`; `prepare` is called before each and not measured."""
     samples = []
     for _ in range(reps):
+        prepare()
         start = perf_counter_ns()
         step()
         samples.append(perf_counter_ns() - start)

@@ -11,8 +11,9 @@ import ctypes
 import mmap
 import os
 import threading
+import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -22,6 +23,7 @@ from gemma_edge.runtime.errors import DeviceError
 
 PROC = Path("/proc")
 Pid = int | str  # "self" is this process
+MOST_POINTS = 600
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,38 @@ class PeakMemory:
         return asdict(self)
 
 
+@dataclass
+class MemoryTimeline:
+    """RSS over time, in bytes: at most `MOST_POINTS` points, evenly thinned as the run grows longer.
+
+    `seconds` are of the monotonic clock, less `origin`.
+    """
+
+    origin: float
+    seconds: list[float] = field(default_factory=list)
+    rss_anon: list[int] = field(default_factory=list)
+    rss_file: list[int] = field(default_factory=list)
+    keep_every: int = 1
+    seen: int = 0
+
+    def add(self, rss_anon: int, rss_file: int) -> None:
+        self.seen += 1
+        if (self.seen - 1) % self.keep_every:
+            return
+        if len(self.seconds) >= MOST_POINTS:
+            for values in (self.seconds, self.rss_anon, self.rss_file):
+                del values[1::2]
+            self.keep_every *= 2
+            if (self.seen - 1) % self.keep_every:
+                return
+        self.seconds.append(round(time.monotonic() - self.origin, 3))
+        self.rss_anon.append(rss_anon)
+        self.rss_file.append(rss_file)
+
+    def to_dict(self) -> dict[str, list[float] | list[int]]:
+        return {"seconds": self.seconds, "rss_anon": self.rss_anon, "rss_file": self.rss_file}
+
+
 def read_memory(pid: Pid = "self") -> MemorySample:
     """Memory of a process now.
 
@@ -80,10 +114,14 @@ class PeakSampler:
     Args:
         pid: the process, "self" by default.
         interval: seconds between two samples.
+        timeline: is given every sample.
     """
 
-    def __init__(self, pid: Pid = "self", interval: float = 0.005) -> None:
+    def __init__(
+        self, pid: Pid = "self", interval: float = 0.005, timeline: MemoryTimeline | None = None
+    ) -> None:
         self.peak = PeakMemory()
+        self._timeline = timeline
         self._pid, self._interval = pid, interval
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="peak-sampler", daemon=True)
@@ -116,6 +154,8 @@ class PeakSampler:
         peak.rss = max(peak.rss, anon + file + status["RssShmem"])
         peak.high_water = max(peak.high_water, status["VmHWM"])
         peak.samples += 1
+        if self._timeline is not None:
+            self._timeline.add(anon, file)
         return True
 
 

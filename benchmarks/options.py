@@ -32,7 +32,12 @@ class KernelOptions:
 
 def add_kernel_options(parser: argparse.ArgumentParser, defaults: KernelOptions) -> None:
     """The bundle and llama-bench's own flags."""
-    parser.add_argument("bundle", type=Path, help="a folder that `gemma-edge export` made")
+    parser.add_argument("bundle", type=Path, help="what `gemma-edge export` made")
+    add_size_options(parser, defaults)
+
+
+def add_size_options(parser: argparse.ArgumentParser, defaults: KernelOptions) -> None:
+    """llama-bench's own flags."""
     for flags, default, text in (
         (("-p", "--n-prompt"), defaults.n_prompt, "tokens to prefill; 0 for no such test"),
         (("-n", "--n-gen"), defaults.n_gen, "tokens to decode; 0 for no such test"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gemma_edge.runtime.bundle import EXPORT_AGAIN, MANIFEST, Bundle
+from gemma_edge.runtime.cache_folder import cache_folder
 from gemma_edge.runtime.errors import BundleError, FileError
 
 RECORD_SCHEMA = 1
@@ -23,7 +24,7 @@ _FLAGS = (
     "amx_int8", "amx_tile",
     "neon", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2", "sme",
 )  # fmt: skip
-_PACKAGES = ("gemma-edge", "numpy", "onnxruntime", "sentencepiece")
+_PACKAGES = ("gemma-edge", "numpy", "onnxruntime", "ai-edge-litert", "sentencepiece")
 
 
 class RecordError(FileError):
@@ -36,6 +37,12 @@ class BundleFacts(NamedTuple):
     model: str
     recipe: str
     bytes_per_token: int  # bytes of weights that decoding one token reads
+    parameters: int  # in all of its parts
+    file_bytes: int
+    format: str  # "onnx", "tflite", "litertlm"
+    context: int  # tokens of KV cache that it was planned for
+    chunk: int  # tokens of one prefill call
+    kv_cache: str  # "fp32", "int8"
 
 
 def bundle_facts(path: Path) -> BundleFacts:
@@ -54,7 +61,32 @@ def bundle_facts(path: Path) -> BundleFacts:
     config = bundle.config
     shape = f"{config.num_hidden_layers} layers, hidden {config.hidden_size}"
     model = f"Gemma 3n: {shape}, feed-forward {max(config.intermediate_size)}"
-    return BundleFacts(model, str(name), bytes_per_token)
+    parts = plan.get("parts") if isinstance(plan, dict) else None
+    return BundleFacts(
+        model,
+        str(name),
+        bytes_per_token,
+        parameters=sum(int(part.get("elements", 0)) for part in parts or ()),
+        file_bytes=sum(record.bytes for record in bundle.files.values()),
+        format=bundle.format,
+        context=bundle.context,
+        chunk=bundle.chunk,
+        kv_cache=bundle.kv_cache,
+    )
+
+
+def bundle_files(path: Path) -> list[Path]:
+    """All files that loading a bundle reads: its own, and what the runtime has kept of it in its cache
+    folder.
+    """
+    own = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    bundle = Bundle.open(path)
+    if bundle.format == "onnx":
+        return own
+    kept = {
+        file for record in bundle.files.values() for file in cache_folder().glob(f"{record.sha256[:32]}-*")
+    }
+    return [*own, *sorted(kept)]
 
 
 def environment() -> Json:
@@ -114,11 +146,16 @@ def write_record(
         "raw": raw,
         "readme": list(readme),
     }
+    append_record(path, record)
+    return record
+
+
+def append_record(path: Path, record: Json) -> None:
+    """Appends one JSON object to a JSONL file, making its folder. Raises ValueError for NaN and infinity."""
     line = json.dumps(record, allow_nan=False, ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")  # one write: two processes' records do not mix
-    return record
 
 
 def read_records(path: Path) -> list[Json]:

@@ -24,22 +24,30 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 def render_table(records: Iterable[Json]) -> str:
     """The rows of all records as a markdown table, and the machines that they were measured on."""
-    places: dict[str, int] = {}
+    latest = _latest(records)
+    lines = ["| what | bar | measured |", "|---|---|---|"]
+    for row, _ in latest:
+        lines.append("| " + " | ".join(_cell(row[key]) for key in ("row", "bar", "value")) + " |")
+    machines = list(dict.fromkeys(machine for _, machine in latest if machine))
+    if machines:
+        lines += ["", f"Measured on {'; '.join(machines)}."]
+    return "\n".join(lines)
+
+
+def latest_rows(records: Iterable[Json]) -> list[Json]:
+    """The rows that the table shows, in its order: objects with row, bar and value."""
+    return [row for row, _ in _latest(records)]
+
+
+def _latest(records: Iterable[Json]) -> list[tuple[Json, str]]:
+    """Rows and machines; of rows with one label the latest, at the place where the first was."""
     latest: dict[str, tuple[str, Json, str]] = {}
     for record in records:
         for row in record.get("readme", []):
             label = row["row"]
-            places.setdefault(label, len(places))
             if label not in latest or record["time"] >= latest[label][0]:
-                latest[label] = (record["time"], row, _machine(record))
-    lines = ["| what | bar | measured |", "|---|---|---|"]
-    for label in sorted(latest, key=places.__getitem__):
-        row = latest[label][1]
-        lines.append("| " + " | ".join(_cell(row[key]) for key in ("row", "bar", "value")) + " |")
-    machines = list(dict.fromkeys(machine for _, _, machine in latest.values() if machine))
-    if machines:
-        lines += ["", f"Measured on {'; '.join(machines)}."]
-    return "\n".join(lines)
+                latest[label] = (record["time"], row, _machine(record))  # a key keeps its first place
+    return [(row, machine) for _, row, machine in latest.values()]
 
 
 def replace_table(text: str, table: str, path: Path) -> str:

@@ -27,6 +27,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "verify": ("gemma_edge.export.verify", "compare a bundle with its checkpoint"),
     "run": ("gemma_edge.runtime.run", "answer one prompt"),
     "chat": ("gemma_edge.runtime.chat_repl", "talk, turn by turn"),
+    "bench": ("gemma_edge.benchmarks.bench", "measure speed, memory and latency, here or on a device"),
+    "report": ("gemma_edge.benchmarks.report", "show results as one HTML page"),
 }
 # Top-level module of an optional dependency: the extra that installs it.
 EXTRAS = {

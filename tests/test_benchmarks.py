@@ -30,7 +30,7 @@ from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError, UsageError
 
 MB = 2**20
 HIDDEN, PLE_ROW, VOCAB = 8, 12, 50
-FACTS = BundleFacts("Gemma 3n: tiny", "int4", 1_000_000_000)
+FACTS = BundleFacts("Gemma 3n: tiny", "int4", 1_000_000_000, 10, 100, "onnx", 256, 64, "fp32")
 OPTIONS = KernelOptions(n_prompt=16, n_gen=4, reps=2, threads=1, context=64)
 
 
@@ -344,6 +344,7 @@ def prove(
 ) -> Any:
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(ceiling, "bundle_facts", lambda _: FACTS)
+    monkeypatch.setattr(ceiling, "bundle_files", lambda _: [])
     monkeypatch.setattr(ceiling, "kernel_argv", lambda *_, **__: [sys.executable, "-c", code])
     argv = [str(tmp_path / "out"), "-p", "16", "-n", "4", "-o", str(tmp_path / "r.jsonl")]
     return run_script(lambda: ceiling.main([*argv, "--limit", f"{limit}MiB", "--control", f"{control}MiB"]))

@@ -1,0 +1,180 @@
+"""One peer that is a Python library, in this process: pp and tg as llama-bench measures them.
+
+    python -m gemma_edge.benchmarks.peer_child litert-lm MODEL CACHE -p 512 -n 64 -r 5 -t 2
+
+prints one JSON line: {"tests": [Measurement], "build": its version, "model": what was loaded}. One unmeasured
+run of each test comes first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gemma_edge.benchmarks.measurement import Measurement, timed
+from gemma_edge.benchmarks.options import KernelOptions, add_size_options, kernel_options
+from gemma_edge.benchmarks.script import run_script
+from gemma_edge.runtime.errors import DeviceError
+
+# Of none of these are there types; importing them is what this process is for.
+Library = Any
+
+
+def litert_lm(model: Path, cache: Path, options: KernelOptions) -> list[Measurement]:
+    """LiteRT-LM's own benchmark. It makes an engine for every run and tells speeds, from which times follow.
+
+    Its first run fills the cache folder, as an installed app has done; that run is not measured.
+    """
+    library: Library = importlib.import_module("litert_lm")
+    # It measures a prefill and a decode together, each of at least one token.
+    sizes = max(options.n_prompt, 1), max(options.n_gen, 1)
+    benchmark = library.Benchmark(
+        str(model),
+        library.Backend.CPU(thread_count=options.threads),
+        prefill_tokens=sizes[0],
+        decode_tokens=sizes[1],
+        max_num_tokens=options.context,
+        cache_dir=str(cache),
+    )
+    prefill: list[int] = []
+    decode: list[int] = []
+    for run in range(options.reps + 1):
+        info = benchmark.run()
+        if run:
+            prefill.append(
+                _nanoseconds(info.last_prefill_token_count, info.last_prefill_tokens_per_second, sizes[0])
+            )
+            decode.append(
+                _nanoseconds(info.last_decode_token_count, info.last_decode_tokens_per_second, sizes[1])
+            )
+    tests = [Measurement(options.n_prompt, 0, tuple(prefill)), Measurement(0, options.n_gen, tuple(decode))]
+    return [test for test in tests if test.n_prompt + test.n_gen]
+
+
+def _nanoseconds(count: int, tokens_per_second: float, wanted: int) -> int:
+    """The time of `wanted` tokens at the speed that `count` tokens had."""
+    if count < 1 or tokens_per_second <= 0:
+        raise DeviceError(f"LiteRT-LM reports {count} tokens at {tokens_per_second} tokens per second")
+    return round(wanted / tokens_per_second * 1e9)
+
+
+def onnxruntime_genai(model: Path, cache: Path, options: KernelOptions) -> list[Measurement]:
+    """onnxruntime-genai: `append_tokens` prefills and picks nothing, `generate_next_token` decodes,
+    greedily.
+    """
+    library: Library = importlib.import_module("onnxruntime_genai")
+    config = library.Config(str(model))
+    overlay = {"model": {"decoder": {"session_options": {"intra_op_num_threads": options.threads}}}}
+    config.overlay(json.dumps(overlay))
+    loaded = library.Model(config)
+    rng = np.random.default_rng(0)
+    state: dict[str, Any] = {}
+
+    def fresh(n_prompt: int, n_gen: int) -> None:
+        params = library.GeneratorParams(loaded)
+        length = n_prompt + n_gen
+        params.set_search_options(max_length=length + 1, min_length=length + 1, do_sample=False)
+        state["generator"] = library.Generator(loaded, params)
+
+    def prefill() -> None:
+        state["generator"].append_tokens(rng.integers(10, 1000, options.n_prompt).astype(np.int32))
+
+    def begin_decode() -> None:
+        fresh(1, options.n_gen)
+        state["generator"].append_tokens(np.ones(1, np.int32))
+
+    def decode() -> None:
+        for _ in range(options.n_gen):
+            state["generator"].generate_next_token()
+
+    return _both(options, prefill, decode, lambda: fresh(options.n_prompt, 1), begin_decode)
+
+
+def transformers(model: Path, cache: Path, options: KernelOptions) -> list[Measurement]:
+    """transformers in fp32 on the CPU, with its own cache: one forward call a prompt or a token."""
+    torch: Library = importlib.import_module("torch")
+    library: Library = importlib.import_module("transformers")
+    torch.set_num_threads(options.threads)
+    loaded = library.Gemma3nForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    vocabulary = loaded.config.get_text_config().vocab_size_per_layer_input
+    state: dict[str, Any] = {"cache": None}
+
+    def forward(n_tokens: int) -> None:
+        ids = torch.randint(vocabulary, (1, n_tokens))
+        with torch.inference_mode():
+            result = loaded(ids, past_key_values=state["cache"], use_cache=True, logits_to_keep=1)
+        state["cache"] = result.past_key_values
+
+    def decode() -> None:
+        for _ in range(options.n_gen):
+            forward(1)
+
+    def fresh() -> None:
+        state["cache"] = None
+
+    return _both(options, lambda: forward(options.n_prompt), decode, fresh, fresh)
+
+
+def _both(
+    options: KernelOptions,
+    prefill: Callable[[], None],
+    decode: Callable[[], None],
+    before_prefill: Callable[[], None],
+    before_decode: Callable[[], None],
+) -> list[Measurement]:
+    """Each test that is asked for, after one run that is not measured."""
+    tests = []
+    if options.n_prompt:
+        samples = timed(prefill, options.reps + 1, before_prefill)
+        tests.append(Measurement(options.n_prompt, 0, samples[1:]))
+    if options.n_gen:
+        samples = timed(decode, options.reps + 1, before_decode)
+        tests.append(Measurement(0, options.n_gen, samples[1:]))
+    return tests
+
+
+PEERS: dict[str, tuple[str, Callable[[Path, Path, KernelOptions], list[Measurement]]]] = {
+    "litert-lm": ("litert-lm-api", litert_lm),
+    "onnxruntime-genai": ("onnxruntime-genai", onnxruntime_genai),
+    "transformers": ("transformers", transformers),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    summary = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m gemma_edge.benchmarks.peer_child", description=summary)
+    parser.add_argument("peer", choices=sorted(PEERS))
+    parser.add_argument("model", type=Path)
+    parser.add_argument("cache", type=Path, help="a folder that it may fill")
+    add_size_options(parser, KernelOptions())
+    args = parser.parse_args(argv)
+    options = kernel_options(args)
+    options.check()
+    package, measure = PEERS[args.peer]
+    # The libraries write to stdout, natively: what they say goes to stderr, and stdout is for the answer.
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        tests = measure(args.model, args.cache, options)
+    except Exception as error:  # whatever a library raises is this peer's failure, in one line
+        raise DeviceError(f"{type(error).__name__}: {error}".replace("\n", " ")[:500]) from None
+    try:
+        build = f"{package} {version(package)}"
+    except PackageNotFoundError:
+        build = package
+    answer = {"tests": [test.to_dict() for test in tests], "build": build, "model": args.model.name}
+    os.write(stdout, (json.dumps(answer) + "\n").encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,94 @@
+"""Temperature, frequency, governor, throttling and battery, as far as /sys tells them.
+
+A processor that is hot or clocked down is slow for a reason that a speed alone does not show. Virtual
+machines and many containers have none of these files: then there is nothing, and not a zero.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+ROOT = Path("/sys")
+# get_throttled of a Raspberry Pi: the bits that say "now".
+_PI_FLAGS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
+_PI_THROTTLED = "devices/platform/soc/soc:firmware/get_throttled"
+
+
+def read_sensors(root: Path = ROOT) -> dict[str, Any]:
+    """What /sys tells now; a key is missing where the machine has no such sensor.
+
+    Returns:
+        "temperature_c" (the hottest zone), "zones_c" (by type), "frequency_mhz" and "max_frequency_mhz" (of
+        each group of cores that share a clock), "governors", "throttle_count" (events since boot, x86),
+        "throttled" (reasons in force now, Raspberry Pi), "battery" ("percent", "status", "temperature_c").
+    """
+    cpu = root / "devices/system/cpu"
+    policies = sorted(cpu.glob("cpufreq/policy*"), key=lambda p: int(p.name[6:] or 0))
+    zones: dict[str, float] = {}
+    for zone in sorted(root.glob("class/thermal/thermal_zone*")):
+        milli = _number(zone / "temp")
+        # Zones that are switched off say nonsense: 0, or below absolute zero.
+        if milli is not None and 0 < milli < 200_000:
+            name = _text(zone / "type") or zone.name
+            zones[name] = max(milli / 1000, zones.get(name, 0.0))
+    found: dict[str, Any] = {
+        "temperature_c": max(zones.values(), default=None),
+        "zones_c": zones or None,
+        "frequency_mhz": _frequencies(policies, "scaling_cur_freq"),
+        "max_frequency_mhz": _frequencies(policies, "cpuinfo_max_freq"),
+        "governors": sorted({g for p in policies if (g := _text(p / "scaling_governor"))}) or None,
+        "throttle_count": _throttle_count(cpu),
+        "throttled": _pi_throttled(root / _PI_THROTTLED),
+        "battery": _battery(root / "class/power_supply"),
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _frequencies(policies: list[Path], name: str) -> list[int] | None:
+    values = [_number(policy / name) for policy in policies]
+    return [value // 1000 for value in values if value is not None] or None
+
+
+def _throttle_count(cpu: Path) -> int | None:
+    """Of the cores and, once a package, of the packages; some cores may be offline."""
+    counts = [_number(path) for path in cpu.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
+    counts.append(_number(cpu / "cpu0/thermal_throttle/package_throttle_count"))
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def _pi_throttled(path: Path) -> list[str] | None:
+    text = _text(path)
+    try:
+        bits = int(text, 16) if text else None
+    except ValueError:
+        return None
+    return None if bits is None else [reason for bit, reason in _PI_FLAGS.items() if bits >> bit & 1]
+
+
+def _battery(folder: Path) -> dict[str, Any] | None:
+    for supply in sorted(folder.glob("*")):
+        if _text(supply / "type") == "Battery":
+            tenths = _number(supply / "temp")
+            battery = {
+                "percent": _number(supply / "capacity"),
+                "status": _text(supply / "status"),
+                "temperature_c": None if tenths is None else tenths / 10,
+            }
+            return {key: value for key, value in battery.items() if value is not None} or None
+    return None
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(_text(path) or "")
+    except ValueError:
+        return None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text().strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None

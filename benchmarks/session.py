@@ -1,0 +1,337 @@
+"""One bundle measured on one target with one number of threads: the rows that come of it.
+
+Order matters. Bandwidth is probed right before and right after, so that a share of it is of the same minutes.
+Every step is a process of its own; a step that fails ends the session, with the rows of those before it kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gemma_edge.benchmarks.load import QUIET_CORES, busy_cores
+from gemma_edge.benchmarks.measurement import Measurement
+from gemma_edge.benchmarks.options import KernelOptions
+from gemma_edge.benchmarks.peers import Peer, interleave, merged, ratios
+from gemma_edge.benchmarks.record import BundleFacts, environment
+from gemma_edge.benchmarks.results import header, kernel_row, peer_row
+from gemma_edge.benchmarks.script import progress
+from gemma_edge.benchmarks.target import Ceiling, Outcome, Target, judge_ceiling
+from gemma_edge.benchmarks.workload import Workload
+from gemma_edge.runtime.errors import CeilingError, GemmaEdgeError, UsageError
+from gemma_edge.runtime.units import format_size
+
+Json = dict[str, Any]
+Emit = Callable[[Json], None]
+CONTROL_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Bars:
+    """What the figures should reach; None asks nothing. TTFT is the median, speeds the slowest test's
+    median.
+    """
+
+    ttft_ms: float | None = None
+    prefill_tps: float | None = None
+    decode_tps: float | None = None
+
+    def judge(self, latency: Json | None, tests: Sequence[Json]) -> list[Json]:
+        """One entry a bar: "what", "value", "bar", "met"."""
+        judged: list[Json] = []
+        if self.ttft_ms is not None:
+            if latency is None:
+                raise UsageError("--assert-ttft-ms needs --requests above 0")
+            judged.append(_bar("time to first token, ms", latency["ttft_ms"]["p50"], self.ttft_ms, False))
+        for what, bar, key in (
+            ("prefill, tok/s", self.prefill_tps, "n_prompt"),
+            ("decode, tok/s", self.decode_tps, "n_gen"),
+        ):
+            if bar is not None:
+                speeds = [test["median_ts"] for test in tests if test[key]]
+                if not speeds:
+                    raise UsageError(f"a bar for {what} needs such a test: see -p and -n")
+                judged.append(_bar(what, min(speeds), bar, True))
+        return judged
+
+
+def _bar(what: str, value: float, bar: float, at_least: bool) -> Json:
+    return {"what": what, "value": value, "bar": bar, "met": value >= bar if at_least else value <= bar}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a session does beside its workload; `peers` only where they are to be measured too."""
+
+    ceiling: int | None = None
+    control: int | None = None
+    bars: Bars = Bars()
+    cold_load: bool = True
+    bandwidth_seconds: float = 2.0
+    timeout: float = 3600.0
+    peers: Sequence[Peer] = ()
+    rounds: int = 3
+
+
+@dataclass
+class Session:
+    """A session under way: `row` is filled as it goes, and emitted at its end however it ends."""
+
+    target: Target
+    bundle: Path
+    facts: BundleFacts
+    workload: Workload
+    plan: Plan
+    run: str
+    name: str
+    emit: Emit
+    row: Json = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def measure(self) -> list[str]:
+        """Does it all and emits the rows.
+
+        Returns:
+            What was exceeded or missed, in words; empty when all is well.
+
+        Raises:
+            GemmaEdgeError: a step failed; what was measured before it is emitted, the error with it.
+        """
+        device = self.target.facts()
+        here = environment() if device is None else {}
+        self.row = {
+            **header("session", self.run, self.name, self.target.name, _now(), here),
+            "model": self.facts.model,
+            "recipe": self.facts.recipe,
+            "format": self.facts.format,
+            "bundle_bytes": self.facts.file_bytes,
+            "workload": dataclasses.asdict(self.workload),
+            "device_facts": device,
+            "load": {},
+            "notes": [],
+        }
+        try:
+            self._steps()
+        except (GemmaEdgeError, KeyboardInterrupt) as error:
+            self.row["error"] = str(error) or "interrupted"
+            raise
+        finally:
+            self.row["problems"] = self.problems
+            self.emit(self.row)
+        return self.problems
+
+    def _steps(self) -> None:
+        plan, workload, row = self.plan, self.workload, self.row
+        if self.target.name == "local":
+            row["busy_cores"] = busy = busy_cores()
+            if busy is not None and busy > QUIET_CORES:
+                self._note(f"other processes kept {busy:.1f} cores busy before the run")
+        if plan.cold_load:
+            self._cold_load()
+        before = self._bandwidth()
+        main = dataclasses.replace(workload, cold=plan.ceiling is not None)
+        self._say("measuring" + (f" under {format_size(plan.ceiling)}" if plan.ceiling else ""))
+        outcome = self.target.work(main, plan.ceiling, self._timeout())
+        tests: list[Json] = []
+        if outcome.report is not None:
+            after = self._bandwidth()
+            gb_s = round(statistics.fmean((before, after)), 3)
+            row["bandwidth_gb_s"] = {"before": before, "after": after, "mean": gb_s}
+            tests = self._report(outcome.report, gb_s)
+        if plan.ceiling is not None:
+            self._judge(outcome, plan.ceiling)
+        if outcome.report is not None:
+            row["bars"] = plan.bars.judge(outcome.report["latency"], tests)
+            self.problems += [
+                f"{bar['what']}: {bar['value']:.2f}, asked for {bar['bar']:g}"
+                for bar in row["bars"]
+                if not bar["met"]
+            ]
+        if plan.peers:
+            self._peers()
+
+    def _cold_load(self) -> None:
+        self._say("loading from a cold page cache")
+        nothing = Workload(
+            threads=self.workload.threads, context=self.workload.context, cold=True, import_time=True
+        )
+        report = self.target.work(nothing, None, self.plan.timeout).report
+        assert report is not None
+        self._environment(report)
+        self.row["load"] |= {
+            "import_s": report["import_s"],
+            "cold_s": report["load_s"],
+            "cached_bytes": report["cached_bytes"],
+        }
+        if report["cached_bytes"]:
+            left = format_size(report["cached_bytes"])
+            self._note(f"the cold load was not quite cold: the kernel kept {left} of the bundle cached")
+
+    def _bandwidth(self) -> float:
+        bandwidth = self.target.bandwidth(self.workload.threads, self.plan.bandwidth_seconds)
+        self._say(f"stream read {bandwidth.median:.1f} GB/s")
+        return round(bandwidth.median, 3)
+
+    def _report(self, report: Json, gb_s: float) -> list[Json]:
+        """Emits the tests of a worker's report and takes the rest into the session's row."""
+        self._environment(report)
+        engine = _engine(self.facts.format, report["environment"])
+        head = header("bench", self.run, self.name, self.target.name, self.row["time"], report["environment"])
+        peak = report["memory"]["peak"]
+        rows = [
+            kernel_row(
+                head,
+                test,
+                self.facts,
+                str(self.bundle.resolve().name),
+                self.workload.threads,
+                engine,
+                bandwidth_gb_s=gb_s,
+                memory_peak={"rss_anon": peak["rss_anon"], "rss": max(peak["rss"], peak["high_water"])},
+            )
+            for test in report["tests"]
+        ]
+        for row in rows:
+            self.emit(row)
+            self._say(str(Measurement.from_dict(row)))
+        which = "warm_s" if self.plan.ceiling is None else "limited_s"
+        self.row["load"][which] = report["load_s"]
+        for key in ("context", "latency", "phases", "memory", "sensors"):
+            self.row[key] = report[key]
+        self.row["engine"] = engine
+        self.row["sustained"] = summarize_sustained(report["sustained"])
+        for note in [*report["notes"], *_sensor_notes(report["sensors"])]:
+            self._note(note)
+        return rows
+
+    def _judge(self, outcome: Outcome, limit: int) -> None:
+        control_limit = self.plan.control or limit // 2
+        control = None
+        if outcome.mechanism is not None and not outcome.killed:
+            short = dataclasses.replace(
+                self.workload,
+                prompts=(max(self.workload.prompts, default=0),),
+                gens=(CONTROL_TOKENS,),
+                depths=(0,),
+                reps=1,
+                requests=0,
+                sustained_s=0.0,
+                cold=True,
+            )
+            self._say(f"control under {format_size(control_limit)}")
+            control = self.target.work(short, control_limit, self.plan.timeout)
+        ceiling: Ceiling = judge_ceiling(limit, outcome, control, control_limit, self.target.why_not)
+        self.row["ceiling"] = ceiling.to_dict()
+        if not ceiling.met:
+            self.problems.append(f"the ceiling of {format_size(limit)}: {ceiling.text}")
+        self._say(f"ceiling: {ceiling.text}")
+
+    def _peers(self) -> None:
+        plan, workload = self.plan, self.workload
+        size = KernelOptions(
+            max(workload.prompts, default=0),
+            max(workload.gens, default=0),
+            workload.reps,
+            workload.threads,
+            workload.context or self.facts.context,
+        )
+        ours = Workload(
+            (size.n_prompt,), (size.n_gen,), reps=size.reps, threads=size.threads, context=workload.context
+        )
+
+        def measure_ours() -> dict[str, Measurement]:
+            report = self.target.work(ours, None, plan.timeout).report
+            assert report is not None
+            tests = (Measurement.from_dict(test) for test in report["tests"])
+            return {test.name: test for test in tests}
+
+        rounds, failed = interleave(measure_ours, plan.peers, size, plan.rounds)
+        for reason in failed:
+            self._note(f"left out: {reason}")
+        self.row["ratios"] = ratios(rounds)
+        self.row["rounds"] = [
+            {
+                "ours": [test.to_dict() for test in round_.ours.values()],
+                "peers": {name: run.to_dict() for name, run in round_.peers.items()},
+            }
+            for round_ in rounds
+        ]
+        models = {peer.name: peer.model for peer in plan.peers}
+        head = header("bench", self.run, self.name, self.target.name, _now(), self.row["environment"])
+        for name, tests in merged(rounds).items():
+            rss = max(round_.peers[name].peak_rss for round_ in rounds if name in round_.peers)
+            for test in tests:
+                self.emit(peer_row(head, test, name, models[name].name, workload.threads, rss))
+
+    def _timeout(self) -> float:
+        return self.plan.timeout + self.workload.sustained_s
+
+    def _environment(self, report: Json) -> None:
+        self.row["environment"] = report["environment"]
+
+    def _note(self, text: str) -> None:
+        if text not in self.row["notes"]:
+            self.row["notes"].append(text)
+            progress(f"note: {text}")
+
+    def _say(self, text: str) -> None:
+        progress(f"{self.target.name}, {self.workload.threads} threads: {text}")
+
+
+def check_problems(problems: Sequence[str]) -> None:
+    """Raises CeilingError, exit code 5, for what was exceeded or missed."""
+    if problems:
+        raise CeilingError("exceeded: " + "; ".join(problems))
+
+
+def summarize_sustained(points: list[Json] | None) -> Json | None:
+    """The curve, and its first tenth against its last: what is left when the device is warm."""
+    if not points:
+        return None
+    tenth = max(1, len(points) // 10)
+
+    def median(key: str, part: Sequence[Json]) -> float | None:
+        values = [point[key] for point in part if key in point]
+        return round(statistics.median(values), 3) if values else None
+
+    first, last = points[:tenth], points[-tenth:]
+    begin, end = median("tg_ts", first), median("tg_ts", last)
+    assert begin is not None and end is not None
+    text = f"decode {begin:.2f} at the beginning, {end:.2f} tok/s at the end ({end / begin:.0%})"
+    hot = [median("temperature_c", part) for part in (first, last)]
+    if hot[0] is not None and hot[1] is not None:
+        text += f", {hot[0]:.0f} to {hot[1]:.0f} °C"
+    return {
+        "points": points,
+        "decode_first_tps": begin,
+        "decode_last_tps": end,
+        "decode_kept": round(end / begin, 4),
+        "text": text,
+    }
+
+
+def _sensor_notes(sensors: Json) -> list[str]:
+    before, after = sensors["before"], sensors["after"]
+    notes = []
+    if slow := sorted(set(after.get("governors") or ()) - {"performance"}):
+        notes.append(f"the frequency governor is {', '.join(slow)}, not performance")
+    throttled = after.get("throttle_count", 0) - before.get("throttle_count", 0)
+    if throttled > 0:
+        notes.append(f"the processor was throttled for its heat {throttled} times during the run")
+    if reasons := sorted({*before.get("throttled", ()), *after.get("throttled", ())}):
+        notes.append(f"the board reports: {', '.join(reasons)}")
+    return notes
+
+
+def _engine(format: str, environment: Json) -> str:
+    name, package = ("ONNX Runtime", "onnxruntime") if format == "onnx" else ("LiteRT", "ai-edge-litert")
+    return f"{name} {environment['versions'].get(package) or ''}".strip()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,86 @@
+"""What one measured process is asked to do, as data that crosses a process or a network."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from gemma_edge.runtime.errors import UsageError
+
+
+class Sizes(NamedTuple):
+    """One test of llama-bench's kind; exactly one of n_prompt and n_gen is not 0."""
+
+    n_prompt: int
+    n_gen: int
+    n_depth: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What `worker.measure` does with one bundle, in this order.
+
+    `cold` drops the page cache of the bundle first. Then it is loaded; all combinations of `prompts` and
+    `gens` with `depths` are measured `reps` times; `requests` answers end to end, each of `answer` tokens to
+    a prompt of `prompt`; at last, for `sustained_s` seconds, prefill and decode in turn.
+    """
+
+    prompts: tuple[int, ...] = ()
+    gens: tuple[int, ...] = ()
+    depths: tuple[int, ...] = (0,)
+    reps: int = 5
+    threads: int = 2
+    context: int | None = None  # None: what the bundle was planned for
+    cold: bool = False
+    import_time: bool = False
+    requests: int = 0
+    prompt: int = 128
+    answer: int = 64
+    sustained_s: float = 0.0
+
+    def tests(self) -> Iterator[Sizes]:
+        """In llama-bench's order: depth by depth, prefill before decode."""
+        for depth in self.depths:
+            yield from (Sizes(n, 0, depth) for n in self.prompts if n)
+            yield from (Sizes(0, n, depth) for n in self.gens if n)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the KV cache must hold for the longest test."""
+        sizes = [test.n_prompt + test.n_gen + test.n_depth for test in self.tests()]
+        if self.requests:
+            sizes.append(self.prompt + self.answer)
+        if self.sustained_s:
+            sizes.append(max(self.prompts, default=0) + max(self.gens, default=0))
+        return max(sizes, default=0)
+
+    def check(self, context: int) -> None:
+        """Raises UsageError for what cannot be measured with a KV cache of `context` tokens."""
+        if min((*self.prompts, *self.gens, *self.depths), default=0) < 0:
+            raise UsageError("-p, -n and -d: expected numbers of tokens, 0 for no such test")
+        if min(self.reps, self.threads, self.prompt) < 1 or self.requests < 0:
+            raise UsageError("-r, -t and --prompt: expected at least 1; --requests: 0 or more")
+        if self.requests and self.answer < 2:
+            raise UsageError("--answer: expected at least 2, or there is no gap between tokens to measure")
+        if self.sustained_s and not any(self.gens):
+            raise UsageError("--sustained needs -n: the tokens to decode in each turn")
+        if self.longest > context:
+            remedy = "raise --context, or lower -p, -n, -d, --prompt or --answer"
+            raise UsageError(f"{self.longest} tokens do not fit a context of {context}: {remedy}")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Workload:
+        """Raises UsageError for anything that `to_json` did not write."""
+        try:
+            data: dict[str, Any] = json.loads(text)
+            for key in ("prompts", "gens", "depths"):
+                data[key] = tuple(int(n) for n in data[key])
+            return cls(**data)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"not a workload: {error!r}") from None

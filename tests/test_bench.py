@@ -1,0 +1,407 @@
+"""`gemma-edge bench`: real workers on tiny bundles, what becomes of their figures, and what happens when they
+fail.
+"""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemma_edge.benchmarks import cgroup, target
+from gemma_edge.benchmarks.bench import duration
+from gemma_edge.benchmarks.cgroup import Mechanism, mechanism
+from gemma_edge.benchmarks.child import ChildRun
+from gemma_edge.benchmarks.clock import ClockReading
+from gemma_edge.benchmarks.latency import percentile, prompt_text
+from gemma_edge.benchmarks.memory import MOST_POINTS, MemoryTimeline, PeakMemory
+from gemma_edge.benchmarks.record import read_records
+from gemma_edge.benchmarks.results import CSV_FIELDS, LLAMA_BENCH_FIELDS, parse_outputs
+from gemma_edge.benchmarks.sensors import read_sensors
+from gemma_edge.benchmarks.session import Bars, summarize_sustained
+from gemma_edge.benchmarks.target import LocalTarget, Outcome, judge_ceiling
+from gemma_edge.benchmarks.worker import parse_worker_report
+from gemma_edge.benchmarks.workload import Sizes, Workload
+from gemma_edge.cli.main import main
+from gemma_edge.export.exporter import export_bundle
+from gemma_edge.runtime.errors import DeviceError, UsageError
+from gemma_edge.runtime.model import Model
+
+limited = pytest.mark.skipif(mechanism().name == "none", reason=f"no kernel limit: {mechanism().reason}")
+MB = 2**20
+QUICK = ["-r", "2", "-t", "1", "--bandwidth", "0.05s", "--no-cold"]
+SMALL = [*QUICK, "-p", "16", "-n", "4", "--requests", "0"]
+
+
+@pytest.fixture(scope="module")
+def litertlm(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("litertlm") / "tiny.litertlm"
+    return export_bundle(tiny_checkpoint, out, context=256, chunk=64, format="litertlm", verify=False).path
+
+
+@pytest.fixture(scope="module")
+def tflite(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tflite") / "tiny"
+    return export_bundle(tiny_checkpoint, out, context=256, chunk=64, format="tflite", verify=False).path
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The rows of one complete run."""
+    path = tmp_path_factory.mktemp("bench") / "results.jsonl"
+    argv = ["bench", str(tiny_bundle), "-p", "16,32", "-n", "4", "-d", "0,20", "-r", "3", "-t", "1"]
+    argv += [
+        "--requests",
+        "3",
+        "--prompt",
+        "40",
+        "--answer",
+        "5",
+        "--sustained",
+        "0.3s",
+        "--bandwidth",
+        "0.05s",
+    ]
+    assert main([*argv, "-o", str(path), "--name", "tiny"]) == 0
+    return read_records(path)
+
+
+# What is measured -------------------------------------------------------------------------------------
+
+
+def test_every_combination_is_a_row_with_the_fields_of_llama_bench(rows: list[dict[str, Any]]) -> None:
+    tests = [row for row in rows if row["kind"] == "bench"]
+    names = ["pp16", "pp32", "tg4", "pp16 @ d20", "pp32 @ d20", "tg4 @ d20"]
+    assert [row["test"] for row in tests] == names
+    for row in tests:
+        assert set(LLAMA_BENCH_FIELDS) <= set(row)
+        assert [key for key in LLAMA_BENCH_FIELDS if row[key] is None] == []
+        assert len(row["samples_ns"]) == len(row["samples_ts"]) == 3
+        tokens = row["n_prompt"] + row["n_gen"]
+        assert row["samples_ts"][0] == pytest.approx(tokens / row["samples_ns"][0] * 1e9, rel=1e-3)
+        assert min(row["samples_ts"]) <= row["median_ts"] <= max(row["samples_ts"])
+        assert row["avg_ns"] == pytest.approx(sum(row["samples_ns"]) / 3, abs=1)
+        assert row["cpu_s"] > 0 and row["major_faults"] >= 0
+    decode = next(row for row in tests if row["test"] == "tg4")
+    share = decode["bytes_per_token"] * decode["median_ts"] / (decode["bandwidth_gb_s"] * 1e9)
+    assert decode["bandwidth_share"] == pytest.approx(share, rel=0.01, abs=1e-4)
+    assert tests[0]["bandwidth_share"] is None, "a prefill reads weights once for many tokens"
+
+
+def test_session_holds_all_that_is_not_speed(rows: list[dict[str, Any]]) -> None:
+    (session,) = [row for row in rows if row["kind"] == "session"]
+    assert session["run"] == rows[0]["run"] and session["name"] == "tiny" and session["problems"] == []
+    assert session["load"]["cold_s"] > 0 and session["load"]["warm_s"] > 0 and session["load"]["import_s"] > 0
+    assert session["latency"]["prompt_tokens"] in range(36, 41)
+    assert len(session["latency"]["samples_ttft_ms"]) == 3
+    assert len(session["latency"]["samples_itl_ms"]) == 3 * 4
+    assert min(session["latency"]["samples_itl_ms"]) > 0
+    memory = session["memory"]
+    assert memory["peak"]["high_water"] >= memory["steady"]["rss"] > memory["steady"]["rss_anon"] > 10 * MB
+    assert memory["peak"]["pss"] > 0 and memory["steady"]["major_faults"] >= 0
+    timeline = memory["timeline"]
+    assert len(timeline["seconds"]) == len(timeline["rss_anon"]) == len(timeline["rss_file"]) > 5
+    assert timeline["seconds"] == sorted(timeline["seconds"])
+    assert [phase["name"] for phase in session["phases"]][:3] == ["load", "pp16, warm-up", "pp16"]
+    assert len(session["sustained"]["points"]) >= 1 and session["sustained"]["points"][0]["tg_ts"] > 0
+
+
+@pytest.mark.parametrize("form", ["tflite", "litertlm"])
+def test_other_formats_are_measured_alike(
+    form: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["bench", str(request.getfixturevalue(form)), *QUICK, "-p", "16", "-n", "4", "-o", "jsonl"]
+    assert main([*argv, "--requests", "1", "--prompt", "40", "--answer", "3"]) == 0
+    tests = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row.get("test") for row in tests] == ["pp16", "tg4", None]
+    assert tests[0]["format"] == form and tests[0]["engine"].startswith("LiteRT ")
+    assert tests[2]["latency"]["requests"] == 1
+
+
+def test_outputs_go_to_stdout_and_files(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", str(tiny_bundle), *SMALL, "-o", "md,jsonl,table.csv"]) == 0
+    out = capsys.readouterr().out
+    assert "| model | engine | threads | test |" in out and "| pp16 |" in out and "| memory, peak |" in out
+    (results,) = tmp_path.glob("bench-*.jsonl")
+    assert len(read_records(results)) == 3
+    table = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    assert tuple(table[0]) == CSV_FIELDS
+    assert [(row["test"], row["n_threads"]) for row in table] == [("pp16", "1"), ("tg4", "1")]
+    assert float(table[0]["avg_ts"]) > 0
+
+
+# Ceilings and bars ------------------------------------------------------------------------------------
+
+
+@limited
+def test_ceiling_that_holds_is_proved_by_a_control(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    argv = ["bench", str(tiny_bundle), *SMALL, "--ceiling", "600MiB", "--control", "12MiB", "-o", str(path)]
+    assert main(argv) == 0
+    session = read_records(path)[-1]
+    ceiling = session["ceiling"]
+    assert ceiling["met"] and ceiling["enforced"] and ceiling["control_killed"]
+    assert ceiling["mechanism"] == mechanism().name
+    assert "control under 12 MiB was killed" in ceiling["text"]
+    assert "warm_s" not in session["load"], "a load under a limit is not a warm one"
+
+
+@limited
+def test_ceiling_that_is_exceeded_is_exit_5_and_has_no_numbers(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "r.jsonl"
+    assert main(["bench", str(tiny_bundle), *SMALL, "--ceiling", "16MiB", "-o", f"md,{path}"]) == 5
+    (session,) = read_records(path)
+    assert not session["ceiling"]["met"] and "killed by the kernel under 16 MiB" in session["ceiling"]["text"]
+    assert "memory" not in session and "latency" not in session
+    captured = capsys.readouterr()
+    assert "tok/s" not in captured.out and "the ceiling of 16 MiB" in captured.err
+
+
+@pytest.mark.parametrize(("size", "code", "verdict"), [("4GiB", 0, "not exceeded"), ("20MiB", 5, "exceeded")])
+def test_ceiling_is_sampled_where_the_kernel_does_not_let_us(
+    size: str, code: int, verdict: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "mechanism", lambda: Mechanism("none", "no permission"))
+    path = tmp_path / "r.jsonl"
+    assert main(["bench", str(tiny_bundle), *SMALL, "--ceiling", size, "-o", str(path)]) == code
+    ceiling = read_records(path)[-1]["ceiling"]
+    assert ceiling["text"].startswith(f"{verdict}, sampled, not enforced") and not ceiling["enforced"]
+    assert "no permission" in ceiling["text"]
+
+
+def test_control_that_completes_proves_nothing() -> None:
+    peak = {"rss_anon": 10, "rss": 20, "high_water": 20}
+    run = Outcome({"memory": {"peak": peak}}, "cgroup-v2", 15)
+    ceiling = judge_ceiling(100, run, run, 50, "")
+    assert not ceiling.met and "lower --control" in ceiling.text
+
+
+def test_systemd_run_is_asked_for_a_scope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in that makes no group: what it is told, and that an uncounted scope is refused."""
+    stand_in = tmp_path / "systemd-run"
+    stand_in.write_text(
+        f'#!/bin/sh\necho "$@" > {tmp_path}/args\nwhile [ "$1" != /bin/sh ]; do shift; done\nexec "$@"\n'
+    )
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(cgroup, "_COUNT", '"$@"; echo "oom_kill 1" > "$0/memory.events"; kill -9 $$')
+    run = cgroup._run_in_scope(("OOMPolicy=continue",), ["true"], 64 * MB, timeout=30, env=None)
+    assert run.killed and run.mechanism == "systemd-run" and run.peak_bytes is None
+    told = (tmp_path / "args").read_text()
+    assert f"-p MemoryMax={64 * MB} -p MemorySwapMax=0 -p OOMPolicy=continue /bin/sh -c" in told
+    monkeypatch.setattr(cgroup, "_COUNT", '"$@"')
+    with pytest.raises(DeviceError, match="counts no memory"):
+        cgroup._run_in_scope((), ["true"], 64 * MB, timeout=30, env=None)
+
+
+def test_bar_that_is_missed_is_exit_5_and_keeps_the_results(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "r.jsonl"
+    argv = ["bench", str(tiny_bundle), *SMALL, "--assert-decode-tps", "1e9", "--assert-prefill-tps", "0.001"]
+    assert main([*argv, "-o", f"md,{path}"]) == 5
+    *tests, session = read_records(path)
+    assert [row["test"] for row in tests] == ["pp16", "tg4"]
+    assert [bar["met"] for bar in session["bars"]] == [True, False]
+    captured = capsys.readouterr()
+    assert "MISSED" in captured.out and "decode, tok/s" in captured.err
+
+
+def test_bars_judge_the_slowest_test_and_the_median_wait() -> None:
+    tests = [{"n_prompt": 0, "n_gen": 8, "median_ts": ts} for ts in (9.0, 11.0)]
+    latency = {"ttft_ms": {"p50": 100.0, "p90": 900.0}}
+    judged = Bars(ttft_ms=100, decode_tps=10).judge(latency, tests)
+    assert [(bar["value"], bar["met"]) for bar in judged] == [(100.0, True), (9.0, False)]
+
+
+# Failures ---------------------------------------------------------------------------------------------
+
+
+def test_run_that_hangs_is_exit_4_and_keeps_what_was_known(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    argv = ["bench", str(tiny_bundle), *SMALL, "--timeout", "0.3s", "-o", str(path)]
+    assert main(argv) == 4
+    (session,) = read_records(path)
+    assert "did not finish within" in session["error"] and "memory" not in session
+
+
+def test_damaged_bundle_is_exit_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(tmp_path / "none")]) == 3
+    assert "gemma-edge export" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "stdout", ["", "oops", "[]", '{"schema": 99}', '{"schema": 1}', '{"schema": 1, "tests": [{}]}']
+)
+def test_worker_without_a_report_is_an_error(stdout: str) -> None:
+    with pytest.raises(DeviceError, match="no report"):
+        parse_worker_report(ChildRun(0, stdout, "", 1.0, PeakMemory()))
+
+
+@pytest.mark.parametrize(
+    ("argv", "problem"),
+    [
+        (["-p", "300"], "300 tokens do not fit a context of 256"),
+        (["-p", "0", "-n", "8", "-d", "250"], "258 tokens do not fit"),
+        (["-n", "8", "-p", "8", "-r", "0"], "-r, -t and --prompt"),
+        (["-p", "8", "-n", "0", "--sustained", "1s"], "--sustained needs -n"),
+        (["-p", "8", "-n", "8", "--control", "1GiB"], "--control needs a --ceiling"),
+        (["-p", "8", "-n", "8", "--requests", "0", "--assert-ttft-ms", "1"], "--assert-ttft-ms needs"),
+        (["-p", "8", "-n", "0", "--assert-decode-tps", "1"], "needs such a test"),
+        (["-p", "8", "-n", "8", "--ceiling", "2G"], "powers of 1024"),
+        (["-p", "8", "-n", "8", "--sustained", "30"], "no duration"),
+        (["-p", "8", "-n", "8", "-o", "xml"], "-o xml"),
+        (["-p", "8", "-n", "8", "--gguf", "x.gguf"], "--gguf is for --peers"),
+        (["-p", "8", "-n", "8", "--peers", "--device", "adb"], "this machine only"),
+        (["-p", "8", "-n", "8", "--prompt", "2"], "no room for text"),
+        (["-p", "8", "-n", "8", "--device", "serial:/dev/tty"], "--device serial"),
+    ],
+)
+def test_what_cannot_be_measured_is_a_usage_error(
+    argv: list[str], problem: str, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [
+        "bench",
+        str(tiny_bundle),
+        "--bandwidth",
+        "0.01s",
+        "--no-cold",
+        "--prompt",
+        "40",
+        "--answer",
+        "4",
+        *argv,
+    ]
+    assert main(argv) == 2
+    assert problem in capsys.readouterr().err
+
+
+# Parts ------------------------------------------------------------------------------------------------
+
+
+def test_workload_crosses_a_process() -> None:
+    workload = Workload(prompts=(1, 2), gens=(0, 3), depths=(0, 9), context=64, cold=True, sustained_s=1.5)
+    assert Workload.from_json(workload.to_json()) == workload
+    assert list(workload.tests()) == [
+        Sizes(1, 0, 0), Sizes(2, 0, 0), Sizes(0, 3, 0), Sizes(1, 0, 9), Sizes(2, 0, 9), Sizes(0, 3, 9)
+    ]  # fmt: skip
+    for text in ("", "[]", "{}", '{"prompts": [1], "gens": [], "depths": [], "speed": 1}'):
+        with pytest.raises(UsageError, match="not a workload"):
+            Workload.from_json(text)
+
+
+def test_bandwidth_of_a_process_of_its_own(tiny_bundle: Path) -> None:
+    bandwidth = LocalTarget(tiny_bundle).bandwidth(1, 0.05)
+    assert bandwidth.threads == 1 and 0.5 < bandwidth.median < 2000
+
+
+def test_prompt_has_the_tokens_that_are_asked_for(tiny_bundle: Path) -> None:
+    model = Model.load(tiny_bundle)
+    for wanted in (30, 100, 200):
+        assert wanted - 3 <= len(model.prompt_ids(prompt_text(model, wanted))) <= wanted
+
+
+@pytest.mark.parametrize(("percent", "value"), [(50, 5), (90, 9), (99, 10), (100, 10), (1, 1)])
+def test_percentile_is_one_of_the_samples(percent: float, value: float) -> None:
+    assert percentile([10, 9, 8, 7, 6, 5, 4, 3, 2, 1], percent) == value
+    assert percentile([3.5], percent) == 3.5
+
+
+def test_timeline_is_thinned_and_stays_in_order() -> None:
+    timeline = MemoryTimeline(origin=0.0)
+    for i in range(10 * MOST_POINTS):
+        timeline.add(i, 0)
+    assert MOST_POINTS / 2 <= len(timeline.rss_anon) <= MOST_POINTS
+    steps = {b - a for a, b in zip(timeline.rss_anon, timeline.rss_anon[1:], strict=False)}
+    assert len(steps) == 1, "evenly"
+    assert len(timeline.seconds) == len(timeline.rss_file) == len(timeline.rss_anon)
+
+
+def test_clock_that_jumps_and_machine_that_sleeps_are_noted() -> None:
+    start = ClockReading(wall=1000.0, monotonic=50.0, boot=60.0)
+    assert start.notes(ClockReading(1100.01, 150.0, 160.0)) == []
+    (jumped,) = start.notes(ClockReading(4700.0, 150.0, 160.0))
+    assert "jumped by +3600.0 s" in jumped
+    (slept,) = start.notes(ClockReading(1130.0, 150.0, 190.0))
+    assert "slept for 30.0 s" in slept
+    assert start.notes(ClockReading(900.0, 150.0, None)) == [
+        "the wall clock jumped by -200.0 s during the run; times are of the monotonic clock"
+    ]
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+    return root
+
+
+def test_sensors_of_a_board(tmp_path: Path) -> None:
+    root = write(
+        tmp_path,
+        {
+            "class/thermal/thermal_zone0/temp": "61300",
+            "class/thermal/thermal_zone0/type": "cpu-thermal",
+            "class/thermal/thermal_zone1/temp": "-274000",
+            "devices/system/cpu/cpufreq/policy0/scaling_cur_freq": "1500000",
+            "devices/system/cpu/cpufreq/policy0/cpuinfo_max_freq": "2400000",
+            "devices/system/cpu/cpufreq/policy0/scaling_governor": "ondemand",
+            "devices/system/cpu/cpu0/thermal_throttle/core_throttle_count": "3",
+            "devices/system/cpu/cpu1/thermal_throttle/core_throttle_count": "4",
+            "devices/platform/soc/soc:firmware/get_throttled": "50005",
+            "class/power_supply/AC/type": "Mains",
+            "class/power_supply/battery/type": "Battery",
+            "class/power_supply/battery/capacity": "81",
+            "class/power_supply/battery/status": "Discharging",
+            "class/power_supply/battery/temp": "314",
+        },
+    )
+    assert read_sensors(root) == {
+        "temperature_c": 61.3,
+        "zones_c": {"cpu-thermal": 61.3},
+        "frequency_mhz": [1500],
+        "max_frequency_mhz": [2400],
+        "governors": ["ondemand"],
+        "throttle_count": 7,
+        "throttled": ["under-voltage", "throttled"],
+        "battery": {"percent": 81, "status": "Discharging", "temperature_c": 31.4},
+    }
+
+
+def test_sensors_that_are_not_there_are_left_out(tmp_path: Path) -> None:
+    assert read_sensors(tmp_path) == {}
+    write(tmp_path, {"class/thermal/thermal_zone0/temp": "warm"})
+    assert read_sensors(tmp_path) == {}
+
+
+def test_sustained_compares_its_first_tenth_with_its_last() -> None:
+    points = [{"t_s": i, "tg_ts": 10.0 if i < 10 else 8.0, "temperature_c": 40.0 + i} for i in range(20)]
+    summary = summarize_sustained(points)
+    assert summary is not None and summary["decode_kept"] == 0.8
+    assert "10.00 at the beginning, 8.00 tok/s at the end (80%), 40 to 58 °C" in summary["text"]
+    assert summarize_sustained(None) is None and summarize_sustained([]) is None
+
+
+def test_outputs_are_parsed() -> None:
+    assert parse_outputs("md", "r") == [("md", None)]
+    assert parse_outputs("csv,jsonl,a/b.md", "r") == [
+        ("csv", None), ("jsonl", Path("bench-r.jsonl")), ("md", Path("a/b.md"))
+    ]  # fmt: skip
+    for text in ("", ",", "x.html"):
+        with pytest.raises(UsageError, match="-o"):
+            parse_outputs(text, "r")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400)])
+def test_durations(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+    for bad in ("", "0s", "5", "s", "-1s", "1d"):
+        with pytest.raises(UsageError):
+            duration(bad)
