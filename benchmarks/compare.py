@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,8 +30,10 @@ from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions, add_kernel_options, kernel_options
 from gemma_edge.benchmarks.record import BundleFacts, bundle_facts, readme_row, write_record
 from gemma_edge.benchmarks.script import progress, run_script
+from gemma_edge.runtime.bundle import Bundle
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import format_size, parse_size
+from gemma_edge.runtime.version import __version__
 
 Json = dict[str, Any]
 TIMEOUT = 3600.0  # seconds for one child
@@ -80,7 +82,11 @@ def _ratio(value: float) -> str:
 
 
 # Peers by what they are called in records: how people call them, and what their metrics begin with.
-PEERS = {"llama_cpp": ("llama.cpp", ""), "litert_lm": ("LiteRT-LM", "litert_lm_")}
+PEERS = {
+    "llama_cpp": ("llama.cpp", ""),
+    "litert_lm": ("LiteRT-LM", "litert_lm_"),
+    "against": ("the other bundle", "against_"),
+}
 METRICS = {
     **{
         f"{prefix}{what}_ratio": Metric(f"{what} against {title}", True, _ratio)
@@ -133,6 +139,15 @@ def _ours(bundle: Path, options: KernelOptions) -> Json:
     return report
 
 
+def _other_bundle(path: Path, options: KernelOptions) -> PeerRun:
+    """A bundle of ours in the place of a peer, with the context that it has."""
+    options = replace(options, context=min(options.context, Bundle.open(path).context))
+    argv = kernel_argv(path, options, import_time=False)
+    report = parse_report(run_child(argv, timeout=TIMEOUT, what="the other bundle's run"))
+    high_water = report["memory"]["peak"]["high_water"]
+    return PeerRun(measurements(report), high_water, f"gemma-edge {__version__}", path.name)
+
+
 def summarize(rounds: Sequence[Round], bytes_per_token: int) -> dict[str, float]:
     """Medians over the rounds, by the names of METRICS, and the speeds they come from in tokens per second.
 
@@ -180,7 +195,7 @@ def readme_rows(name: str, metrics: dict[str, float], bars: dict[str, float]) ->
 
 def _detail(key: str, metrics: dict[str, float]) -> str:
     if key.endswith("_ratio"):
-        name = "litert_lm" if key.startswith("litert_lm_") else "llama_cpp"
+        name = next((n for n, (_, prefix) in PEERS.items() if prefix and key.startswith(prefix)), "llama_cpp")
         what = key.removesuffix("_ratio").removeprefix(PEERS[name][1])
         return f" ({metrics[f'{what}_ts']:.1f} against {metrics[f'{name}_{what}_ts']:.1f} tok/s)"
     if key == "bandwidth_share":
@@ -244,6 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="the same checkpoint for llama.cpp")
     parser.add_argument("--litertlm", type=Path, metavar="FILE", help="the same checkpoint for LiteRT-LM")
+    parser.add_argument("--against", type=Path, metavar="BUNDLE", help="another bundle of ours")
     parser.add_argument("--name", help="what the results call it (default: the bundle's folder)")
     parser.add_argument(
         "--bar", action="append", default=[], metavar="METRIC=VALUE", help="what it should reach"
@@ -260,6 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.litertlm:
             check_litert_lm()
             peers["litert_lm"] = partial(run_litert_lm, args.litertlm, options, Path(cache), timeout=TIMEOUT)
+        if args.against:
+            peers["against"] = partial(_other_bundle, args.against, options)
         metrics = compare(
             args.bundle,
             options,
