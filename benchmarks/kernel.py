@@ -42,7 +42,7 @@ Json = dict[str, Any]
 _IMPORT_PROBE = """\
 import time
 start = time.perf_counter()
-import gemma_edge.runtime.model, gemma_edge.runtime.backends.onnx
+import gemma_edge.runtime.model, gemma_edge.runtime.backends.{engine}
 print(time.perf_counter() - start)
 """
 
@@ -85,7 +85,7 @@ def bench_decode(
 
     def step() -> None:
         for i in range(n_tokens):
-            _forward(model, ids[i : i + 1])
+            _forward(model, ids[i : i + 1], 1)
 
     return Measurement(0, n_tokens, timed(step, reps, prepare), depth)
 
@@ -98,11 +98,12 @@ def _fill(model: KernelModel, ids: npt.NDArray[np.int64]) -> None:
 
 def _append(model: KernelModel, ids: npt.NDArray[np.int64]) -> None:
     for start in range(0, len(ids), model.decoder.chunk):
-        _forward(model, ids[start : start + model.decoder.chunk])
+        end = start + model.decoder.chunk
+        _forward(model, ids[start:end], int(end >= len(ids)))  # as in a prompt: logits of the end only
 
 
-def _forward(model: KernelModel, ids: npt.NDArray[np.int64]) -> None:
-    model.decoder.forward(model.embeddings.lookup(ids), model.per_layer.lookup(ids), 1)
+def _forward(model: KernelModel, ids: npt.NDArray[np.int64], n_logits: int) -> None:
+    model.decoder.forward(model.embeddings.lookup(ids), model.per_layer.lookup(ids), n_logits)
 
 
 def bench(model: KernelModel, options: KernelOptions, vocab_size: int, reps: int) -> list[Measurement]:
@@ -123,7 +124,8 @@ def measure(path: Path, options: KernelOptions, *, import_time: bool = True) -> 
         "memory": {"steady": MemorySample, "peak": PeakMemory}}; seconds and bytes.
     """
     options.check()
-    import_s = runtime_import_seconds() if import_time else None
+    engine = "onnx" if (path / "decoder.onnx").is_file() else "litert"
+    import_s = runtime_import_seconds(engine) if import_time else None
     # Only now, so that this import is no part of what is measured next.
     from gemma_edge.runtime.bundle import Bundle
     from gemma_edge.runtime.model import Model
@@ -144,8 +146,8 @@ def measure(path: Path, options: KernelOptions, *, import_time: bool = True) -> 
     }
 
 
-def runtime_import_seconds(reps: int = 3) -> float:
-    """Median seconds that fresh interpreters take to import the runtime and its engine.
+def runtime_import_seconds(engine: str = "onnx", reps: int = 3) -> float:
+    """Median seconds that fresh interpreters take to import the runtime and its engine, "onnx" or "litert".
 
     Raises:
         DeviceError: the import fails.
@@ -154,7 +156,10 @@ def runtime_import_seconds(reps: int = 3) -> float:
     for _ in range(reps):
         try:
             probe = subprocess.run(
-                [sys.executable, "-c", _IMPORT_PROBE], check=True, capture_output=True, encoding="utf-8"
+                [sys.executable, "-c", _IMPORT_PROBE.format(engine=engine)],
+                check=True,
+                capture_output=True,
+                encoding="utf-8",
             )
         except subprocess.CalledProcessError as error:
             raise DeviceError(f"the runtime cannot be imported: {error.stderr.strip()[-300:]}") from None

@@ -1,6 +1,6 @@
 """One peer that is a Python library, in this process: pp and tg as llama-bench measures them.
 
-    python -m gemma_edge.benchmarks.peer_child litert-lm MODEL CACHE -p 512 -n 64 -r 5 -t 2
+    python -m gemma_edge.benchmarks.peer_child transformers MODEL -p 512 -n 64 -r 5 -t 2
 
 prints one JSON line: {"tests": [Measurement], "build": its version, "model": what was loaded}. One unmeasured
 run of each test comes first.
@@ -29,45 +29,7 @@ from gemma_edge.runtime.errors import DeviceError
 Library = Any
 
 
-def litert_lm(model: Path, cache: Path, options: KernelOptions) -> list[Measurement]:
-    """LiteRT-LM's own benchmark. It makes an engine for every run and tells speeds, from which times follow.
-
-    Its first run fills the cache folder, as an installed app has done; that run is not measured.
-    """
-    library: Library = importlib.import_module("litert_lm")
-    # It measures a prefill and a decode together, each of at least one token.
-    sizes = max(options.n_prompt, 1), max(options.n_gen, 1)
-    benchmark = library.Benchmark(
-        str(model),
-        library.Backend.CPU(thread_count=options.threads),
-        prefill_tokens=sizes[0],
-        decode_tokens=sizes[1],
-        max_num_tokens=options.context,
-        cache_dir=str(cache),
-    )
-    prefill: list[int] = []
-    decode: list[int] = []
-    for run in range(options.reps + 1):
-        info = benchmark.run()
-        if run:
-            prefill.append(
-                _nanoseconds(info.last_prefill_token_count, info.last_prefill_tokens_per_second, sizes[0])
-            )
-            decode.append(
-                _nanoseconds(info.last_decode_token_count, info.last_decode_tokens_per_second, sizes[1])
-            )
-    tests = [Measurement(options.n_prompt, 0, tuple(prefill)), Measurement(0, options.n_gen, tuple(decode))]
-    return [test for test in tests if test.n_prompt + test.n_gen]
-
-
-def _nanoseconds(count: int, tokens_per_second: float, wanted: int) -> int:
-    """The time of `wanted` tokens at the speed that `count` tokens had."""
-    if count < 1 or tokens_per_second <= 0:
-        raise DeviceError(f"LiteRT-LM reports {count} tokens at {tokens_per_second} tokens per second")
-    return round(wanted / tokens_per_second * 1e9)
-
-
-def onnxruntime_genai(model: Path, cache: Path, options: KernelOptions) -> list[Measurement]:
+def onnxruntime_genai(model: Path, options: KernelOptions) -> list[Measurement]:
     """onnxruntime-genai: `append_tokens` prefills and picks nothing, `generate_next_token` decodes,
     greedily.
     """
@@ -99,7 +61,7 @@ def onnxruntime_genai(model: Path, cache: Path, options: KernelOptions) -> list[
     return _both(options, prefill, decode, lambda: fresh(options.n_prompt, 1), begin_decode)
 
 
-def transformers(model: Path, cache: Path, options: KernelOptions) -> list[Measurement]:
+def transformers(model: Path, options: KernelOptions) -> list[Measurement]:
     """transformers in fp32 on the CPU, with its own cache: one forward call a prompt or a token."""
     torch: Library = importlib.import_module("torch")
     library: Library = importlib.import_module("transformers")
@@ -142,8 +104,7 @@ def _both(
     return tests
 
 
-PEERS: dict[str, tuple[str, Callable[[Path, Path, KernelOptions], list[Measurement]]]] = {
-    "litert-lm": ("litert-lm-api", litert_lm),
+PEERS: dict[str, tuple[str, Callable[[Path, KernelOptions], list[Measurement]]]] = {
     "onnxruntime-genai": ("onnxruntime-genai", onnxruntime_genai),
     "transformers": ("transformers", transformers),
 }
@@ -154,7 +115,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gemma_edge.benchmarks.peer_child", description=summary)
     parser.add_argument("peer", choices=sorted(PEERS))
     parser.add_argument("model", type=Path)
-    parser.add_argument("cache", type=Path, help="a folder that it may fill")
     add_size_options(parser, KernelOptions())
     args = parser.parse_args(argv)
     options = kernel_options(args)
@@ -164,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stdout = os.dup(1)
     os.dup2(2, 1)
     try:
-        tests = measure(args.model, args.cache, options)
+        tests = measure(args.model, options)
     except Exception as error:  # whatever a library raises is this peer's failure, in one line
         raise DeviceError(f"{type(error).__name__}: {error}".replace("\n", " ")[:500]) from None
     try:

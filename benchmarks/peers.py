@@ -13,10 +13,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gemma_edge.benchmarks.child import ChildError, run_child
+from gemma_edge.benchmarks.litert_lm import run_litert_lm
 from gemma_edge.benchmarks.llama_cpp import ENVIRONMENT_VARIABLE, PeerRun, find_llama_bench, run_llama_bench
 from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions
@@ -71,12 +73,16 @@ def find_peers(models: Mapping[str, Path | None], llama_bench: str | None) -> tu
         elif path is None:
             skipped.append(f"{name}: no model; give {what} with {option}")
         else:
-            peers.append(Peer(name, path, _library_runner(name, path)))
+            peers.append(Peer(name, path, partial(RUNNERS.get(name, run_library), name, path)))
     return peers, skipped
 
 
-def _library_runner(name: str, model: Path) -> Callable[[KernelOptions], PeerRun]:
-    return lambda options: run_library(name, model, options)
+def _run_litert_lm(name: str, model: Path, options: KernelOptions) -> PeerRun:
+    with tempfile.TemporaryDirectory(prefix="gemma-edge-peer-") as cache:
+        return run_litert_lm(model, options, Path(cache), timeout=TIMEOUT)
+
+
+RUNNERS = {"litert-lm": _run_litert_lm}
 
 
 def run_library(name: str, model: Path, options: KernelOptions, timeout: float = TIMEOUT) -> PeerRun:
@@ -85,11 +91,10 @@ def run_library(name: str, model: Path, options: KernelOptions, timeout: float =
     Raises:
         ChildError: it failed. DeviceError: it hangs, or prints no result.
     """
-    with tempfile.TemporaryDirectory(prefix="gemma-edge-peer-") as cache:
-        argv = [sys.executable, "-m", "gemma_edge.benchmarks.peer_child", name, str(model), cache]
-        argv += ["-p", str(options.n_prompt), "-n", str(options.n_gen), "-r", str(options.reps)]
-        argv += ["-t", str(options.threads), "--context", str(options.context)]
-        run = run_child(argv, timeout=timeout, what=name)
+    argv = [sys.executable, "-m", "gemma_edge.benchmarks.peer_child", name, str(model)]
+    argv += ["-p", str(options.n_prompt), "-n", str(options.n_gen), "-r", str(options.reps)]
+    argv += ["-t", str(options.threads), "--context", str(options.context)]
+    run = run_child(argv, timeout=timeout, what=name)
     if run.exit_code:
         raise ChildError(name, run)
     try:

@@ -252,7 +252,7 @@ def session_lines(session: Json) -> list[list[str]]:
     return lines
 
 
-_LOADS = (("cold_s", "cold"), ("warm_s", "warm"), ("import_s", "import"))
+_LOADS = (("cold_s", "cold"), ("warm_s", "warm"), ("limited_s", "under the limit"), ("import_s", "import"))
 _SIZES = (("rss_anon", "RssAnon"), ("rss_file", "RssFile"), ("pss", "Pss"), ("rss", "RSS"))
 
 

@@ -126,7 +126,8 @@ def measure(path: Path, workload: Workload) -> Json:
         BundleError, TokenizerError: the bundle is damaged.
     """
     began, before = ClockReading.now(), read_sensors()
-    import_s = runtime_import_seconds() if workload.import_time else None
+    engine = "onnx" if (path / "decoder.onnx").is_file() else "litert"
+    import_s = runtime_import_seconds(engine) if workload.import_time else None
     cached = drop_page_cache(bundle_files(path)) if workload.cold else None
     # Only now, so that this import is no part of what is measured next.
     from gemma_edge.runtime.bundle import Bundle

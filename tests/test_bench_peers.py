@@ -120,7 +120,7 @@ def test_library_without_a_result(stdout: str, tmp_path: Path, monkeypatch: pyte
     program.chmod(0o755)
     monkeypatch.setattr(peers.sys, "executable", str(program))
     with pytest.raises(DeviceError, match="printed no result"):
-        run_library("litert-lm", tmp_path, SIZES, timeout=30)
+        run_library("transformers", tmp_path, SIZES, timeout=30)
 
 
 def test_real_transformers(tiny_checkpoint: Path) -> None:
