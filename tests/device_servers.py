@@ -52,7 +52,8 @@ _ADBD_INIT = """\
 set -e
 ip link set lo up
 mount -t proc proc "$1/proc"
-mount -t tmpfs -o size=16m none "$1/data"
+mount --rbind /sys "$1/sys"
+mount -t tmpfs -o size=$5m none "$1/data"
 mount -t tmpfs none "$1/tmp"
 mount --bind "$2" "$1/usr/local/bin"
 mkdir -p "$1/data/local/tmp" "$1/data/shim"
@@ -93,21 +94,28 @@ class Sshd:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=log)
         wait_for(lambda: _listens(self.port), "sshd does not listen")
 
+    def connections(self) -> list[int]:
+        assert self._process is not None
+        return list(_descendants(self._process.pid, "sshd"))
+
     def kill(self) -> None:
         """The daemon and its connections die at once; what runs in them is left alone."""
         assert self._process is not None
-        for pid in [*_descendants(self._process.pid, "sshd"), self._process.pid]:
+        for pid in [*self.connections(), self._process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
 
 
 class Adbd:
-    """A running adbd and the adb server beside it; `environment` makes `adb` here use that server."""
+    """A running adbd with that size of /data, and the adb server beside it.
+
+    `environment` makes `adb` here use that server.
+    """
 
     SERIAL = "127.0.0.1:5555"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, megabytes: int = 16) -> None:
         self.socket = folder / "adb"
         self.environment = {"ADB_SERVER_SOCKET": f"localfilesystem:{self.socket}"}
         shims, self.told = folder / "shims", folder / "told"
@@ -118,7 +126,7 @@ class Adbd:
             (shims / name).chmod(0o755)
         for name, text in DUMPSYS.items():
             (self.told / name).write_text(text)
-        arguments = [str(ADBD_ROOT), str(shims), str(self.told), str(self.socket)]
+        arguments = [str(ADBD_ROOT), str(shims), str(self.told), str(self.socket), str(megabytes)]
         namespaces = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]
         if os.getuid():
             namespaces.insert(1, "--map-root-user")

@@ -59,7 +59,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     patch.undo()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def device(server: Server) -> Iterator[ShellDevice]:
     with open_device(server.spec) as device:
         assert isinstance(device, ShellDevice)
@@ -182,36 +182,11 @@ def test_death_of_this_end_ends_it_there(server: Server, number: str) -> None:
     gone(number)
 
 
-def test_death_of_the_connection_ends_it_there(server: Server, number: str) -> None:
-    with open_device(server.spec) as device:
-        thread = when_running(number, server.kill)
-        try:
-            with pytest.raises(DeviceError, match=r"sleep was lost: "):
-                device.run(["sleep", number], timeout=60)
-            thread.join()
-            gone(number)
-        finally:
-            server.revive()
-
-
 def test_silence_ends_it_there(device: ShellDevice, number: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shell, "SILENCE_S", 0.5)
     with pytest.raises(DeviceError, match="nothing was heard from here"):
         device.run(["sleep", number], timeout=60, interval=0.1)
     gone(number)
-
-
-def test_a_device_that_went_away_is_an_error_of_every_call(server: Server, tmp_path: Path) -> None:
-    with open_device(server.spec) as device:
-        server.kill()
-        try:
-            with pytest.raises(DeviceError, match="connection"):
-                device.probe()
-            with pytest.raises(DeviceError, match="connection"):
-                device.pull("/proc/version", tmp_path / "version")
-            assert not list(tmp_path.iterdir())
-        finally:
-            server.revive()
 
 
 # Files.
@@ -239,35 +214,6 @@ def test_push_and_pull_are_exact_and_sent_once(device: ShellDevice, tmp_path: Pa
     device.pull(f"{path}/weights 'q'", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == (folder / "weights 'q'").read_bytes()
     assert device.sh(f"find '{path}' -type f").count("\n") == 1
-
-
-def test_an_interrupted_push_is_continued(server: Server, tmp_path: Path) -> None:
-    source = tmp_path / "weights"
-    source.write_bytes(os.urandom(3 * MIB))
-    sent: list[int] = []
-
-    def dies_half_way(done: int, total: int) -> None:
-        if done == MIB:
-            wait_for(
-                lambda: (
-                    device.answer(f"stat -c %s {device.root}/files/*/weights.part").text.strip() == str(MIB)
-                ),
-                "the first piece did not arrive",
-            )
-            server.kill()
-
-    with open_device(server.spec) as device:
-        assert isinstance(device, ShellDevice)
-        try:
-            with pytest.raises(DeviceError, match="connection"):
-                device.push(source, progress=dies_half_way)
-        finally:
-            server.revive()
-    with open_device(server.spec) as device:
-        path = device.push(source, progress=lambda done, total: sent.append(done))
-        assert sent[0] == MIB
-        device.pull(path, tmp_path / "back")
-        assert (tmp_path / "back").read_bytes() == source.read_bytes()
 
 
 def test_a_part_of_something_else_is_not_continued(device: ShellDevice, tmp_path: Path) -> None:
@@ -333,3 +279,60 @@ def test_cool_down_is_capped(device: ShellDevice) -> None:
     pause = cool_down(device, to_c=-200, cap_s=0.2, interval=0.1)
     assert not pause.reached
     assert pause.seconds < 10
+
+
+# Deaths of the daemon: last, for the connection above does not survive them.
+
+
+def test_death_of_the_connection_ends_it_there(server: Server, number: str) -> None:
+    with open_device(server.spec) as device:
+        thread = when_running(number, server.kill)
+        try:
+            with pytest.raises(DeviceError, match=r"sleep was lost: "):
+                device.run(["sleep", number], timeout=60)
+            thread.join()
+            gone(number)
+        finally:
+            server.revive()
+
+
+def test_a_device_that_went_away_is_an_error_of_every_call(server: Server, tmp_path: Path) -> None:
+    with open_device(server.spec) as device:
+        server.kill()
+        try:
+            with pytest.raises(DeviceError, match="connection"):
+                device.probe()
+            with pytest.raises(DeviceError, match="connection"):
+                device.pull("/proc/version", tmp_path / "version")
+            assert not list(tmp_path.iterdir())
+        finally:
+            server.revive()
+
+
+def test_an_interrupted_push_is_continued(server: Server, tmp_path: Path) -> None:
+    source = tmp_path / "weights"
+    source.write_bytes(os.urandom(3 * MIB))
+    sent: list[int] = []
+
+    def dies_half_way(done: int, total: int) -> None:
+        if done == MIB:
+            wait_for(
+                lambda: (
+                    device.answer(f"stat -c %s {device.root}/files/*/weights.part").text.strip() == str(MIB)
+                ),
+                "the first piece did not arrive",
+            )
+            server.kill()
+
+    with open_device(server.spec) as device:
+        assert isinstance(device, ShellDevice)
+        try:
+            with pytest.raises(DeviceError, match="connection"):
+                device.push(source, progress=dies_half_way)
+        finally:
+            server.revive()
+    with open_device(server.spec) as device:
+        path = device.push(source, progress=lambda done, total: sent.append(done))
+        assert sent[0] == MIB
+        device.pull(path, tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == source.read_bytes()

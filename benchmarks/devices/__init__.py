@@ -9,5 +9,20 @@ from gemma_edge.benchmarks.devices.base import (
     cool_down,
     open_device,
 )
+from gemma_edge.benchmarks.devices.fleet import Member, Outcome, read_fleet, run_fleet
+from gemma_edge.benchmarks.devices.native import bench_native
 
-__all__ = ["CoolDown", "Device", "DeviceFacts", "DeviceRun", "MemoryPoint", "cool_down", "open_device"]
+__all__ = [
+    "CoolDown",
+    "Device",
+    "DeviceFacts",
+    "DeviceRun",
+    "Member",
+    "MemoryPoint",
+    "Outcome",
+    "bench_native",
+    "cool_down",
+    "open_device",
+    "read_fleet",
+    "run_fleet",
+]

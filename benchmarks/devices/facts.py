@@ -150,8 +150,8 @@ def _power(text: str) -> dict[str, int]:
     """The first battery's capacity and temp, and whether a charger is `online`."""
     supplies: dict[str, dict[str, str]] = {}
     for path, value in _files(text):
-        supply, _, what = path.rpartition("/")
-        supplies.setdefault(supply, {})[what] = value
+        name, _, what = path.rpartition("/")
+        supplies.setdefault(name, {})[what] = value
     found: dict[str, int] = {}
     for supply in supplies.values():
         is_battery = supply.get("type") == "Battery"

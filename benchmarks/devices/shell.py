@@ -59,7 +59,7 @@ class ShellDevice:
     def __init__(self, spec: str, kind: Kind, root: str) -> None:
         self._spec, self._kind, self.root = spec, kind, root
         self._has_taskset = False
-        self._closed = False
+        self._running: set[subprocess.Popen[bytes]] = set()
 
     @property
     def spec(self) -> str:
@@ -241,7 +241,9 @@ class ShellDevice:
                 f"{error.filename or 'its program'} cannot be started: {error.strerror}"
             ) from None
         deadline = time.monotonic() + patience
-        with ending(process):
+        self._running.add(process)
+        with ending(process), contextlib.ExitStack() as stack:
+            stack.callback(self._running.discard, process)
             assert process.stdin is not None  # for the type checker: it is a pipe
             while True:
                 try:
@@ -262,7 +264,9 @@ class ShellDevice:
             self.answer(script, timeout=LET_GO_S)
 
     def close(self) -> None:
-        self._closed = True
+        # From another thread: what runs there ends, because nobody is at this end any more.
+        for process in tuple(self._running):
+            process.kill()
 
     def __enter__(self) -> Self:
         return self

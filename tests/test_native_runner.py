@@ -1,0 +1,133 @@
+"""The native runner, built and run: here, and through a real adbd; for Android, built and looked at."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from device_servers import Adbd, adbd_missing
+
+from gemma_edge.benchmarks.child import ChildError
+from gemma_edge.benchmarks.devices import DeviceRun, open_device
+from gemma_edge.benchmarks.devices.native import bench_native, parse_runner
+from gemma_edge.benchmarks.kernel import measurements
+from gemma_edge.benchmarks.memory import PeakMemory
+from gemma_edge.benchmarks.options import KernelOptions
+from gemma_edge.export.exporter import export_bundle
+from gemma_edge.runtime.errors import DeviceError, UsageError
+
+BUILD = Path(__file__).parent.parent / "android_demo" / "bench" / "build.sh"
+OPTIONS = KernelOptions(n_prompt=48, n_gen=8, reps=3, threads=1, context=128)
+
+
+def build(target: str, folder: Path) -> Path:
+    """The runner's folder; skips without a compiler or pip's index."""
+    if not any(map(shutil.which, ("cc", "clang", "clang-16"))):
+        pytest.skip("no C compiler")
+    done = subprocess.run([BUILD, target, folder], capture_output=True, encoding="utf-8")
+    if "No matching distribution" in done.stderr:
+        pytest.skip("no wheel of litert-lm-api")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("linux", tmp_path_factory.mktemp("runner"))
+
+
+@pytest.fixture(scope="module")
+def litertlm(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.litertlm"
+    export_bundle(tiny_checkpoint, path, format="litertlm", verify=False, context=128, chunk=32)
+    return path
+
+
+def check(report: dict[str, object]) -> None:
+    tests = measurements(report)
+    assert list(tests) == ["pp48", "tg8 @ d48"]
+    assert all(len(test.samples_ns) == OPTIONS.reps for test in tests.values())
+    ttft, prefill = report["ttft_s"], tests["pp48"].samples_ns
+    assert isinstance(ttft, list)
+    # The first token comes after the prefill.
+    assert all(first * 1e9 > ns for first, ns in zip(ttft, prefill, strict=True))
+    memory = report["memory"]
+    assert isinstance(memory, dict)
+    assert memory["steady"]["rss"] > 10_000_000
+    assert memory["peak"]["high_water"] >= memory["steady"]["rss_anon"]
+
+
+def test_on_this_machine(runner: Path, litertlm: Path) -> None:
+    with open_device("local") as device:
+        report = bench_native(device, litertlm, OPTIONS, timeout=60, runner=runner, cores=(0,))
+    check(report)
+    assert report["cores"] == (0,)
+    assert list(litertlm.parent.glob("tiny.litertlm.cache/*xnnpack*"))
+
+
+def test_through_adb(runner: Path, litertlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason := adbd_missing():
+        pytest.skip(reason)
+    adbd = Adbd(tmp_path, megabytes=256)
+    try:
+        for name, value in adbd.environment.items():
+            monkeypatch.setenv(name, value)
+        with open_device(f"adb:{adbd.SERIAL}") as device:
+            check(bench_native(device, litertlm, OPTIONS, timeout=60, runner=runner))
+    finally:
+        adbd.close()
+
+
+def test_a_model_that_the_engine_refuses(runner: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.litertlm").write_bytes(b"LITERTLM" + bytes(1000))
+    with open_device("local") as device, pytest.raises(ChildError, match="the native runner") as error:
+        bench_native(device, tmp_path / "broken.litertlm", OPTIONS, timeout=60, runner=runner)
+    assert error.value.exit_code == 3
+    assert "broken.litertlm" in str(error.value)
+
+
+def test_what_cannot_be_measured(tmp_path: Path) -> None:
+    model = tmp_path / "tiny.litertlm"
+    model.touch()
+    with open_device("local") as device:
+        with pytest.raises(DeviceError, match=r"no gemma-bench in .* build it: .*build.sh linux"):
+            bench_native(device, model, OPTIONS, timeout=1, runner=tmp_path / "nowhere")
+        with pytest.raises(UsageError, match=r"takes a \.litertlm"):
+            bench_native(device, tmp_path, OPTIONS, timeout=1)
+        with pytest.raises(UsageError, match="both are measured in one go"):
+            bench_native(device, model, KernelOptions(n_prompt=0, n_gen=4), timeout=1)
+
+
+@pytest.mark.parametrize(
+    "stdout",
+    ["", "not json", "[]", json.dumps({"load_s": 1, "samples": [], "memory": {}})],
+    ids=["nothing", "text", "list", "no samples"],
+)
+def test_a_report_that_is_none(stdout: str) -> None:
+    with pytest.raises(DeviceError, match="printed no report"):
+        parse_runner(DeviceRun(0, stdout, "", 1.0, PeakMemory()), OPTIONS)
+
+
+def test_for_android(tmp_path: Path) -> None:
+    """It asks for bionic's linker, and every name it takes is the engine's or bionic's."""
+    if not (shutil.which("clang") or shutil.which("clang-16")) or not shutil.which("readelf"):
+        pytest.skip("no clang, or no readelf")
+    folder = build("android", tmp_path)
+
+    def readelf(option: str, name: str) -> str:
+        argv = ["readelf", "--wide", option, str(folder / name)]
+        return subprocess.run(argv, check=True, capture_output=True, encoding="utf-8").stdout
+
+    program = readelf("--all", "gemma-bench")
+    assert "AArch64" in program and "/system/bin/linker64" in program and "[$ORIGIN]" in program
+    assert "Shared library: [liblitert-lm.so]" in program and "Shared library: [libc.so]" in program
+    symbols = [line.split() for line in readelf("--dyn-syms", "gemma-bench").splitlines()]
+    taken = {line[7] for line in symbols if len(line) > 7 and line[6] == "UND"}
+    symbols = [line.split() for line in readelf("--dyn-syms", "liblitert-lm.so").splitlines()]
+    given = {line[7].partition("@")[0] for line in symbols if len(line) > 7 and line[6] != "UND"}
+    engine = {name for name in taken if name.startswith("litert_lm_")}
+    assert len(engine) > 20 and engine <= given
+    assert {name for name in taken - engine if not name.endswith("@LIBC")} == set()
