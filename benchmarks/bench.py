@@ -15,21 +15,23 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import threading
 import uuid
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.benchmarks.devices import open_device
+from gemma_edge.benchmarks.devices import Device, cool_down, open_device
+from gemma_edge.benchmarks.devices.fleet import FleetError, Member, read_fleet, run_fleet
 from gemma_edge.benchmarks.peers import Peer, find_peers
 from gemma_edge.benchmarks.record import BundleFacts, append_record, bundle_facts
 from gemma_edge.benchmarks.results import parse_outputs, render, save
 from gemma_edge.benchmarks.script import progress
-from gemma_edge.benchmarks.session import Bars, Plan, Session, check_problems
-from gemma_edge.benchmarks.target import DeviceTarget, LocalTarget, Target
+from gemma_edge.benchmarks.session import Bars, Emit, Plan, Session, check_problems
+from gemma_edge.benchmarks.target import DeviceTarget, LocalTarget, NativeTarget, Target
 from gemma_edge.benchmarks.workload import Workload
-from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.units import parse_size
 
 Json = dict[str, Any]
@@ -73,6 +75,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--device", default="local", metavar="DEVICE", help="local, ssh://[user@]host, adb[:SERIAL]"
     )
+    where.add_argument("--fleet", type=Path, metavar="FILE", help="several devices side by side: a TOML file")
     peers = parser.add_argument_group("peers: other programs, interleaved (this machine only)")
     peers.add_argument("--peers", action="store_true", help="measure those that are installed")
     peers.add_argument("--gguf", type=Path, metavar="FILE", help="the checkpoint for llama.cpp")
@@ -86,12 +89,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", help="what the results call it (default: the bundle's file name)")
     parser.add_argument(
-        "--bandwidth", type=duration, default=2.0, metavar="TIME", help="each probe of it (default: 2s)"
+        "--bandwidth",
+        type=duration,
+        default=2.0,
+        metavar="TIME",
+        help="each probe; 0s for none (default: 2s)",
     )
     parser.add_argument("--no-cold", action="store_true", help="leave out the load from a cold page cache")
     parser.add_argument(
         "--timeout", type=duration, default=3600.0, metavar="TIME", help="of one process (default: 1h)"
     )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is measured, wherever that is."""
+
+    bundle: Path
+    facts: BundleFacts
+    workloads: Sequence[Workload]  # one a number of threads
+    plan: Plan
+    name: str
+    run: str  # id of this run
+    emit: Emit
+    threads_given: bool  # otherwise a device's fast cores decide
 
 
 def run(args: argparse.Namespace) -> int:
@@ -104,19 +125,19 @@ def run(args: argparse.Namespace) -> int:
     """
     run_id = uuid.uuid4().hex[:12]
     outputs = parse_outputs(args.output, run_id)
-    facts = bundle_facts(args.bundle)
-    workloads = _workloads(args, facts)
-    peers = _peers(args, facts)
     rows: list[Json] = []
+    lock = threading.Lock()
 
     def emit(row: Json) -> None:
-        rows.append(row)
-        for kind, path in outputs:
-            if kind == "jsonl" and path is not None:
-                append_record(path, row)  # at once: nothing that comes later can lose it
+        with lock:  # devices of a fleet emit side by side
+            rows.append(row)
+            for kind, path in outputs:
+                if kind == "jsonl" and path is not None:
+                    append_record(path, row)  # at once: nothing that comes later can lose it
 
+    job = _job(args, run_id, emit)
     try:
-        problems = bench(args, facts, workloads, peers, run_id, emit)
+        problems = bench_fleet(args.fleet, job) if args.fleet else bench_device(args.device, job)
     finally:
         for kind, path in outputs:
             if path is None:
@@ -130,43 +151,101 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def bench(
-    args: argparse.Namespace,
-    facts: BundleFacts,
-    workloads: Sequence[Workload],
-    peers: Sequence[Peer],
-    run_id: str,
-    emit: Any,
-) -> list[str]:
+def bench_device(spec: str, job: Job) -> list[str]:
+    """Measures on one device, "local" being this machine; returns what was exceeded or missed."""
+    if spec == "local":
+        return _measure_on(LocalTarget(job.bundle), job, None)
+    with open_device(spec) as device:
+        return _bench_on(device, job)
+
+
+def bench_fleet(path: Path, job: Job) -> list[str]:
+    """Measures on all devices of a fleet file side by side; returns what was exceeded or missed.
+
+    A device's table may have `bundle` (a path from the fleet file), `threads` and `cool_to_c`.
+
+    Raises:
+        FleetError: not such a file.
+        DeviceError: some device failed, after all have ended.
+    """
+    members = read_fleet(path)
+    jobs = {member.name: _member_job(path, member, job) for member in members}
+
+    def work(device: Device, member: Member) -> list[str]:
+        if (wanted := member.options.get("cool_to_c")) is not None:
+            cool_down(device, float(wanted))
+        return _bench_on(device, jobs[member.name], member.name)
+
+    outcomes = run_fleet(members, work)
+    if failed := [f"{outcome.member.name}: {outcome.error}" for outcome in outcomes if outcome.error]:
+        raise DeviceError(f"{len(failed)} of {len(members)} devices failed: {'; '.join(failed)}")
+    return [f"{o.member.name}: {problem}" for o in outcomes for problem in o.result or ()]
+
+
+def _member_job(path: Path, member: Member, job: Job) -> Job:
+    options = dict(member.options)
+    bundle, threads = options.pop("bundle", None), options.pop("threads", None)
+    if not isinstance(cool := options.pop("cool_to_c", 0), int | float):
+        raise FleetError(path, f"{member.name}: cool_to_c", "degrees Celsius", cool)
+    if options:
+        raise FleetError(path, member.name, "name, spec, bundle, threads and cool_to_c", ", ".join(options))
+    if bundle is not None:
+        if not isinstance(bundle, str):
+            raise FleetError(path, f"{member.name}: bundle", "a path", bundle)
+        there = path.parent / bundle
+        job = replace(job, bundle=there, facts=bundle_facts(there), name=there.resolve().name)
+    if threads is not None:
+        if not isinstance(threads, int) or threads < 1:
+            raise FleetError(path, f"{member.name}: threads", "a number of threads", threads)
+        workloads = [replace(job.workloads[0], threads=threads)]
+        job = replace(job, workloads=workloads, threads_given=True)
+    return job
+
+
+def _bench_on(device: Device, job: Job, name: str | None = None) -> list[str]:
+    with device.awake():
+        facts = device.probe()
+        target: Target
+        if device.kind == "local":
+            target = LocalTarget(job.bundle)
+        elif device.kind == "adb":
+            target = NativeTarget(device, job.bundle, job.facts)
+        else:
+            progress(f"{device.spec}: bringing the bundle there")
+            target = DeviceTarget(device, job.bundle)
+        target.name = name or target.name
+        return _measure_on(target, job, len(facts.big_cores) or None)
+
+
+def _measure_on(target: Target, job: Job, cores: int | None) -> list[str]:
     """One session for each number of threads; returns what was exceeded or missed."""
     problems: list[str] = []
-    with ExitStack() as stack:
-        target: Target
-        if args.device == "local":
-            target = LocalTarget(args.bundle)
-        else:
-            device = stack.enter_context(open_device(args.device))
-            stack.enter_context(_awake(device))
-            target = DeviceTarget(device, args.bundle)
-        for index, workload in enumerate(workloads):
-            plan = Plan(
-                ceiling=args.ceiling,
-                control=args.control,
-                bars=Bars(args.assert_ttft_ms, args.assert_prefill_tps, args.assert_decode_tps),
-                cold_load=index == 0 and not args.no_cold,
-                timeout=args.timeout,
-                bandwidth_seconds=args.bandwidth,
-                peers=peers if index == 0 else (),
-                rounds=args.rounds,
-            )
-            name = args.name or args.bundle.resolve().name
-            session = Session(target, args.bundle, facts, workload, plan, run_id, name, emit)
-            problems += session.measure()
+    for index, workload in enumerate(job.workloads):
+        if cores and not job.threads_given:
+            workload = replace(workload, threads=cores)
+        plan = job.plan if index == 0 else replace(job.plan, cold_load=False, peers=())
+        session = Session(target, job.bundle, job.facts, workload, plan, job.run, job.name, job.emit)
+        problems += session.measure()
     return problems
 
 
-def _awake(device: Any) -> AbstractContextManager[None]:
-    return device.awake() if device.kind == "adb" else nullcontext()
+def _job(args: argparse.Namespace, run_id: str, emit: Emit) -> Job:
+    """The command line as a job, checked before anything runs."""
+    facts = bundle_facts(args.bundle)
+    workloads = _workloads(args, facts)
+    plan = Plan(
+        ceiling=args.ceiling,
+        control=args.control,
+        bars=Bars(args.assert_ttft_ms, args.assert_prefill_tps, args.assert_decode_tps),
+        cold_load=not args.no_cold,
+        bandwidth_seconds=args.bandwidth,
+        timeout=args.timeout,
+        peers=_peers(args, facts),
+        rounds=args.rounds,
+    )
+    name = args.name or args.bundle.resolve().name
+    given = args.threads is not None
+    return Job(args.bundle, facts, workloads, plan, name, run_id, emit, given)
 
 
 def _workloads(args: argparse.Namespace, facts: BundleFacts) -> list[Workload]:
@@ -186,6 +265,8 @@ def _workloads(args: argparse.Namespace, facts: BundleFacts) -> list[Workload]:
     ):
         if bar is not None and not any(sizes):
             raise UsageError(f"{flag} needs such a test: see -p and -n")
+    if args.fleet and args.device != "local":
+        raise UsageError("--device and --fleet: give one of them")
     if args.rounds < 1:
         raise UsageError("--rounds: expected at least 1")
     workloads = [
@@ -220,8 +301,8 @@ def _peers(args: argparse.Namespace, facts: BundleFacts) -> list[Peer]:
         if given:
             raise UsageError(f"--{given[0]} is for --peers")
         return []
-    if args.device != "local":
-        raise UsageError("--peers runs on this machine only: leave out --device")
+    if args.device != "local" or args.fleet:
+        raise UsageError("--peers runs on this machine only: leave out --device and --fleet")
     found, skipped = find_peers(models, args.llama_bench)
     for reason in skipped:
         progress(f"left out: {reason}")
@@ -239,6 +320,6 @@ def _numbers(text: str) -> tuple[int, ...]:
 def duration(text: str) -> float:
     """Seconds of "90s", "30m" or "1.5h". Raises UsageError."""
     match = _DURATION.fullmatch(text.strip())
-    if not match or not float(match[1]):
+    if not match:
         raise UsageError(f"{text!r} is no duration: expected a number and s, m or h, such as 30m")
     return float(match[1]) * _SECONDS[match[2]]

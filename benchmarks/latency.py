@@ -104,8 +104,8 @@ def summarize(requests: Sequence[Request]) -> dict[str, Any]:
         "prompt_tokens": requests[0].prompt_tokens,
         "answer_tokens": len(requests[0].stamps_ns),
         "requests": len(requests),
-        "ttft_ms": _percentiles(first),
-        "itl_ms": _percentiles(gaps) if gaps else None,
+        "ttft_ms": percentiles(first),
+        "itl_ms": percentiles(gaps) if gaps else None,
         "samples_ttft_ms": [round(value, 3) for value in first],
         "samples_itl_ms": [round(value, 3) for value in gaps],
     }
@@ -114,5 +114,6 @@ def summarize(requests: Sequence[Request]) -> dict[str, Any]:
     return summary
 
 
-def _percentiles(values: Sequence[float]) -> dict[str, float]:
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """P50, P90 and P99 as "p50", "p90", "p99"."""
     return {f"p{percent}": round(percentile(values, percent), 3) for percent in (50, 90, 99)}

@@ -33,9 +33,9 @@ LLAMA_BENCH_FIELDS: Json = {
     "model_filename": None, "model_type": None, "model_size": None, "model_n_params": None, "n_batch": None,
     "n_ubatch": None, "n_threads": None, "cpu_mask": "0x0", "cpu_strict": False, "poll": 0,
     "type_k": None, "type_v": None, "n_gpu_layers": 0, "n_cpu_moe": 0, "split_mode": "none",
-    "main_gpu": 0, "no_kv_offload": False, "flash_attn": False, "devices": "none", "tensor_split": "0.00",
-    "tensor_buft_overrides": "none", "use_mmap": True, "embeddings": False,
-    "no_op_offload": 0, "no_host": False,
+    "main_gpu": 0, "no_kv_offload": False, "flash_attn": 0, "devices": "none", "tensor_split": "0.00",
+    "tensor_buft_overrides": "none", "load_mode": "mmap", "lazy_mode": "off", "embeddings": False,
+    "no_op_offload": 0, "no_host": False, "repack": True, "fit_target": 0, "fit_min_ctx": 0,
     "n_prompt": None, "n_gen": None, "n_depth": None,
     "test_time": None, "avg_ns": None, "stddev_ns": None, "avg_ts": None, "stddev_ts": None,
     "samples_ns": None, "samples_ts": None,
@@ -252,7 +252,13 @@ def session_lines(session: Json) -> list[list[str]]:
     return lines
 
 
-_LOADS = (("cold_s", "cold"), ("warm_s", "warm"), ("limited_s", "under the limit"), ("import_s", "import"))
+_LOADS = (
+    ("first_s", "first, packing weights"),
+    ("cold_s", "cold"),
+    ("warm_s", "warm"),
+    ("limited_s", "under the limit"),
+    ("import_s", "import"),
+)
 _SIZES = (("rss_anon", "RssAnon"), ("rss_file", "RssFile"), ("pss", "Pss"), ("rss", "RSS"))
 
 

@@ -23,7 +23,7 @@ from gemma_edge.benchmarks.results import header, kernel_row, peer_row
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.benchmarks.target import Ceiling, Outcome, Target, judge_ceiling
 from gemma_edge.benchmarks.workload import Workload
-from gemma_edge.runtime.errors import CeilingError, GemmaEdgeError, UsageError
+from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.units import format_size
 
 Json = dict[str, Any]
@@ -117,8 +117,8 @@ class Session:
         }
         try:
             self._steps()
-        except (GemmaEdgeError, KeyboardInterrupt) as error:
-            self.row["error"] = str(error) or "interrupted"
+        except BaseException as error:
+            self.row["error"] = str(error) or type(error).__name__
             raise
         finally:
             self.row["problems"] = self.problems
@@ -131,7 +131,7 @@ class Session:
             row["busy_cores"] = busy = busy_cores()
             if busy is not None and busy > QUIET_CORES:
                 self._note(f"other processes kept {busy:.1f} cores busy before the run")
-        if plan.cold_load:
+        if plan.cold_load and self.target.runs_worker:
             self._cold_load()
         before = self._bandwidth()
         main = dataclasses.replace(workload, cold=plan.ceiling is not None)
@@ -140,8 +140,10 @@ class Session:
         tests: list[Json] = []
         if outcome.report is not None:
             after = self._bandwidth()
-            gb_s = round(statistics.fmean((before, after)), 3)
-            row["bandwidth_gb_s"] = {"before": before, "after": after, "mean": gb_s}
+            gb_s = None
+            if before is not None and after is not None:
+                gb_s = round(statistics.fmean((before, after)), 3)
+                row["bandwidth_gb_s"] = {"before": before, "after": after, "mean": gb_s}
             tests = self._report(outcome.report, gb_s)
         if plan.ceiling is not None:
             self._judge(outcome, plan.ceiling)
@@ -156,10 +158,16 @@ class Session:
             self._peers()
 
     def _cold_load(self) -> None:
-        self._say("loading from a cold page cache")
         nothing = Workload(
             threads=self.workload.threads, context=self.workload.context, cold=True, import_time=True
         )
+        if self.facts.format != "onnx":
+            self._say("loading once: LiteRT packs the weights into a file where it has not yet")
+            first = dataclasses.replace(nothing, cold=False, import_time=False)
+            report = self.target.work(first, None, self.plan.timeout).report
+            assert report is not None
+            self.row["load"]["first_s"] = report["load_s"]
+        self._say("loading from a cold page cache")
         report = self.target.work(nothing, None, self.plan.timeout).report
         assert report is not None
         self._environment(report)
@@ -172,15 +180,19 @@ class Session:
             left = format_size(report["cached_bytes"])
             self._note(f"the cold load was not quite cold: the kernel kept {left} of the bundle cached")
 
-    def _bandwidth(self) -> float:
+    def _bandwidth(self) -> float | None:
+        if not self.plan.bandwidth_seconds:
+            return None
         bandwidth = self.target.bandwidth(self.workload.threads, self.plan.bandwidth_seconds)
+        if bandwidth is None:
+            return None
         self._say(f"stream read {bandwidth.median:.1f} GB/s")
         return round(bandwidth.median, 3)
 
-    def _report(self, report: Json, gb_s: float) -> list[Json]:
+    def _report(self, report: Json, gb_s: float | None) -> list[Json]:
         """Emits the tests of a worker's report and takes the rest into the session's row."""
         self._environment(report)
-        engine = _engine(self.facts.format, report["environment"])
+        engine = report.get("engine") or _engine(self.facts.format, report["environment"])
         head = header("bench", self.run, self.name, self.target.name, self.row["time"], report["environment"])
         peak = report["memory"]["peak"]
         rows = [

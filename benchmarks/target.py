@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gemma_edge.benchmarks.bandwidth import Bandwidth
-from gemma_edge.benchmarks.cgroup import mechanism, run_limited
+from gemma_edge.benchmarks.cgroup import LimitedRun, mechanism, run_limited
 from gemma_edge.benchmarks.child import ChildError, ChildRun, run_child
+from gemma_edge.benchmarks.devices.native import bench_native
+from gemma_edge.benchmarks.latency import percentiles
+from gemma_edge.benchmarks.limit import limit_argv, parse_limited, parse_probe, probe_argv
+from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.memory import drop_page_cache
-from gemma_edge.benchmarks.record import bundle_files
+from gemma_edge.benchmarks.options import KernelOptions
+from gemma_edge.benchmarks.record import BundleFacts, bundle_files
 from gemma_edge.benchmarks.worker import parse_worker_report, worker_argv
 from gemma_edge.benchmarks.workload import Workload
-from gemma_edge.runtime.errors import DeviceError
+from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.units import format_size
 
 if TYPE_CHECKING:
-    from gemma_edge.benchmarks.devices import Device
+    from gemma_edge.benchmarks.devices import Device, DeviceFacts
 
 Json = dict[str, Any]
 
@@ -45,6 +50,7 @@ class Target(Protocol):
     name: str
     enforces: bool  # a memory limit can be enforced here
     why_not: str  # when it cannot
+    runs_worker: bool  # and not a native program, which knows one prefill and one decode
 
     def work(self, workload: Workload, limit: int | None, timeout: float) -> Outcome:
         """Runs the worker.
@@ -55,7 +61,9 @@ class Target(Protocol):
         """
         ...
 
-    def bandwidth(self, threads: int, seconds: float) -> Bandwidth: ...
+    def bandwidth(self, threads: int, seconds: float) -> Bandwidth | None:
+        """Stream-read bandwidth there; None where it cannot be probed."""
+        ...
 
     def facts(self) -> Json | None:
         """What the device says of itself; None for this machine, whose environment is in every record."""
@@ -66,6 +74,7 @@ class LocalTarget:
     """This machine, each worker a child process."""
 
     name = "local"
+    runs_worker = True
 
     def __init__(self, bundle: Path) -> None:
         self.bundle = bundle
@@ -79,13 +88,9 @@ class LocalTarget:
             return Outcome(parse_worker_report(run), None, None)
         # Out here too: pages of files that the worker's imports read would else be another group's.
         drop_page_cache(bundle_files(self.bundle))
-        limited = run_limited(argv, limit, timeout=timeout)
-        if limited.killed:
-            return Outcome(None, limited.mechanism, limited.peak_bytes, killed=True)
-        report = parse_worker_report(limited)
-        return Outcome(report, limited.mechanism, limited.peak_bytes)
+        return _limited_outcome(run_limited(argv, limit, timeout=timeout))
 
-    def bandwidth(self, threads: int, seconds: float) -> Bandwidth:
+    def bandwidth(self, threads: int, seconds: float) -> Bandwidth | None:
         run = run_child(_bandwidth_argv(sys.executable, threads, seconds), timeout=seconds + 120)
         return _parse_bandwidth(run)
 
@@ -96,6 +101,8 @@ class LocalTarget:
 class DeviceTarget:
     """A device with Python: the bundle is brought there, and the worker runs there."""
 
+    runs_worker = True
+
     def __init__(
         self, device: Device, bundle: Path, progress: Callable[[int, int], None] | None = None
     ) -> None:
@@ -103,20 +110,131 @@ class DeviceTarget:
         self._facts = device.probe()
         self.python = device.python()
         self.path = device.push(bundle, progress=progress)
-        self.enforces, self.why_not = False, f"no limit is enforced on {device.spec}"
+        self.enforces, reason = parse_probe(device.run(probe_argv(self.python), timeout=120))
+        self.why_not = f"on {device.spec}: {reason}"
 
     def work(self, workload: Workload, limit: int | None, timeout: float) -> Outcome:
         argv = worker_argv(self.python, self.path, workload)
-        run = self.device.run(argv, timeout=timeout, what="the measured run")
-        return Outcome(parse_worker_report(run), None, None)
+        if limit is None or not self.enforces:
+            run = self.device.run(argv, timeout=timeout, what="the measured run")
+            return Outcome(parse_worker_report(run), None, None)
+        # The limit ends it there first; the device's own time limit is for what hangs around it.
+        argv = limit_argv(self.python, limit, timeout, argv)
+        run = self.device.run(argv, timeout=timeout + 60, what="the measured run")
+        return _limited_outcome(parse_limited(run))
 
-    def bandwidth(self, threads: int, seconds: float) -> Bandwidth:
+    def bandwidth(self, threads: int, seconds: float) -> Bandwidth | None:
         return _parse_bandwidth(
             self.device.run(_bandwidth_argv(self.python, threads, seconds), timeout=seconds + 120)
         )
 
     def facts(self) -> Json | None:
         return self._facts.to_dict()
+
+
+class NativeTarget:
+    """A device without Python, Android above all: a native program measures a .litertlm there."""
+
+    runs_worker = False
+
+    def __init__(self, device: Device, bundle: Path, facts: BundleFacts) -> None:
+        self.device, self.name, self.bundle, self.bundle_facts = device, device.spec, bundle, facts
+        self._facts = device.probe()
+        self.enforces, self.why_not = False, f"{device.spec} lets no limit be set"
+
+    def work(self, workload: Workload, limit: int | None, timeout: float) -> Outcome:
+        if any(workload.depths):
+            raise UsageError(
+                f"-d: on {self.name} decode is measured behind the prompt, and at no other depth"
+            )
+        if workload.sustained_s:
+            raise UsageError(f"--sustained: {self.name} runs a native program, which has no such mode")
+        sizes = [(prompt, gen) for prompt in workload.prompts for gen in workload.gens]
+        before = self._sensors()
+        reports: list[Json] = []
+        for prompt, gen in sizes:
+            options = KernelOptions(
+                prompt,
+                gen,
+                workload.reps,
+                workload.threads,
+                workload.context or self.bundle_facts.context,
+            )
+            cores = self._facts.big_cores or None
+            reports.append(bench_native(self.device, self.bundle, options, timeout=timeout, cores=cores))
+        return Outcome(native_report(reports, self._facts, before, self._sensors()), None, None)
+
+    def _sensors(self) -> Json:
+        temperature = self.device.temperature()
+        return {} if temperature is None else {"temperature_c": temperature}
+
+    def bandwidth(self, threads: int, seconds: float) -> Bandwidth | None:
+        return None
+
+    def facts(self) -> Json | None:
+        return self._facts.to_dict()
+
+
+def native_report(reports: Sequence[Json], facts: DeviceFacts, before: Json, after: Json) -> Json:
+    """Runs of the native program as one report of a worker; what it does not measure is None, or missing.
+
+    Its memory is that of the run that needed most.
+    """
+    tests: dict[str, Json] = {}
+    for report in reports:
+        for test in report["tests"]:
+            tests.setdefault(Measurement.from_dict(test).name, {**test, "sensors": after})
+    largest = max(reports, key=lambda report: report["memory"]["peak"]["rss_anon"])
+    waits = [1000 * wait for wait in reports[0]["ttft_s"]]
+    sizes = reports[0]["options"]
+    points = largest["samples"]
+    return {
+        "environment": {
+            "cpu": facts.cpu,
+            "cpu_flags": list(facts.cpu_flags),
+            "cores": facts.cores,
+            "cores_usable": len(largest["cores"] or range(facts.cores)),
+            "memory_bytes": facts.memory_bytes,
+            "machine": facts.arch,
+            "kernel": facts.kernel,
+            "python": None,
+            "versions": {},
+        },
+        "engine": "LiteRT-LM, native",
+        "import_s": None,
+        "load_s": reports[0]["load_s"],
+        "cached_bytes": None,
+        "context": sizes["context"],
+        "tests": list(tests.values()),
+        "latency": {
+            "prompt_tokens": sizes["n_prompt"],
+            "answer_tokens": sizes["n_gen"],
+            "requests": len(waits),
+            "ttft_ms": percentiles(waits),
+            "itl_ms": None,
+            "samples_ttft_ms": [round(wait, 3) for wait in waits],
+            "samples_itl_ms": [],
+        },
+        "sustained": None,
+        "phases": [],
+        "memory": {
+            **largest["memory"],
+            "timeline": {
+                "seconds": [point["seconds"] for point in points],
+                "rss_anon": [point["rss_anon"] for point in points],
+                "rss_file": [point["rss_file"] for point in points],
+            },
+        },
+        "sensors": {"before": before, "after": after},
+        "notes": [f"bound to cores {', '.join(map(str, largest['cores']))}"] if largest["cores"] else [],
+    }
+
+
+def _limited_outcome(run: LimitedRun) -> Outcome:
+    """Raises what `parse_worker_report` raises, unless the kernel killed it for its memory."""
+    if run.killed:
+        return Outcome(None, run.mechanism, run.peak_bytes, killed=True)
+    return Outcome(parse_worker_report(run), run.mechanism, run.peak_bytes)
 
 
 def _bandwidth_argv(python: str, threads: int, seconds: float) -> list[str]:
