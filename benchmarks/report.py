@@ -33,7 +33,7 @@ from gemma_edge.benchmarks.charts import (
 from gemma_edge.benchmarks.child import ChildError, run_child
 from gemma_edge.benchmarks.record import read_records
 from gemma_edge.benchmarks.report_style import STYLE
-from gemma_edge.benchmarks.results import session_lines, to_markdown
+from gemma_edge.benchmarks.results import session_lines, threads_of, to_markdown
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.benchmarks.table import latest_rows
 from gemma_edge.runtime.errors import DeviceError, UsageError
@@ -130,8 +130,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _title(record: Json) -> str:
     """What a run is called: the name, on which device and how many threads, for a session the engine too."""
-    threads = record.get("n_threads") or (record.get("workload") or {}).get("threads")
-    parts = [record["name"], record.get("device", "local"), f"{threads} threads" if threads else ""]
+    parts = [record["name"], record.get("device", "local"), threads_of(record)]
     if record["kind"] == "session":
         parts.append(record.get("engine", ""))
     return " · ".join(filter(None, parts))

@@ -194,7 +194,8 @@ def to_markdown(rows: Sequence[Json]) -> str:
         head = ["model", "engine", "threads", "test", "tok/s", "median", "of bandwidth"]
         lines += _table(["device", *head] if several else head, [_test_cells(r, several) for r in tests])
     for session in (row for row in rows if row["kind"] == "session"):
-        lines += ["", *_table([f"{session['name']} on {session['device']}", ""], session_lines(session))]
+        title = ", ".join(filter(None, (f"{session['name']} on {session['device']}", threads_of(session))))
+        lines += ["", *_table([title, ""], session_lines(session))]
     return "\n".join(lines).strip() + "\n"
 
 
@@ -210,6 +211,12 @@ def _test_cells(row: Json, device: bool) -> list[str]:
         f"{share:.0%} of {row['bandwidth_gb_s']:.1f} GB/s" if share else "",
     ]
     return [row["device"], *cells] if device else cells
+
+
+def threads_of(row: Json) -> str:
+    """ "1 thread", "2 threads", or nothing where a row does not say."""
+    count = row.get("n_threads") or (row.get("workload") or {}).get("threads")
+    return f"{count} thread{'s' if count > 1 else ''}" if count else ""
 
 
 def session_lines(session: Json) -> list[list[str]]:

@@ -19,7 +19,7 @@ from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions
 from gemma_edge.benchmarks.peers import Peer, interleave, merged, ratios
 from gemma_edge.benchmarks.record import BundleFacts, environment
-from gemma_edge.benchmarks.results import header, kernel_row, peer_row
+from gemma_edge.benchmarks.results import header, kernel_row, peer_row, threads_of
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.benchmarks.target import Ceiling, Outcome, Target, judge_ceiling
 from gemma_edge.benchmarks.workload import Workload
@@ -274,11 +274,12 @@ class Session:
             for round_ in rounds
         ]
         models = {peer.name: peer.model for peer in plan.peers}
-        head = header("bench", self.run, self.name, self.target.name, _now(), self.row["environment"])
         for name, tests in merged(rounds).items():
+            file = models[name].resolve().name
+            head = header("bench", self.run, file, self.target.name, _now(), self.row["environment"])
             rss = max(round_.peers[name].peak_rss for round_ in rounds if name in round_.peers)
             for test in tests:
-                self.emit(peer_row(head, test, name, models[name].name, workload.threads, rss))
+                self.emit(peer_row(head, test, name, file, workload.threads, rss))
 
     def _timeout(self) -> float:
         return self.plan.timeout + self.workload.sustained_s
@@ -292,7 +293,7 @@ class Session:
             progress(f"note: {text}")
 
     def _say(self, text: str) -> None:
-        progress(f"{self.target.name}, {self.workload.threads} threads: {text}")
+        progress(f"{self.target.name}, {threads_of(self.row)}: {text}")
 
 
 def check_problems(problems: Sequence[str]) -> None:
