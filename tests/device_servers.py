@@ -30,6 +30,8 @@ StrictModes no
 UsePAM no
 PasswordAuthentication no
 PermitRootLogin prohibit-password
+# A user's ~/.bashrc may take long; bash reads none in an inner shell.
+SetEnv SHLVL=9
 """
 _SSH_CONFIG = """\
 Host *

@@ -252,6 +252,15 @@ def test_a_full_disk_does_not_lose_a_run(small_device: ShellDevice) -> None:
     assert (run.exit_code, run.stdout) == (0, "done\n")
 
 
+def test_a_full_disk_is_told_when_connecting(server: Server, small_device: ShellDevice) -> None:
+    small_device.answer(f"rm -f {small_device.root}/supervise.sh; cat /dev/zero >{small_device.root}/filler")
+    with pytest.raises(DeviceError, match="no space left in"):
+        open_device(server.small)
+    small_device.sh(f"rm {small_device.root}/filler")
+    with open_device(server.small) as device:
+        assert device.run(["true"], timeout=10).exit_code == 0
+
+
 def test_push_and_pull_of_nothing(device: ShellDevice, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         device.push(tmp_path / "nothing")

@@ -51,8 +51,8 @@ def install(device: ShellDevice) -> str:
     # Without ensurepip, which Debian has in a package of its own; pip runs from its wheel.
     script = (
         f"rm -rf {quoted} && python3 -m venv --without-pip {quoted} && "
-        f"{shlex.quote(python)} {there}/{pip}/pip install --quiet --no-index --find-links {there} "
-        f"--disable-pip-version-check {_DISTRIBUTION} && : >{quoted}/ready"
+        f"{shlex.quote(python)} {there}/{pip}/pip install --quiet --disable-pip-version-check --no-compile "
+        f"--no-index --find-links {there} {_DISTRIBUTION} && : >{quoted}/ready"
     )
     device.run(["sh", "-c", script], timeout=INSTALL_S, what="the installation").check("the installation")
     return python

@@ -49,6 +49,7 @@ sample() {
   [ -z "$anon" ] || echo "$token sample $up $anon $file $shmem $high" >>"$samples"
 }
 
+# Watching, and listening below, tell the shell that waits for the program why. They act themselves: it may be dead.
 watch() {
   heard=$started
   trap 'tick; heard=$now' USR1
@@ -56,15 +57,15 @@ watch() {
     read -r up _ </proc/uptime
     sample
     tick
-    [ $((now - started)) -lt "$limit" ] || { kill -s USR2 $$; return; }
-    [ $((now - heard)) -lt "$silence" ] || { kill -s HUP $$; return; }
+    [ $((now - started)) -lt "$limit" ] || { kill -s USR2 $$; stop; return; }
+    [ $((now - heard)) -lt "$silence" ] || { kill -s HUP $$; stop; return; }
     sleep "$interval"
   done
 }
 
 pulse() {
   while read -r _; do kill -s USR1 "$watcher"; done
-  kill -s HUP $$
+  kill -s HUP $$; stop
 }
 
 pid=''
