@@ -197,6 +197,14 @@ def test_an_unauthorised_device(adb_server: None) -> None:
         open_device(f"adb:{address}")
 
 
+def test_several_devices_and_none_chosen(adb_server: None) -> None:
+    with refusing_device() as one, refusing_device() as other:
+        for address in (one, other):
+            subprocess.run(["adb", "connect", address], capture_output=True)
+        with pytest.raises(DeviceError, match=r"several devices; choose adb:127.* or adb:127"):
+            open_device("adb")
+
+
 def test_an_address_where_nothing_is(adb_server: None) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
