@@ -134,8 +134,9 @@ class Session:
         if plan.cold_load and self.target.runs_worker:
             self._cold_load()
         before = self._bandwidth()
-        main = dataclasses.replace(workload, cold=plan.ceiling is not None)
-        self._say("measuring" + (f" under {format_size(plan.ceiling)}" if plan.ceiling else ""))
+        limited = plan.ceiling is not None and self.target.enforces
+        main = dataclasses.replace(workload, cold=limited)
+        self._say("measuring" + (f" under {format_size(plan.ceiling)}" if limited and plan.ceiling else ""))
         outcome = self.target.work(main, plan.ceiling, self._timeout())
         tests: list[Json] = []
         if outcome.report is not None:
@@ -145,6 +146,7 @@ class Session:
                 gb_s = round(statistics.fmean((before, after)), 3)
                 row["bandwidth_gb_s"] = {"before": before, "after": after, "mean": gb_s}
             tests = self._report(outcome.report, gb_s)
+            self.row["load"]["limited_s" if limited else "warm_s"] = outcome.report["load_s"]
         if plan.ceiling is not None:
             self._judge(outcome, plan.ceiling)
         if outcome.report is not None:
@@ -211,8 +213,6 @@ class Session:
         for row in rows:
             self.emit(row)
             self._say(str(Measurement.from_dict(row)))
-        which = "warm_s" if self.plan.ceiling is None else "limited_s"
-        self.row["load"][which] = report["load_s"]
         for key in ("context", "latency", "phases", "memory", "sensors"):
             self.row[key] = report[key]
         self.row["engine"] = engine

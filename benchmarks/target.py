@@ -184,10 +184,12 @@ def native_report(reports: Sequence[Json], facts: DeviceFacts, before: Json, aft
     for report in reports:
         for test in report["tests"]:
             tests.setdefault(Measurement.from_dict(test).name, {**test, "sensors": after})
-    largest = max(reports, key=lambda report: report["memory"]["peak"]["rss_anon"])
+    largest = max(reports, key=lambda report: report["memory"]["steady"]["rss_anon"])
     waits = [1000 * wait for wait in reports[0]["ttft_s"]]
     sizes = reports[0]["options"]
-    points = largest["samples"]
+    points, steady = largest["samples"], largest["memory"]["steady"]
+    # Samples from outside may miss the short time in which a small model is measured.
+    peak = {key: max(value, steady.get(key) or 0) for key, value in largest["memory"]["peak"].items()}
     return {
         "environment": {
             "cpu": facts.cpu,
@@ -218,7 +220,8 @@ def native_report(reports: Sequence[Json], facts: DeviceFacts, before: Json, aft
         "sustained": None,
         "phases": [],
         "memory": {
-            **largest["memory"],
+            "steady": steady,
+            "peak": peak,
             "timeline": {
                 "seconds": [point["seconds"] for point in points],
                 "rss_anon": [point["rss_anon"] for point in points],

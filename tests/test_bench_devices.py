@@ -181,6 +181,9 @@ def test_native_runs_become_one_report() -> None:
     assert report["latency"]["ttft_ms"]["p50"] == 1000.0 and report["latency"]["itl_ms"] is None
     assert report["memory"]["peak"]["rss_anon"] == 300, "of the run that needed most"
     assert report["memory"]["timeline"]["rss_anon"] == [300] * 3
+    reports[1]["memory"]["peak"] |= {"rss_anon": 1, "rss": 2}
+    missed = native_report(reports, DeviceFacts(**FACTS), {}, {})["memory"]["peak"]
+    assert (missed["rss_anon"], missed["rss"]) == (300, 305), "what was there at the end was there"
     assert report["environment"]["cpu"] == "Tensor" and report["notes"] == ["bound to cores 6, 7"]
     json.dumps(report, allow_nan=False)
 
