@@ -90,6 +90,8 @@ started=$now
 exec 3<&0 </dev/null
 GEMMA_EDGE_RUN=$token setsid "$@" 3<&- &
 pid=$!
+# Not before the program, which would inherit it: the first pulse must not kill a watcher that has no trap yet.
+trap '' USR1
 watch >/dev/null 2>&1 3<&- &
 watcher=$!
 pulse <&3 >/dev/null 2>&1 &
