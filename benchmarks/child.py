@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gemma_edge.benchmarks.memory import PeakMemory, PeakSampler
+from gemma_edge.benchmarks.script import ERROR
 from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError
 
 SIGNAL_BASE = 128  # exit code of a process that a signal ended, as shells report it
@@ -26,9 +27,12 @@ class ChildRun:
     peak: PeakMemory
 
     def last_line(self) -> str:
-        """The last thing it said on stderr: a program's error message."""
+        """The last thing it said on stderr, a program's error message; our own before what engines log at
+        their end.
+        """
         lines = self.stderr.strip().splitlines()
-        return lines[-1] if lines else "(it said nothing on stderr)"
+        ours = [line for line in lines if line.startswith(ERROR)]
+        return (ours or lines)[-1] if lines else "(it said nothing on stderr)"
 
 
 class ChildError(GemmaEdgeError):

@@ -11,6 +11,7 @@ runs in the opposite order, so that a steady drift cancels.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import sys
 import tempfile
@@ -23,11 +24,11 @@ from typing import Any, NamedTuple
 from gemma_edge.benchmarks.bandwidth import Bandwidth, stream_read_bandwidth
 from gemma_edge.benchmarks.child import run_child
 from gemma_edge.benchmarks.kernel import kernel_argv, measurements, parse_report
-from gemma_edge.benchmarks.litert_lm import check_litert_lm, run_litert_lm
 from gemma_edge.benchmarks.llama_cpp import ENVIRONMENT_VARIABLE, PeerRun, find_llama_bench, run_llama_bench
 from gemma_edge.benchmarks.load import QUIET_CORES, busy_cores
 from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions, add_kernel_options, kernel_options
+from gemma_edge.benchmarks.peers import TIMEOUT, run_litert_lm
 from gemma_edge.benchmarks.record import BundleFacts, bundle_facts, readme_row, write_record
 from gemma_edge.benchmarks.script import progress, run_script
 from gemma_edge.runtime.bundle import Bundle
@@ -36,7 +37,6 @@ from gemma_edge.runtime.units import format_size, parse_size
 from gemma_edge.runtime.version import __version__
 
 Json = dict[str, Any]
-TIMEOUT = 3600.0  # seconds for one child
 
 
 @dataclass(frozen=True)
@@ -274,8 +274,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         peers["llama_cpp"] = partial(run_llama_bench, binary, args.gguf, options, timeout=TIMEOUT)
     with tempfile.TemporaryDirectory() as cache:
         if args.litertlm:
-            check_litert_lm()
-            peers["litert_lm"] = partial(run_litert_lm, args.litertlm, options, Path(cache), timeout=TIMEOUT)
+            if importlib.util.find_spec("litert_lm") is None:
+                raise UsageError("--litertlm needs LiteRT-LM: pip install litert-lm-api")
+            peers["litert_lm"] = partial(run_litert_lm, args.litertlm, options, Path(cache))
         if args.against:
             peers["against"] = partial(_other_bundle, args.against, options)
         metrics = compare(

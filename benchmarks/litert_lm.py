@@ -1,72 +1,123 @@
-"""The peer on a .litertlm: Google's LiteRT-LM, from the package `litert-lm-api`, with its own benchmark.
+"""The peer on a .litertlm: Google's LiteRT-LM, from the package `litert-lm-api`, timed by itself.
 
-It runs in a process of its own: it logs a page for every model, and it aborts where others raise.
+Its `Benchmark` is not used: that one applies the prompt template, so it prefills a second time for the
+model's turn, tells the speed of this second, warmer prefill, decodes behind both, and makes a new engine
+for every figure. Here an engine is loaded for a test, and each repetition is a new session of it, as the
+tests of the others are:
+
+- `pp512`: 512 tokens prefilled into an empty cache, then one decoded, which is not counted;
+- `tg64`: 64 tokens decoded after a prompt of one token. It samples and makes text meanwhile, which cannot be
+  left out: of one candidate, the cheapest way.
+
+`measure` runs in a process of its own (`peer_child`): the engine logs a page for every model, and it aborts
+where others raise.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-from importlib.metadata import PackageNotFoundError, version
+import ctypes
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from gemma_edge.benchmarks.child import ChildError, run_child
-from gemma_edge.benchmarks.llama_cpp import PeerRun
 from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions
-from gemma_edge.runtime.errors import DeviceError, UsageError
+from gemma_edge.runtime.errors import DeviceError
 
-PACKAGE = "litert-lm-api"
-MARK = "RESULT"  # begins the line that is ours among what the engine prints
-CHILD = f"""
-import json, os, sys
-from litert_lm import Benchmark, interfaces
-path, prompt, generated, reps, threads, cache = sys.argv[1:]
-results = []
-for _ in range(int(reps)):
-    run = Benchmark(
-        path, backend=interfaces.CPU(thread_count=int(threads)),
-        prefill_tokens=int(prompt), decode_tokens=int(generated), cache_dir=cache,
-    ).run()
-    results.append([run.last_prefill_token_count, run.last_prefill_tokens_per_second,
-                    run.last_decode_token_count, run.last_decode_tokens_per_second])
-os.write(1, ("\\n{MARK}" + json.dumps(results) + "\\n").encode())
-"""
+PROMPT = b"The"  # filled up or cut by the engine to the tokens asked for
+TOP_P = 2  # LiteRtLmSamplerType; the greedy one is not implemented, so this one chooses among 1
+# A C library without types, behind the package's own declarations of its functions.
+Library = Any
 
 
-def check_litert_lm() -> str:
-    """Its version. Raises UsageError where it is not installed."""
-    try:
-        return version(PACKAGE)
-    except PackageNotFoundError:
-        raise UsageError(f"--litertlm needs LiteRT-LM: pip install {PACKAGE}") from None
-
-
-def run_litert_lm(path: Path, options: KernelOptions, cache: Path, timeout: float | None = None) -> PeerRun:
-    """Runs its benchmark `options.reps` times; a first run, not counted, packs the weights and warms up.
+def measure(path: Path, options: KernelOptions, cache: Path) -> list[Measurement]:
+    """Prefill and decode, each `options.reps` times after one that is not counted.
 
     Args:
-        cache: folder for the packed weights.
+        cache: the folder of the packed weights. An empty one is filled, and the memory this takes is used.
 
     Raises:
-        ChildError: it failed. DeviceError: it hangs, or prints something else.
+        DeviceError: the engine refuses the model, or counts other tokens than were asked for.
     """
-    release = check_litert_lm()
-    numbers = (options.n_prompt, options.n_gen, options.reps + 1, options.threads)
-    run = run_child([sys.executable, "-c", CHILD, str(path), *map(str, numbers), str(cache)], timeout=timeout)
-    if run.exit_code:
-        raise ChildError("LiteRT-LM", run)
-    line = next((line for line in run.stdout.splitlines() if line.startswith(MARK)), "")
+    tests = []
+    if options.n_prompt:
+        samples = _samples(path, options, cache, options.n_prompt, 1)
+        tests.append(Measurement(options.n_prompt, 0, tuple(prefill for prefill, _ in samples)))
+    if options.n_gen:
+        samples = _samples(path, options, cache, 1, options.n_gen)
+        tests.append(Measurement(0, options.n_gen, tuple(decode for _, decode in samples)))
+    return tests
+
+
+def _samples(
+    path: Path, options: KernelOptions, cache: Path, n_prompt: int, n_gen: int
+) -> list[tuple[int, int]]:
+    """Nanoseconds of prefill and of decode, of each repetition."""
+    library: Library = importlib.import_module("litert_lm._ffi")._get_lib()
+    with _engine(library, path, options.threads, cache, n_prompt, n_gen) as engine:
+        return [_session(library, engine, n_prompt, n_gen) for _ in range(options.reps + 1)][1:]
+
+
+@contextmanager
+def _engine(
+    library: Library, path: Path, threads: int, cache: Path, n_prompt: int, n_gen: int
+) -> Iterator[int]:
+    settings = library.litert_lm_engine_settings_create(str(path), "cpu", None, None)
+    if not settings:
+        raise DeviceError(f"LiteRT-LM refuses {path}")
+    library.litert_lm_engine_settings_set_cache_dir(settings, str(cache))
+    library.litert_lm_engine_settings_set_num_threads(settings, threads)
+    # Prompts are of so many tokens then, whatever their text is, and no token ends an answer.
+    library.litert_lm_engine_settings_enable_benchmark(settings)
+    library.litert_lm_engine_settings_set_num_prefill_tokens(settings, n_prompt)
+    library.litert_lm_engine_settings_set_num_decode_tokens(settings, n_gen)
+    engine = library.litert_lm_engine_create(settings)
+    library.litert_lm_engine_settings_delete(settings)
+    if not engine:
+        raise DeviceError(f"LiteRT-LM refuses {path}")
     try:
-        results: list[tuple[int, float, int, float]] = json.loads(line.removeprefix(MARK))[1:]
-    except ValueError:
-        raise DeviceError(f"LiteRT-LM's benchmark printed no result: {run.stdout[-200:]!r}") from None
-    tests = {}
-    for n_prompt, n_gen, column in ((options.n_prompt, 0, 0), (0, options.n_gen, 2)):
-        counted = {result[column] for result in results}
-        if counted != {n_prompt + n_gen}:
-            raise DeviceError(f"LiteRT-LM counted {sorted(counted)} tokens instead of {n_prompt + n_gen}")
-        samples = [int(1e9 * result[column] / result[column + 1]) for result in results]
-        test = Measurement(n_prompt, n_gen, tuple(samples))
-        tests[test.name] = test
-    return PeerRun(tests, run.peak.high_water, f"{PACKAGE} {release}", path.name)
+        yield engine
+    finally:
+        library.litert_lm_engine_delete(engine)
+
+
+def _session(library: Library, engine: int, n_prompt: int, n_gen: int) -> tuple[int, int]:
+    """One prefill and one decode in a new session: their nanoseconds by the engine's own clock."""
+    config = library.litert_lm_session_config_create()
+    library.litert_lm_session_config_set_apply_prompt_template(config, False)
+    sampler = library.litert_lm_sampler_params_create(TOP_P)
+    library.litert_lm_sampler_params_set_top_k(sampler, 1)
+    library.litert_lm_session_config_set_sampler_params(config, sampler)
+    session = library.litert_lm_engine_create_session(engine, config)
+    library.litert_lm_sampler_params_delete(sampler)
+    library.litert_lm_session_config_delete(config)
+    if not session:
+        raise DeviceError("LiteRT-LM gives no session")
+    try:
+        text = library.litert_lm_input_data_create(0, PROMPT, len(PROMPT))  # 0: as text
+        answer = library.litert_lm_session_generate_content(session, (ctypes.c_void_p * 1)(text), 1)
+        library.litert_lm_input_data_delete(text)
+        if not answer:
+            raise DeviceError(f"LiteRT-LM generates nothing with {n_prompt} + {n_gen} tokens")
+        library.litert_lm_responses_delete(answer)
+        info = library.litert_lm_session_get_benchmark_info(session)
+        try:
+            return _turn(library, info, "prefill", n_prompt), _turn(library, info, "decode", n_gen)
+        finally:
+            library.litert_lm_benchmark_info_delete(info)
+    finally:
+        library.litert_lm_session_delete(session)
+
+
+def _turn(library: Library, info: int, what: str, n_tokens: int) -> int:
+    """Nanoseconds of the only prefill or decode of a session; DeviceError if it was not of `n_tokens`."""
+
+    def tell(name: str, *index: int) -> Any:
+        return getattr(library, f"litert_lm_benchmark_info_get_{name}")(info, *index)
+
+    counts = [tell(f"{what}_token_count_at", turn) for turn in range(tell(f"num_{what}_turns"))]
+    if counts != [n_tokens]:
+        raise DeviceError(f"LiteRT-LM counted {counts} tokens of {what} instead of {n_tokens}")
+    return round(1e9 * n_tokens / tell(f"{what}_tokens_per_sec_at", 0))

@@ -3,7 +3,7 @@
     python -m gemma_edge.benchmarks.peer_child transformers MODEL -p 512 -n 64 -r 5 -t 2
 
 prints one JSON line: {"tests": [Measurement], "build": its version, "model": what was loaded}. One unmeasured
-run of each test comes first.
+run of each test comes first. `--cache FOLDER` is where LiteRT-LM keeps its packed weights.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from typing import Any
 
 import numpy as np
 
+from gemma_edge.benchmarks import litert_lm
 from gemma_edge.benchmarks.measurement import Measurement, timed
 from gemma_edge.benchmarks.options import KernelOptions, add_size_options, kernel_options
 from gemma_edge.benchmarks.script import run_script
-from gemma_edge.runtime.errors import DeviceError
+from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError, UsageError
 
 # Of none of these are there types; importing them is what this process is for.
 Library = Any
 
 
-def onnxruntime_genai(model: Path, options: KernelOptions) -> list[Measurement]:
+def onnxruntime_genai(model: Path, options: KernelOptions, _: Path | None) -> list[Measurement]:
     """onnxruntime-genai: `append_tokens` prefills and picks nothing, `generate_next_token` decodes,
     greedily.
     """
@@ -61,7 +62,7 @@ def onnxruntime_genai(model: Path, options: KernelOptions) -> list[Measurement]:
     return _both(options, prefill, decode, lambda: fresh(options.n_prompt, 1), begin_decode)
 
 
-def transformers(model: Path, options: KernelOptions) -> list[Measurement]:
+def transformers(model: Path, options: KernelOptions, _: Path | None) -> list[Measurement]:
     """transformers in fp32 on the CPU, with its own cache: one forward call a prompt or a token."""
     torch: Library = importlib.import_module("torch")
     library: Library = importlib.import_module("transformers")
@@ -86,6 +87,12 @@ def transformers(model: Path, options: KernelOptions) -> list[Measurement]:
     return _both(options, lambda: forward(options.n_prompt), decode, fresh, fresh)
 
 
+def _litert_lm(model: Path, options: KernelOptions, cache: Path | None) -> list[Measurement]:
+    if cache is None:
+        raise UsageError("litert-lm needs --cache")
+    return litert_lm.measure(model, options, cache)
+
+
 def _both(
     options: KernelOptions,
     prefill: Callable[[], None],
@@ -104,7 +111,9 @@ def _both(
     return tests
 
 
-PEERS: dict[str, tuple[str, Callable[[Path, KernelOptions], list[Measurement]]]] = {
+# Peer: the package whose version is told, and what measures with it.
+PEERS: dict[str, tuple[str, Callable[[Path, KernelOptions, Path | None], list[Measurement]]]] = {
+    "litert-lm": ("litert-lm-api", _litert_lm),
     "onnxruntime-genai": ("onnxruntime-genai", onnxruntime_genai),
     "transformers": ("transformers", transformers),
 }
@@ -116,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("peer", choices=sorted(PEERS))
     parser.add_argument("model", type=Path)
     add_size_options(parser, KernelOptions())
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="for the packed weights of litert-lm")
     args = parser.parse_args(argv)
     options = kernel_options(args)
     options.check()
@@ -124,7 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     stdout = os.dup(1)
     os.dup2(2, 1)
     try:
-        tests = measure(args.model, options)
+        tests = measure(args.model, options, args.cache)
+    except GemmaEdgeError:
+        raise
     except Exception as error:  # whatever a library raises is this peer's failure, in one line
         raise DeviceError(f"{type(error).__name__}: {error}".replace("\n", " ")[:500]) from None
     try:

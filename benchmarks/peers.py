@@ -12,13 +12,12 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gemma_edge.benchmarks.child import ChildError, run_child
-from gemma_edge.benchmarks.litert_lm import run_litert_lm
 from gemma_edge.benchmarks.llama_cpp import ENVIRONMENT_VARIABLE, PeerRun, find_llama_bench, run_llama_bench
 from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions
@@ -27,9 +26,10 @@ from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError, UsageError
 
 Json = dict[str, Any]
 TIMEOUT = 3600.0
+LITERT_LM = "litert-lm"
 # Peer: the module it needs, what its model is, and the option that names it.
 LIBRARIES = {
-    "litert-lm": ("litert_lm", "a .litertlm file", "--litertlm FILE"),
+    LITERT_LM: ("litert_lm", "a .litertlm file", "--litertlm FILE"),
     "onnxruntime-genai": ("onnxruntime_genai", "a folder made by its model builder", "--genai FOLDER"),
     "transformers": ("transformers", "the checkpoint's folder", "--checkpoint FOLDER"),
 }
@@ -73,27 +73,41 @@ def find_peers(models: Mapping[str, Path | None], llama_bench: str | None) -> tu
         elif path is None:
             skipped.append(f"{name}: no model; give {what} with {option}")
         else:
-            peers.append(Peer(name, path, partial(RUNNERS.get(name, run_library), name, path)))
+            runner = partial(run_litert_lm, path) if name == LITERT_LM else partial(run_library, name, path)
+            peers.append(Peer(name, path, runner))
     return peers, skipped
 
 
-def _run_litert_lm(name: str, model: Path, options: KernelOptions) -> PeerRun:
-    with tempfile.TemporaryDirectory(prefix="gemma-edge-peer-") as cache:
-        return run_litert_lm(model, options, Path(cache), timeout=TIMEOUT)
+def run_litert_lm(
+    model: Path, options: KernelOptions, cache: Path | None = None, timeout: float = TIMEOUT
+) -> PeerRun:
+    """Measures with LiteRT-LM; what it takes to pack the weights is not in the figures.
+
+    Args:
+        cache: the folder for the packed weights, filled when it is empty; None for one of this run's own.
+
+    Raises:
+        ChildError: it failed. DeviceError: it hangs, or prints no result.
+    """
+    with tempfile.TemporaryDirectory(prefix="gemma-edge-peer-") as own:
+        folder = cache or Path(own)
+        more = ("--cache", str(folder))
+        if not any(folder.iterdir()):
+            run_library(LITERT_LM, model, replace(options, n_prompt=0, n_gen=1, reps=1), timeout, more)
+        return run_library(LITERT_LM, model, options, timeout, more)
 
 
-RUNNERS = {"litert-lm": _run_litert_lm}
-
-
-def run_library(name: str, model: Path, options: KernelOptions, timeout: float = TIMEOUT) -> PeerRun:
-    """Measures with a Python library in a process of its own.
+def run_library(
+    name: str, model: Path, options: KernelOptions, timeout: float = TIMEOUT, more: Sequence[str] = ()
+) -> PeerRun:
+    """Measures with a Python library in a process of its own, with `more` arguments for it.
 
     Raises:
         ChildError: it failed. DeviceError: it hangs, or prints no result.
     """
     argv = [sys.executable, "-m", "gemma_edge.benchmarks.peer_child", name, str(model)]
     argv += ["-p", str(options.n_prompt), "-n", str(options.n_gen), "-r", str(options.reps)]
-    argv += ["-t", str(options.threads), "--context", str(options.context)]
+    argv += ["-t", str(options.threads), "--context", str(options.context), *more]
     run = run_child(argv, timeout=timeout, what=name)
     if run.exit_code:
         raise ChildError(name, run)

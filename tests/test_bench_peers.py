@@ -1,6 +1,7 @@
 """Peers: which are found, how they are interleaved, and real ones on a tiny checkpoint."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ from gemma_edge.benchmarks.child import ChildError
 from gemma_edge.benchmarks.llama_cpp import ENVIRONMENT_VARIABLE, PeerRun
 from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions
-from gemma_edge.benchmarks.peers import Peer, PeerRound, find_peers, interleave, merged, ratios, run_library
+from gemma_edge.benchmarks.peers import (
+    Peer,
+    PeerRound,
+    find_peers,
+    interleave,
+    merged,
+    ratios,
+    run_library,
+    run_litert_lm,
+)
 from gemma_edge.benchmarks.record import read_records
 from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import export_bundle
@@ -130,12 +140,32 @@ def test_real_transformers(tiny_checkpoint: Path) -> None:
     check(run, "transformers")
 
 
-def test_bench_beside_real_litert_lm(tiny_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
-    """The whole verb on a .litertlm, with Google's runtime on the same file."""
+@pytest.fixture(scope="module")
+def litertlm(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .litertlm with a context of 256."""
     pytest.importorskip("litert_lm")
-    bundle = export_bundle(
-        tiny_checkpoint, tmp_path / "tiny.litertlm", context=256, chunk=64, format="litertlm", verify=False
+    path = tmp_path_factory.mktemp("litertlm") / "tiny.litertlm"
+    return export_bundle(
+        tiny_checkpoint, path, context=256, chunk=64, format="litertlm", verify=False
     ).path
+
+
+def test_real_litert_lm(litertlm: Path, tmp_path: Path) -> None:
+    """One prefill of a prompt of that length: a second one, of a template, would not fit the context."""
+    run = run_litert_lm(litertlm, replace(SIZES, n_prompt=200), tmp_path, timeout=300)
+    check(run, "litert-lm-api", "pp200")
+    assert any(tmp_path.iterdir()), "the weights were not packed"
+
+
+def test_litert_lm_that_fails(litertlm: Path, tmp_path: Path) -> None:
+    """The error is ours, not what the engine logs at its end."""
+    with pytest.raises(ChildError, match="error: LiteRT-LM generates nothing with 300"):
+        run_litert_lm(litertlm, replace(SIZES, n_prompt=300, context=512), tmp_path, timeout=300)
+
+
+def test_bench_beside_real_litert_lm(litertlm: Path, tmp_path: Path, capsys: Any) -> None:
+    """The whole verb on a .litertlm, with Google's runtime on the same file."""
+    bundle = litertlm
     path = tmp_path / "r.jsonl"
     argv = ["bench", str(bundle), "-p", "16", "-n", "8", "-r", "2", "-t", "1", "--requests", "0", "--no-cold"]
     argv += ["--bandwidth", "0s", "--peers", "--rounds", "2", "-o", f"md,{path}"]
@@ -157,7 +187,7 @@ def test_bench_beside_real_litert_lm(tiny_checkpoint: Path, tmp_path: Path, caps
     )
 
 
-def check(run: PeerRun, build: str) -> None:
-    assert set(run.tests) == {"pp16", "tg8"}
+def check(run: PeerRun, build: str, prefill: str = "pp16") -> None:
+    assert set(run.tests) == {prefill, "tg8"}
     assert all(len(test.samples_ns) == 2 and test.avg_ts > 0 for test in run.tests.values())
     assert run.build.startswith(build) and run.peak_rss > 2**26
