@@ -22,11 +22,11 @@ from gemma_edge.benchmarks.llama_cpp import ENVIRONMENT_VARIABLE, PeerRun, find_
 from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions
 from gemma_edge.benchmarks.script import progress
+from gemma_edge.runtime.cpu import LITERT_LM, check_engine
 from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError, UsageError
 
 Json = dict[str, Any]
 TIMEOUT = 3600.0
-LITERT_LM = "litert-lm"
 # Peer: the module it needs, what its model is, and the option that names it.
 LIBRARIES = {
     LITERT_LM: ("litert_lm", "a .litertlm file", "--litertlm FILE"),
@@ -87,8 +87,9 @@ def run_litert_lm(
         cache: the folder for the packed weights, filled when it is empty; None for one of this run's own.
 
     Raises:
-        ChildError: it failed. DeviceError: it hangs, or prints no result.
+        ChildError: it failed. DeviceError: it hangs, prints no result, or would abort on this CPU.
     """
+    check_engine(LITERT_LM)
     with tempfile.TemporaryDirectory(prefix="gemma-edge-peer-") as own:
         folder = cache or Path(own)
         more = ("--cache", str(folder))

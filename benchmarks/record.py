@@ -11,19 +11,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gemma_edge.benchmarks.cpu_info import cpu_flags, pairs
 from gemma_edge.runtime.bundle import EXPORT_AGAIN, MANIFEST, Bundle
 from gemma_edge.runtime.cache_folder import cache_folder
+from gemma_edge.runtime.cpu import CPUINFO
 from gemma_edge.runtime.errors import BundleError, FileError
 
 RECORD_SCHEMA = 1
 Json = dict[str, Any]
 
-# The instructions that int4 and int8 kernels are chosen by; x86 and ARM.
-_FLAGS = (
-    "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx_vnni",
-    "amx_int8", "amx_tile",
-    "neon", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2", "sme",
-)  # fmt: skip
 _PACKAGES = ("gemma-edge", "numpy", "onnxruntime", "ai-edge-litert", "sentencepiece")
 
 
@@ -91,11 +87,10 @@ def bundle_files(path: Path) -> list[Path]:
 
 def environment() -> Json:
     """The machine and the software, as far as a speed or a size depends on them."""
-    cpu = _cpu_info()
-    flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
+    cpu = pairs(CPUINFO.read_text(encoding="utf-8", errors="replace") if CPUINFO.is_file() else "")
     return {
         "cpu": cpu.get("model name") or cpu.get("Model") or cpu.get("Hardware") or platform.processor(),
-        "cpu_flags": [flag for flag in _FLAGS if flag in flags],
+        "cpu_flags": cpu_flags(cpu),
         "cores": os.cpu_count(),
         "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -193,19 +188,6 @@ def _record(path: Path, number: int, line: str) -> Json:
 
 def _is_row(row: object) -> bool:
     return isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("row", "bar", "value"))
-
-
-def _cpu_info() -> dict[str, str]:
-    """The first processor's part of /proc/cpuinfo, and what ARM boards say at its end."""
-    info: dict[str, str] = {}
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, separator, value = line.partition(":")
-            if separator:
-                info.setdefault(key.strip(), value.strip())
-    except OSError:
-        pass
-    return info
 
 
 def _version(package: str) -> str | None:

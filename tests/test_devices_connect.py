@@ -284,7 +284,7 @@ def test_facts_of_a_phone() -> None:
     facts = parse_facts(PHONE, spec="adb", kind="adb")
     assert (facts.name, facts.system, facts.arch) == ("Google Pixel 8", "Android", "aarch64")
     assert (facts.cores, facts.big_cores, facts.core_khz) == (3, (2,), (1704000, 2367000, 2914000))
-    assert facts.cpu_flags == ("asimd", "asimddp", "atomics", "i8mm")
+    assert facts.cpu_flags == ("asimd", "asimddp", "i8mm", "atomics")
     assert (facts.memory_bytes, facts.free_bytes) == (7700000 * 1024, 33000000 * 1024)
     assert (facts.temperature_c, facts.battery_percent, facts.on_power) == (61.2, 83, True)
     assert (facts.libc, facts.python) == ("bionic", None)

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("litert_converter", reason="litert-torch is not installed: pip install litert-torch==0.10.0")
+pytest.importorskip(
+    "litert_converter", reason="litert-torch is not installed: pip install litert-torch==0.10.0"
+)
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from gemma_edge.export.exporter import export_bundle
@@ -58,7 +60,9 @@ def test_it_agrees_with_another_converter(
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return self.model(input_ids=ids, use_cache=False).logits
 
-    ids = np.random.default_rng(0).integers(0, model.config.get_text_config().vocab_size_per_layer_input, TOKENS)
+    ids = np.random.default_rng(0).integers(
+        0, model.config.get_text_config().vocab_size_per_layer_input, TOKENS
+    )
     converted = litert_torch.convert(Logits(), (torch.tensor(ids)[None],))
     theirs = np.asarray(converted(torch.tensor(ids)[None]))[0]
 

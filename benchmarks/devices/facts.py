@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from gemma_edge.benchmarks.cpu_info import cpu_flags, pairs
 from gemma_edge.benchmarks.devices.base import DeviceFacts, Kind
 
 # Zones of /sys/class/thermal that are in or next to the processor.
@@ -13,11 +14,6 @@ _NEAR_CPU = re.compile(r"cpu|soc|pkg|core|tsens|big|little|acpitz", re.IGNORECAS
 _PLAUSIBLE_C = (1.0, 130.0)
 _TEMPERATURE = re.compile(r"Temperature\{mValue=([-\d.]+), mType=(\d+)")
 _TYPE_CPU = 0  # android.os.Temperature.TYPE_CPU
-# What int4 and int8 kernels and the engines' builds are chosen by; x86 and ARM.
-_FLAGS = frozenset(
-    "avx2 fma f16c avx512f avx512bw avx512_vnni avx512_bf16 avx_vnni amx_int8 amx_tile"
-    " neon asimd asimddp asimdhp i8mm bf16 sve sve2 sme atomics".split()
-)
 
 
 def parse_facts(text: str, *, spec: str, kind: Kind) -> DeviceFacts:
@@ -26,22 +22,21 @@ def parse_facts(text: str, *, spec: str, kind: Kind) -> DeviceFacts:
     system, kernel, arch, name = ([*parts.get("uname", "").splitlines(), *[""] * 4])[:4]
     properties = dict(re.findall(r"^\[([^\]]+)\]: \[(.*)\]$", parts.get("getprop", ""), re.MULTILINE))
     android = "ro.build.version.release" in properties
-    cpu = _pairs(parts.get("cpuinfo", ""), ":")
-    memory = _pairs(parts.get("meminfo", ""), ":")
+    cpu = pairs(parts.get("cpuinfo", ""), ":")
+    memory = pairs(parts.get("meminfo", ""), ":")
     cores = len(re.findall(r"^processor\s*:", parts.get("cpuinfo", ""), re.MULTILINE))
     khz = _by_core(parts.get("frequency", ""))
     speed = khz if len(set(khz.values())) > 1 else _by_core(parts.get("capacity", "")) or khz
     big = tuple(core for core, value in sorted(speed.items()) if value == max(speed.values()))
     power = _power(parts.get("power", ""))
-    battery = _pairs(parts.get("battery", ""), ":")
+    battery = pairs(parts.get("battery", ""), ":")
     notes = []
     if not khz:
         notes.append("the cores' frequencies are not told")
     temperature = _temperature(parts)
     if temperature is None:
         notes.append("no temperature is told")
-    release = _pairs(parts.get("os-release", ""), "=").get("PRETTY_NAME", "").strip('"')
-    flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
+    release = pairs(parts.get("os-release", ""), "=").get("PRETTY_NAME", "").strip('"')
     maker = (
         f"{properties.get('ro.product.manufacturer', '')} {properties.get('ro.product.model', '')}".strip()
     )
@@ -57,7 +52,7 @@ def parse_facts(text: str, *, spec: str, kind: Kind) -> DeviceFacts:
         or cpu.get("model name")
         or parts.get("model", "").strip("\0 \n")
         or cpu.get("Hardware", ""),
-        cpu_flags=tuple(sorted(flags & _FLAGS)),
+        cpu_flags=tuple(cpu_flags(cpu)),
         cores=cores,
         core_khz=tuple(value for _, value in sorted(khz.items())),
         big_cores=big or tuple(range(cores)),
@@ -66,7 +61,7 @@ def parse_facts(text: str, *, spec: str, kind: Kind) -> DeviceFacts:
         memory_available_bytes=_kilobytes(memory.get("MemAvailable")),
         free_bytes=_free(parts.get("df", "")),
         temperature_c=temperature,
-        thermal_status=_int(_pairs(parts.get("thermalservice", ""), ":").get("Thermal Status")),
+        thermal_status=_int(pairs(parts.get("thermalservice", ""), ":").get("Thermal Status")),
         battery_percent=_first(_int(battery.get("level")), power.get("capacity")),
         battery_c=_tenths(_first(_int(battery.get("temperature")), power.get("temp"))),
         on_power=_on_power(battery, power),
@@ -93,16 +88,6 @@ def parse_meminfo(text: str) -> dict[str, int]:
 def _sections(text: str) -> dict[str, str]:
     parts = re.split(r"^### (\S+)\n", text.replace("\r\n", "\n"), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
-
-
-def _pairs(text: str, separator: str) -> dict[str, str]:
-    """Lines "key SEPARATOR value"; the first of each key, as the first processor's in cpuinfo."""
-    pairs: dict[str, str] = {}
-    for line in text.splitlines():
-        key, mark, value = line.partition(separator)
-        if mark:
-            pairs.setdefault(key.strip(), value.strip())
-    return pairs
 
 
 def _files(text: str) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from gemma_edge.benchmarks.devices.base import Device, DeviceFacts, DeviceRun
 from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions
 from gemma_edge.runtime.cache_folder import cache_folder
+from gemma_edge.runtime.cpu import LITERT_LM, missing_feature
 from gemma_edge.runtime.errors import DeviceError, UsageError
 
 Json = dict[str, Any]
@@ -64,10 +65,8 @@ def bench_native(
         target = "android" if facts.system == "Android" else "linux"
         remedy = f"build it: android_demo/bench/build.sh {target}"
         raise DeviceError(f"{device.spec}: there is no {missing[0]} in {runner}; {remedy}")
-    if facts.arch == "aarch64" and "atomics" not in facts.cpu_flags:
-        raise DeviceError(
-            f"{device.spec}: LiteRT-LM needs a processor with LSE atomics, newer than a Cortex-A72"
-        )
+    if feature := missing_feature(LITERT_LM, facts.arch, f"Features: {' '.join(facts.cpu_flags)}"):
+        raise DeviceError(f"{device.spec}: LiteRT-LM needs {feature}: a processor newer than a Cortex-A72")
     there, path = device.push(runner), device.push(model)
     numbers = (options.n_prompt, options.n_gen, options.reps, options.threads, options.context)
     # Packed weights lie beside the model, and are found there by the next run. A push loses the mode.
