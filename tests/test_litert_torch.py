@@ -1,8 +1,9 @@
 """An independent conversion as the witness: Google's litert-torch on the model of transformers.
 
-Its own exporter for Gemma 3n leaves the factor of the activation sparsity uninitialised and omits the final
-softcap (0.10). So it converts transformers' model itself, whose buffers are initialised, softcap included, over all
-tokens at once without a cache. It wants packages of 2 GB and an undeclared tensorflow, and is not installed by us:
+Its own exporter for Gemma 3n leaves the factor of the activation sparsity uninitialised and omits the
+final softcap (0.10). So it converts transformers' model itself, whose buffers are initialised, softcap
+included, over all tokens at once without a cache. It wants packages of 2 GB and an undeclared tensorflow, and
+is not installed by us:
 
     pip install litert-torch==0.10.0
 """
@@ -16,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("litert_converter", reason="litert-torch is not installed: pip install litert-torch==0.10.0")
-torch = pytest.importorskip("torch", reason="torch is not installed")
-
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.model import Model
+
+INSTALL = "litert-torch is not installed: pip install litert-torch==0.10.0"
+pytest.importorskip("litert_converter", reason=INSTALL)
+torch = pytest.importorskip("torch", reason="torch is not installed")
 
 TOKENS = 40  # beyond the window of the tiny model
 
@@ -58,7 +60,8 @@ def test_it_agrees_with_another_converter(
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return self.model(input_ids=ids, use_cache=False).logits
 
-    ids = np.random.default_rng(0).integers(0, model.config.get_text_config().vocab_size_per_layer_input, TOKENS)
+    vocabulary = model.config.get_text_config().vocab_size_per_layer_input
+    ids = np.random.default_rng(0).integers(0, vocabulary, TOKENS)
     converted = litert_torch.convert(Logits(), (torch.tensor(ids)[None],))
     theirs = np.asarray(converted(torch.tensor(ids)[None]))[0]
 

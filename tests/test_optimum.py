@@ -16,7 +16,7 @@ from gemma_edge.runtime.bundle import Bundle
 
 
 def optimum_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-    # The installed script, since `python -m` would find the checkout's own registration as well as the installed.
+    # The installed script: `python -m` would find the checkout's registration beside the installed one.
     argv = [Path(sys.executable).with_name("optimum-cli"), *map(str, arguments)]
     return subprocess.run(argv, capture_output=True, text=True, timeout=120)
 
