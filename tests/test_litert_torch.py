@@ -1,8 +1,9 @@
 """An independent conversion as the witness: Google's litert-torch on the model of transformers.
 
-Its own exporter for Gemma 3n leaves the factor of the activation sparsity uninitialised and omits the final
-softcap (0.10). So it converts transformers' model itself, whose buffers are initialised, softcap included, over all
-tokens at once without a cache. It wants packages of 2 GB and an undeclared tensorflow, and is not installed by us:
+Its own exporter for Gemma 3n leaves the factor of the activation sparsity uninitialised and omits the
+final softcap (0.10). So it converts transformers' model itself, whose buffers are initialised, softcap
+included, over all tokens at once without a cache. It wants packages of 2 GB and an undeclared tensorflow, and
+is not installed by us:
 
     pip install litert-torch==0.10.0
 """
@@ -11,18 +12,21 @@ from __future__ import annotations
 
 import sys
 import types
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
 
-pytest.importorskip(
-    "litert_converter", reason="litert-torch is not installed: pip install litert-torch==0.10.0"
-)
-torch = pytest.importorskip("torch", reason="torch is not installed")
-
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.model import Model
+
+INSTALL = "litert-torch is not installed: pip install litert-torch==0.10.0"
+pytest.importorskip("litert_converter", reason=INSTALL)
+torch = pytest.importorskip("torch", reason="torch is not installed")
 
 TOKENS = 40  # beyond the window of the tiny model
 
@@ -34,7 +38,7 @@ def litert_torch(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
         names = "tensorflow", "tensorflow.lite", "tensorflow.lite.python"
         for name in names:
-            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+            monkeypatch.setitem(sys.modules, name, module_from_spec(ModuleSpec(name, None)))
         sys.modules["tensorflow.lite.python"].schema_py_generated = schema_py_generated  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "tensorflow.lite.python.schema_py_generated", schema_py_generated)
     import litert_torch
@@ -52,6 +56,14 @@ def test_it_agrees_with_another_converter(
         tiny_checkpoint, dtype=torch.float32, attn_implementation="eager"
     ).eval()
 
+    # transformers computes the factor of the sparsity in the graph, with an erfinv that LiteRT does not have.
+    def gaussian_topk(mlp: Any, gate: torch.Tensor) -> torch.Tensor:
+        factor = NormalDist().inv_cdf(mlp.activation_sparsity)
+        mean, std = gate.mean(-1, keepdim=True), gate.std(-1, keepdim=True, unbiased=False)
+        return torch.relu(gate - (mean + std * factor))
+
+    monkeypatch.setattr(type(model.model.layers[0].mlp), "_gaussian_topk", gaussian_topk)
+
     class Logits(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -60,11 +72,10 @@ def test_it_agrees_with_another_converter(
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return self.model(input_ids=ids, use_cache=False).logits
 
-    ids = np.random.default_rng(0).integers(
-        0, model.config.get_text_config().vocab_size_per_layer_input, TOKENS
-    )
+    vocabulary = model.config.get_text_config().vocab_size_per_layer_input
+    ids = np.random.default_rng(0).integers(0, vocabulary, TOKENS)
     converted = litert_torch.convert(Logits(), (torch.tensor(ids)[None],))
-    theirs = np.asarray(converted(torch.tensor(ids)[None]))[0]
+    theirs = np.asarray(converted(torch.tensor(ids, dtype=torch.int32)[None]))[0]
 
     options = {"recipe": "fp32", "format": "tflite", "context": 64, "chunk": 32, "verify": False}
     ours = Model.load(export_bundle(tiny_checkpoint, tmp_path / "out", **options).path)

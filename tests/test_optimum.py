@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,8 @@ from gemma_edge.runtime.bundle import Bundle
 
 
 def optimum_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "optimum.commands.optimum_cli", *map(str, arguments)]
+    # The installed script: `python -m` would find the checkout's registration beside the installed one.
+    argv = [Path(sys.executable).with_name("optimum-cli"), *map(str, arguments)]
     return subprocess.run(argv, capture_output=True, text=True, timeout=120)
 
 

@@ -3,8 +3,8 @@
 The graph reads the KV cache where it lies and returns the keys and values of its own tokens only
 (`export.emit.tflite`, layout "windowed"); this module puts them into the cache and says in the masks which of
 its places are visible. A sliding layer's cache is a ring: a token lies at its position modulo the ring's
-length. In the layout "litertlm" the graph returns the whole cache, into the buffers it came from: the engine then
-writes the new rows alone, where it would copy 300 MB of cache a token into others.
+length. In the layout "litertlm" the graph returns the whole cache, into the buffers it came from: the engine
+then writes the new rows alone, where it would copy 300 MB of cache a token into others.
 
 XNNPACK repacks the weights into a file, which is mapped from then on. Without it they would be anonymous
 memory.
