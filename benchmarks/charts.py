@@ -7,6 +7,7 @@ Every mark has a `<title>`, which browsers show under the pointer. Numbers in, o
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,13 +19,18 @@ Format = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: its label, its value, standard deviation and single samples; `series` is a colour."""
+    """One bar: its label, its value, standard deviation and single samples; `series` is a colour.
+
+    `more` is what lies on top of the value, drawn in a paler tone; `group` sets a bar off from the one above.
+    """
 
     label: str
     value: float
     sd: float = 0.0
     samples: tuple[float, ...] = ()
     series: int = 0
+    more: float = 0.0
+    group: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,34 +69,69 @@ def number(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def bar_chart(bars: Sequence[Bar], unit: str) -> str:
-    """Horizontal bars with their labels, whiskers of one standard deviation and a dot a sample."""
-    row, label_width, value_width = 30, 290, 120
-    scale_to = max((max(bar.value + bar.sd, *bar.samples, bar.value) for bar in bars), default=0.0) or 1.0
+def bar_chart(bars: Sequence[Bar], unit: str, marks: Sequence[Mark] = ()) -> str:
+    """Horizontal bars with their labels, whiskers of one standard deviation and a dot a sample.
+
+    `marks` are upright lines through all of them, their labels above.
+    """
+    row, gap, label_width, value_width, above = 30, 12, 290, 120, 18 if marks else 0
+    ends = [max(bar.value + max(bar.sd, bar.more), *bar.samples, 0.0) for bar in bars]
+    scale_to = max([*ends, *(mark.value for mark in marks)], default=0.0) or 1.0
     plot = WIDTH - label_width - value_width
+    tops = [above + i * row + 6 + gap * sum(bar.group for bar in bars[: i + 1]) for i in range(len(bars))]
+    height = max(tops, default=above) + row - 2
 
     def x(value: float) -> float:
         return label_width + value / scale_to * plot
 
     parts = []
-    for i, bar in enumerate(bars):
-        y = i * row + 6
-        spread = f" ± {number(bar.sd)}" if bar.sd else ""
+    for mark in marks:
+        at = _n(x(mark.value))
+        parts.append(f'<path class="mark" d="M{at} {above - 2}V{height}"/>')
+        parts.append(
+            f'<text class="marklabel" text-anchor="middle" x="{at}" y="12">{escape(mark.label)}</text>'
+        )
+    for bar, end, y in zip(bars, ends, tops, strict=True):
+        spread = f" ± {number(bar.sd)}" if bar.sd else f" + {number(bar.more)}" if bar.more else ""
         text = f"{number(bar.value)}{spread}"
-        tip = escape(f"{bar.label}: {text} {unit}; samples: {', '.join(map(number, bar.samples))}")
+        samples = f"; samples: {', '.join(map(number, bar.samples))}" if bar.samples else ""
+        tip = escape(f"{bar.label}: {text} {unit}{samples}")
         parts.append(f'<g><title>{tip}</title><text class="label" x="{label_width - 10}" y="{y + 13}">')
         parts.append(f"{escape(shorten(bar.label))}</text>")
         parts.append(
             f'<rect class="s{bar.series}" x="{label_width}" y="{y}" width="{_n(x(bar.value) - label_width)}" '
             f'height="18" rx="2"/>'
         )
+        if bar.more:
+            parts.append(
+                f'<rect class="s{bar.series} pale" x="{_n(x(bar.value))}" y="{y}" '
+                f'width="{_n(x(bar.value + bar.more) - x(bar.value))}" height="18" rx="2"/>'
+            )
         if bar.sd:
             low, high = x(max(0.0, bar.value - bar.sd)), x(bar.value + bar.sd)
             parts.append(f'<path class="whisker" d="M{_n(low)} {y + 9}H{_n(high)}"/>')
         parts += [f'<circle class="dot" cx="{_n(x(s))}" cy="{y + 9}" r="2"/>' for s in bar.samples]
-        end = max(x(bar.value + bar.sd), *map(x, bar.samples), x(bar.value)) + 8
-        parts.append(f'<text class="value" x="{_n(end)}" y="{y + 13}">{text}</text></g>')
-    return _svg(len(bars) * row + 4, parts, f"bar chart, {unit}")
+        parts.append(f'<text class="value" x="{_n(x(end) + 8)}" y="{y + 13}">{text}</text></g>')
+    return _svg(height, parts, f"bar chart, {unit}")
+
+
+def picture(chart: str, title: str, note: str, style: str) -> str:
+    """A chart as an SVG file of its own: on a card with its title and a note, with its style sheet."""
+    box = re.search(r'viewBox="0 0 \S+ ([\d.]+)"', chart)
+    if box is None:
+        raise ValueError("not a chart of this module")
+    height = float(box[1])
+    inner = chart.replace("<svg ", f'<svg x="20" y="58" width="{WIDTH}" height="{_n(height)}" ', 1)
+    width, whole = WIDTH + 40, _n(height + 74)
+    size = f'width="{width}" height="{whole}" viewBox="0 0 {width} {whole}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{escape(title)}">\n'
+        f"<style>{style}</style>\n"
+        f'<rect class="card" x="0.5" y="0.5" width="{width - 1}" height="{_n(height + 73)}" rx="8"/>\n'
+        f'<text class="title" x="20" y="26">{escape(title)}</text>\n'
+        f'<text class="value" x="20" y="45">{escape(note)}</text>\n'
+        f"{inner}\n</svg>\n"
+    )
 
 
 def area_chart(

@@ -1,4 +1,4 @@
-"""The style sheet of the report: system fonts, two palettes, nothing loaded from anywhere."""
+"""Style sheets of the report and of single charts: system fonts, two palettes, nothing loaded."""
 
 _LIGHT = """
 --page: #fafaf8; --card: #ffffff; --ink: #1c1f23; --quiet: #5f6670; --line: #e4e4df; --band: #f1f1ec;
@@ -11,12 +11,33 @@ _DARK = """
 --good: #5fd39a; --warn: #e3b341; --bad: #ff8a80;
 """
 
-STYLE = (
-    f"""
+PALETTES = f"""
 :root {{ {_LIGHT} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {_DARK} }} }}
 :root[data-theme=dark] {{ {_DARK} }}
 """
+CHART_STYLE = """
+text { fill: var(--ink); } .tick, .value { fill: var(--quiet); } .label { text-anchor: end; }
+.grid { stroke: var(--line); fill: none; }
+.whisker { stroke: var(--ink); stroke-width: 1.2; } .dot { fill: var(--ink); fill-opacity: 0.45; }
+.mark { stroke: var(--bad); stroke-dasharray: 5 4; fill: none; } .marklabel { fill: var(--bad); }
+.marklabel, .value { paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
+.pale { fill-opacity: 0.35; }
+.band0 { fill: none; pointer-events: all; } .band1 { fill: var(--band); }
+.area { fill-opacity: 0.75; } .line { fill: none !important; stroke-width: 2; }
+""" + "".join(
+    f".s{i} {{ fill: var(--s{i}); background: var(--s{i}); }} .line.s{i} {{ stroke: var(--s{i}); }}\n"
+    for i in range(6)
+)
+# Of a chart that is a file of its own.
+PICTURE_STYLE = (
+    PALETTES
+    + "svg { font: 12px system-ui, sans-serif; } .title { font-size: 15px; font-weight: 600; }\n"
+    + ".card { fill: var(--card); stroke: var(--line); }"
+    + CHART_STYLE
+)
+STYLE = (
+    PALETTES
     + """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
@@ -48,16 +69,6 @@ thead th { border-top: 0; color: var(--quiet); font-weight: 600; }
 thead:not(:has(th:not(:empty))) { display: none; }
 tbody tr:first-child td { border-top: 0; }
 td:first-child { white-space: nowrap; }
-text { fill: var(--ink); } .tick, .value { fill: var(--quiet); } .label { text-anchor: end; }
-.grid { stroke: var(--line); fill: none; }
-.whisker { stroke: var(--ink); stroke-width: 1.2; } .dot { fill: var(--ink); fill-opacity: 0.45; }
-.mark { stroke: var(--bad); stroke-dasharray: 5 4; fill: none; } .marklabel { fill: var(--bad); }
-.marklabel { paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
-.band0 { fill: none; pointer-events: all; } .band1 { fill: var(--band); }
-.area { fill-opacity: 0.75; } .line { fill: none !important; stroke-width: 2; }
 """
-    + "".join(
-        f".s{i} {{ fill: var(--s{i}); background: var(--s{i}); }} .line.s{i} {{ stroke: var(--s{i}); }}\n"
-        for i in range(6)
-    )
+    + CHART_STYLE
 )

@@ -1,9 +1,10 @@
-"""The README's table of results, from the committed records and from nothing else.
+"""The README's table of results and its plots, from the committed records and from nothing else.
 
     python -m gemma_edge.benchmarks.table benchmarks/results/*.jsonl --readme README.md [--check]
 
 Every record carries its own rows. A row that several records have is taken from the latest of them, at the
-place where it came first. `--check` writes nothing and fails when the README says something else.
+place where it came first. The plots (`plots.py`) are SVG files in docs/img beside the README, where nothing
+else is. `--check` writes nothing and fails when README or plots say something else.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gemma_edge.benchmarks.plots import render_plots
 from gemma_edge.benchmarks.record import read_records
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
 Json = dict[str, Any]
+PLOTS = "docs/img"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -60,21 +63,41 @@ def replace_table(text: str, table: str, path: Path) -> str:
 
 
 def update_readme(readme: Path, results: Sequence[Path], *, check: bool = False) -> bool:
-    """Writes the table of `results` into `readme`; returns whether it was another one.
+    """Writes the table and the plots of `results` into `readme` and docs/img beside it.
+
+    Returns:
+        Whether one of them was another one.
 
     Raises:
         RecordError: a results file that is not one.
-        GemmaEdgeError: with `check`, when the README's table is not that of the results.
+        GemmaEdgeError: with `check`, when README or plots are not those of the results.
     """
     if not readme.is_file():
         raise UsageError(f"{readme}: no such file")
+    records = [record for path in results for record in read_records(path)]
+    plots = render_plots(records)
+    folder = readme.parent / PLOTS
+    wanted = {folder / name: svg for name, (_, svg) in plots.items()}
+    files = {path: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.svg"))}
+    block = render_table(records)
+    if plots:
+        block += "\n\n" + "\n".join(f"![{title}]({PLOTS}/{name})" for name, (title, _) in plots.items())
     old = readme.read_text(encoding="utf-8")
-    new = replace_table(old, render_table(r for path in results for r in read_records(path)), readme)
+    new = replace_table(old, block, readme)
     if check and new != old:
         raise GemmaEdgeError(f"{readme}: the table is not that of the results: run this without --check")
+    if check and wanted != files:
+        path = next(path for path in {**wanted, **files} if wanted.get(path) != files.get(path))
+        raise GemmaEdgeError(f"{path}: the plot is not that of the results: run this without --check")
     if new != old:
         readme.write_text(new, encoding="utf-8")
-    return new != old
+    for path in files.keys() - wanted.keys():
+        path.unlink()
+    for path, svg in wanted.items():
+        if files.get(path) != svg:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(svg, encoding="utf-8")
+    return new != old or wanted != files
 
 
 def _machine(record: Json) -> str:

@@ -1,0 +1,104 @@
+"""The README's plots: what they show, that they are the same every time, and that the check notices."""
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemma_edge.benchmarks import table
+from gemma_edge.benchmarks.plots import render_plots
+from gemma_edge.benchmarks.record import append_record
+from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+
+Json = dict[str, Any]
+GB = 10**9
+
+
+def speed_of(tokens: str, speed: float) -> Json:
+    n_prompt, n_gen = (int(tokens[2:]), 0) if tokens.startswith("pp") else (0, int(tokens[2:]))
+    return {"n_prompt": n_prompt, "n_gen": n_gen, "avg_ts": speed}
+
+
+def comparison(name: str, time: str, prefill: float = 90.0, peer: str | None = "llama_cpp") -> Json:
+    """A comparison of one round: `prefill` and a tenth of it, the peer half of both."""
+    metrics = {"prefill_ts": prefill, "decode_ts": prefill / 10, "peak_rss_anon_bytes": 1.5 * GB}
+    metrics["peak_rss_bytes"] = 1.75 * GB
+    round_: Json = {"kernel": {"tests": [speed_of("pp512", prefill), speed_of("tg64", prefill / 10)]}}
+    if peer:
+        metrics |= {f"{peer}_prefill_ts": prefill / 2, f"{peer}_decode_ts": prefill / 20}
+        metrics[f"{peer}_peak_rss_bytes"] = 4.5 * GB
+        round_[peer] = {
+            "model": "Q4_0",
+            "tests": [speed_of("pp512", prefill / 2), speed_of("tg64", prefill / 20)],
+        }
+    common = {"schema": 1, "kind": "compare", "name": name, "time": time, "readme": []}
+    return common | {"metrics": metrics, "raw": {"rounds": [round_]}}
+
+
+def ceiling(name: str) -> Json:
+    peak = {"rss_anon": 3 * GB, "high_water": 3.2 * GB}
+    common = {"schema": 1, "kind": "ceiling", "name": name, "time": "2026-01-03", "readme": []}
+    raw = {"run": {"kernel": {"memory": {"peak": peak}}}}
+    return common | {"metrics": {"limit_bytes": 3 << 30}, "raw": raw}
+
+
+RECORDS = [comparison("E2B", "2026-01-02"), comparison("E2B <int4>", "2026-01-01"), ceiling("E4B")]
+
+
+def texts(svg: str) -> list[str]:
+    """Labels and values, and the tips of the bars, as an XML reader sees them."""
+    return [
+        (node.text or "").strip() for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("text")
+    ]
+
+
+def test_what_they_show() -> None:
+    plots = {name: texts(svg) for name, (_, svg) in render_plots(RECORDS).items()}
+    assert list(plots) == ["prefill.svg", "decode.svg", "memory.svg"]
+    group = ["90", "llama.cpp, Q4_0", "45"]
+    assert plots["prefill.svg"][2:] == ["E2B", *group, "E2B <int4>", *group]
+    assert plots["decode.svg"][2:5] == ["E2B", "9", "llama.cpp, Q4_0"]
+    assert plots["memory.svg"][2:] == [
+        "3 GiB", "E2B", "1.5 + 0.25", "E2B <int4>", "1.5 + 0.25", "E4B, under 3 GiB", "3 + 0.2",
+        "llama.cpp, Q4_0", "4.5",
+    ]  # fmt: skip
+
+
+def test_the_latest_comparison_of_a_name_is_shown() -> None:
+    records = [comparison("E2B", "2026-01-02", 80.0), comparison("E2B", "2026-01-01", 10.0)]
+    assert "80" in texts(render_plots(records)["prefill.svg"][1])
+    assert render_plots(records) == render_plots(records[::-1])
+
+
+def test_nothing_to_show() -> None:
+    assert render_plots([]) == {}
+    assert list(render_plots([comparison("alone", "2026-01-01", peer=None)])) == ["memory.svg"]
+
+
+@pytest.mark.parametrize("missing", ["metrics", "raw"])
+def test_a_record_that_is_not_complete(missing: str) -> None:
+    record = comparison("E2B", "2026-01-01")
+    del record[missing]
+    with pytest.raises(UsageError, match=f"not complete: .*{missing}"):
+        render_plots([record])
+
+
+def test_they_are_written_beside_the_readme_and_checked(tmp_path: Path) -> None:
+    readme, results, folder = tmp_path / "README.md", tmp_path / "r.jsonl", tmp_path / "docs" / "img"
+    readme.write_text(f"{table.BEGIN}\n{table.END}\n")
+    for record in RECORDS:
+        append_record(results, record)
+    assert table.update_readme(readme, [results])
+    assert "\n![Prefill](docs/img/prefill.svg)\n" in readme.read_text()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert len(before) == 3 and not table.update_readme(readme, [results], check=True)
+
+    changed = folder / "memory.svg"
+    changed.write_text("other")
+    with pytest.raises(GemmaEdgeError, match=f"{changed.name}: the plot is not that of the results"):
+        table.update_readme(readme, [results], check=True)
+    stale = folder / "stale.svg"
+    stale.write_text("old")
+    assert table.update_readme(readme, [results])
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before, "the stale one is removed"
