@@ -103,7 +103,7 @@ def _help() -> str:
         [
             "usage: gemma-edge VERB ...",
             "",
-            "Gemma 3n on small devices: export, verify, run.",
+            "Gemma 3n on small devices: export, verify, run, measure.",
             "",
             *(f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()),
             "",

@@ -1,6 +1,6 @@
 """Real daemons to connect to: OpenSSH's sshd on loopback, AOSP's adbd in a network namespace of its own.
 
-tests/devices/install.sh installs what they need. Each can be killed as a device dies: with all it runs
+tests/install.sh installs what they need. Each can be killed as a device dies: with all it runs
 for its connections, but without what those have started.
 """
 
@@ -216,7 +216,7 @@ def adbd_missing() -> str | None:
     if shutil.which("adb") is None:
         return "no adb"
     if not (ADBD_ROOT / "usr/sbin/adbd").exists():
-        return f"no adbd below {ADBD_ROOT} (tests/devices/install.sh)"
+        return f"no adbd below {ADBD_ROOT} (tests/install.sh)"
     namespaces = [
         "unshare",
         *(["--map-root-user"] if os.getuid() else []),

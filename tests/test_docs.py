@@ -6,6 +6,7 @@ import argparse
 import importlib
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,23 @@ def test_the_file_tree_has_every_source_file() -> None:
     }
     assert {name for name in listed if name.endswith((".py", ".md"))} == sources
     assert [name for name in listed if not (ROOT / name).exists()] == []
+
+
+def test_the_distribution_has_every_source_file() -> None:
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {setup["package-dir"][name]: name for name in setup["packages"]}
+    missing = []
+    for top in ("export", "runtime", "benchmarks", "cli"):
+        for path in (ROOT / top).rglob("*"):
+            folder = next((f for f in path.parents if f.relative_to(ROOT).as_posix() in folders), ROOT / top)
+            patterns = setup["package-data"].get(folders[folder.relative_to(ROOT).as_posix()], [])
+            if path.suffix == ".py":
+                held = folder == path.parent
+            else:
+                held = any(path.relative_to(folder).match(pattern) for pattern in patterns)
+            if path.suffix in (".py", ".sh", ".typed") and not held:
+                missing.append(path.relative_to(ROOT).as_posix())
+    assert missing == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
