@@ -183,10 +183,10 @@ def summarize(rounds: Sequence[Round], bytes_per_token: int) -> dict[str, float]
 
 
 def readme_rows(name: str, metrics: dict[str, float], bars: dict[str, float]) -> list[Json]:
-    """Rows of the README's table for the metrics that were measured, with their bars where given."""
+    """Rows of the README's table: the metrics that have a bar, and every comparison with a peer."""
     rows = []
     for key, metric in METRICS.items():
-        if key in metrics:
+        if key in metrics and (key in bars or key.endswith("_ratio")):
             bar = f"{'>=' if metric.at_least else '<='} {metric.show(bars[key])}" if key in bars else ""
             value = metric.show(metrics[key]) + _detail(key, metrics)
             rows.append(readme_row(f"{name}: {metric.label}", bar, value))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_edge.runtime.errors import UsageError
+
 if TYPE_CHECKING:
     from gemma_edge.runtime.bundle import Bundle
 
@@ -43,6 +45,21 @@ class Decoder(Protocol):
 
     def reset(self) -> None:
         """Empties the cache."""
+
+
+def check_room(decoder: Decoder, tokens: int, n_logits: int) -> None:
+    """Whether `Decoder.forward` can take this call.
+
+    Raises:
+        UsageError: the cache has no room for `tokens` more.
+        ValueError: not a call that the protocol allows.
+    """
+    if not 0 <= n_logits <= tokens <= decoder.chunk or not tokens:
+        raise ValueError(
+            f"0 <= n_logits ({n_logits}) <= tokens ({tokens}) <= chunk ({decoder.chunk}) does not hold"
+        )
+    if decoder.position + tokens > decoder.context:
+        raise UsageError(f"{decoder.position} + {tokens} tokens do not fit a context of {decoder.context}")
 
 
 def load_decoder(bundle: Bundle, *, threads: int | None = None, context: int | None = None) -> Decoder:

@@ -16,6 +16,7 @@ import numpy as np
 from ai_edge_litert.compiled_model import TensorBuffer
 from numpy.typing import NDArray
 
+from gemma_edge.runtime.backends import check_room
 from gemma_edge.runtime.backends.cores import physical_cores, release_free_memory
 from gemma_edge.runtime.backends.litert_engine import Buffer, load_model, run_first
 from gemma_edge.runtime.bundle import Bundle
@@ -76,12 +77,7 @@ class LitertDecoder:
 
     def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
         tokens = len(embeddings)
-        if not 0 <= n_logits <= tokens <= self.chunk or not tokens:
-            raise ValueError(
-                f"0 <= n_logits ({n_logits}) <= tokens ({tokens}) <= chunk ({self.chunk}) does not hold"
-            )
-        if self.position + tokens > self.context:
-            raise UsageError(f"{self.position} + {tokens} tokens do not fit a context of {self.context}")
+        check_room(self, tokens, n_logits)
         done, silent = 0, tokens - n_logits
         while done < silent:
             size = self._next_size(silent - done)

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from gemma_edge.runtime.backends import check_room
 from gemma_edge.runtime.backends.cores import physical_cores, release_free_memory
 from gemma_edge.runtime.bundle import Bundle
 from gemma_edge.runtime.config import FULL, SLIDING
@@ -132,12 +133,7 @@ class OnnxDecoder:
 
     def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
         tokens = len(embeddings)
-        if not 0 <= n_logits <= tokens <= self.chunk or not tokens:
-            raise ValueError(
-                f"0 <= n_logits ({n_logits}) <= tokens ({tokens}) <= chunk ({self.chunk}) does not hold"
-            )
-        if self.position + tokens > self.context:
-            raise UsageError(f"{self.position} + {tokens} tokens do not fit a context of {self.context}")
+        check_room(self, tokens, n_logits)
         rows = max(1, n_logits)  # the graph computes one at least
         reshaped = self._shape_inputs(tokens, rows)
         total = self.position + tokens
