@@ -47,6 +47,7 @@ if [ -n "$missing" ]; then
   # A server that is installed is otherwise started too.
   policy=/usr/sbin/policy-rc.d
   [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod +x "$policy"; trap 'rm -f "$policy"' EXIT; }
+  dpkg --configure -a >/dev/null || :  # where an earlier install was interrupted
   apt-get update -qq -o Acquire::http::Timeout=30 -o Acquire::Retries=2 || missed "newer lists of packages"
   chosen=$(echo "$missing" | while read -r packages; do
     for package in $packages; do
