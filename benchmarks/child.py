@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gemma_edge.benchmarks.memory import PeakMemory, PeakSampler
 from gemma_edge.benchmarks.script import ERROR
@@ -25,6 +27,10 @@ class ChildRun:
     stderr: str
     seconds: float
     peak: PeakMemory
+
+    def answer(self) -> Any:
+        """The JSON that is the last line of its stdout. Raises ValueError where it is none."""
+        return json.loads(self.stdout.strip().rpartition("\n")[2])
 
     def last_line(self) -> str:
         """The last thing it said on stderr, a program's error message; our own before what engines log at

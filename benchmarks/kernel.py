@@ -185,10 +185,10 @@ def parse_report(run: ChildRun) -> Json:
     if run.exit_code:
         raise ChildError("the measured run", run)
     try:
-        report: Json = json.loads(run.stdout.strip().splitlines()[-1])
+        report: Json = run.answer()
         measurements(report)
         return report
-    except (IndexError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise DeviceError(f"the measured run printed no report: {run.stdout[-200:]!r}") from None
 
 

@@ -56,11 +56,11 @@ def _answer(run: ChildRun) -> dict[str, Any]:
     if run.exit_code:
         raise ChildError("the run under a limit", run)
     try:
-        said = json.loads(run.stdout.strip().splitlines()[-1])
+        said = run.answer()
         if not isinstance(said, dict):
             raise ValueError("no object")
         return said
-    except (IndexError, ValueError):
+    except ValueError:
         raise DeviceError(f"the run under a limit printed no result: {run.stdout[-200:]!r}") from None
 
 

@@ -7,7 +7,6 @@ module does not make it. Python libraries run in a process of their own (`peer_c
 from __future__ import annotations
 
 import importlib.util
-import json
 import statistics
 import sys
 import tempfile
@@ -113,12 +112,12 @@ def run_library(
     if run.exit_code:
         raise ChildError(name, run)
     try:
-        answer: Json = json.loads(run.stdout.strip().splitlines()[-1])
+        answer: Json = run.answer()
         tests = [Measurement.from_dict(test) for test in answer["tests"]]
         return PeerRun(
             {t.name: t for t in tests}, run.peak.high_water, str(answer["build"]), str(answer["model"])
         )
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DeviceError(f"{name} printed no result ({error!r}): {run.stdout[-200:]!r}") from None
 
 

@@ -101,6 +101,11 @@ def environment() -> Json:
     }
 
 
+def now() -> str:
+    """The time as records have it: UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def readme_row(row: str, bar: str, value: str) -> Json:
     """A line of the README's table: what was measured, what it should reach, what it was."""
     return {"row": row, "bar": bar, "value": value}
@@ -135,7 +140,7 @@ def write_record(
         "name": name,
         "model": model,
         "recipe": recipe,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": now(),
         "environment": environment(),
         "metrics": metrics,
         "raw": raw,

@@ -10,7 +10,6 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from gemma_edge.benchmarks.load import QUIET_CORES, busy_cores
 from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions
 from gemma_edge.benchmarks.peers import Peer, interleave, merged, ratios
-from gemma_edge.benchmarks.record import BundleFacts, environment
+from gemma_edge.benchmarks.record import BundleFacts, environment, now
 from gemma_edge.benchmarks.results import header, kernel_row, peer_row, threads_of
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.benchmarks.target import Ceiling, Outcome, Target, judge_ceiling
@@ -105,7 +104,7 @@ class Session:
         device = self.target.facts()
         here = environment() if device is None else {}
         self.row = {
-            **header("session", self.run, self.name, self.target.name, _now(), here),
+            **header("session", self.run, self.name, self.target.name, now(), here),
             "model": self.facts.model,
             "recipe": self.facts.recipe,
             "format": self.facts.format,
@@ -276,7 +275,7 @@ class Session:
         models = {peer.name: peer.model for peer in plan.peers}
         for name, tests in merged(rounds).items():
             file = models[name].resolve().name
-            head = header("bench", self.run, file, self.target.name, _now(), self.row["environment"])
+            head = header("bench", self.run, file, self.target.name, now(), self.row["environment"])
             rss = max(round_.peers[name].peak_rss for round_ in rounds if name in round_.peers)
             for test in tests:
                 self.emit(peer_row(head, test, name, file, workload.threads, rss))
@@ -344,7 +343,3 @@ def _sensor_notes(sensors: Json) -> list[str]:
 def _engine(format: str, environment: Json) -> str:
     name, package = ("ONNX Runtime", "onnxruntime") if format == "onnx" else ("LiteRT", "ai-edge-litert")
     return f"{name} {environment['versions'].get(package) or ''}".strip()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

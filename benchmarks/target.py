@@ -6,7 +6,6 @@ where the kernel lets us; elsewhere its memory is sampled, and the result says s
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -248,9 +247,9 @@ def _parse_bandwidth(run: ChildRun) -> Bandwidth:
     if run.exit_code:
         raise ChildError("the bandwidth probe", run)
     try:
-        data = json.loads(run.stdout.strip().splitlines()[-1])
+        data = run.answer()
         return Bandwidth(data["threads"], data["buffer_bytes"], tuple(map(float, data["samples_gb_s"])))
-    except (IndexError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise DeviceError(f"the bandwidth probe printed no result: {run.stdout[-200:]!r}") from None
 
 

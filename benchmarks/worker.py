@@ -201,13 +201,13 @@ def parse_worker_report(run: ChildRun) -> Json:
     if run.exit_code:
         raise ChildError("the measured run", run)
     try:
-        report: Json = json.loads(run.stdout.strip().splitlines()[-1])
+        report: Json = run.answer()
         if report["schema"] != REPORT_SCHEMA:
             raise ValueError(f"a report of schema {report['schema']}, not {REPORT_SCHEMA}")
         for test in report["tests"]:
             Measurement.from_dict(test)
         return report
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DeviceError(f"the measured run printed no report ({error}): {run.stdout[-200:]!r}") from None
 
 

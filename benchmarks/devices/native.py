@@ -7,7 +7,6 @@ Prompt and decode are timed by the engine in one go, so decoding is measured beh
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def parse_runner(run: DeviceRun, options: KernelOptions, spec: str = "the device
         DeviceError: it printed something else.
     """
     try:
-        said = json.loads(run.stdout.strip().splitlines()[-1])
+        said = run.answer()
         samples = said["samples"]
         prefill, decode, first = (
             [float(sample[key]) for sample in samples] for key in ("prefill_ns", "decode_ns", "ttft_ns")
@@ -98,7 +97,7 @@ def parse_runner(run: DeviceRun, options: KernelOptions, spec: str = "the device
         memory = {key: None if value < 0 else int(value) for key, value in said["memory"].items()}
         high_water = memory.pop("high_water") or run.peak.high_water
         load_s = float(said["load_s"])
-    except (IndexError, KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise DeviceError(f"{spec}: the native runner printed no report: {run.stdout[-200:]!r}") from None
     parts = [memory.get(key) or 0 for key in ("rss_anon", "rss_file", "rss_shmem")]
     return {
