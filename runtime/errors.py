@@ -7,7 +7,7 @@
 | 2 | usage: an unknown recipe, a bad option, a prompt that does not fit the context |
 | 3 | a bad checkpoint, config, tokenizer or bundle |
 | 4 | a device is not available |
-| 5 | a memory ceiling is exceeded |
+| 5 | a memory ceiling, or a bar of `gemma-edge bench --assert-...`, is exceeded |
 | 6 | the parity gate: the export does not agree with its checkpoint |
 | 130 | interrupted (Ctrl-C) |
 """
