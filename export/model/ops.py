@@ -1,11 +1,13 @@
-"""`Ops`: the operations that the description of the model is written against.
+"""`Ops` and `EncoderOps`: the operations that the descriptions of the models are written against.
 
 It holds what engines fuse (linear, RMS norm, attention over a cache, rotary embedding inside it) and the few
 elementwise operations around them. An interpreter (NumPy, ONNX, TFLite) implements this protocol; the
-architecture in `text.py` does not know which one evaluates it.
+architecture in `text.py` does not know which one evaluates it. `BaseOps` is what text and encoders have in
+common.
 
-A value is whatever the interpreter calls a tensor: an array, or the name of a graph edge. The description
-thinks of hidden states as `(tokens, width)` and of the AltUp streams as `(tokens, streams, width)`.
+A value is whatever the interpreter calls a tensor: an array, or the name of a graph edge. The descriptions
+think of hidden states as `(tokens, width)`, of the AltUp streams as `(tokens, streams, width)`, and of images
+and feature maps as `(height, width, channels)`: channels come last, so that a 1x1 convolution is a `linear`.
 """
 
 from __future__ import annotations
@@ -55,27 +57,14 @@ class Weights:
         return Weights(f"{self.prefix}layers.{index}.")
 
 
-class Ops(Protocol[T]):
-    """What an interpreter must be able to do. Shapes are (tokens, width) unless said otherwise."""
+class BaseOps(Protocol[T]):
+    """What every interpreter can do. Operations work on the last axis; those before it are rows."""
 
     def linear(self, x: T, weight: Weight, bias: Weight | None = None) -> T:
-        """x @ weight.T (+ bias): (tokens, in) -> (tokens, out)."""
+        """x @ weight.T (+ bias): (..., in) -> (..., out)."""
 
     def rms_norm(self, x: T, weight: Weight | None, groups: int = 1) -> T:
         """x / sqrt(mean(x^2) + eps) * weight over the last axis, or over `groups` equal parts of it."""
-
-    def project_heads(self, x: T, projections: list[HeadProjection]) -> T:
-        """Projections of x side by side: (tokens, in) -> (tokens, sum of heads * head_dim)."""
-
-    def attention(self, heads: T, layer: int) -> T:
-        """Causal attention of `layer` with its cache, after rotating queries and keys by their positions.
-
-        `heads` holds queries, keys and values, (tokens, (heads + 2 kv_heads) * head_dim), or, in a layer that
-        shares KV and reads its owner's cache, queries alone. The scale is 1.0.
-        """
-
-    def wanted(self, x: T) -> T:
-        """Rows whose logits are wanted: what comes after has only those. Keys and values are not affected."""
 
     def add(self, a: T, b: T) -> T: ...
     def subtract(self, a: T, b: T) -> T: ...
@@ -100,6 +89,23 @@ class Ops(Protocol[T]):
     def at_least(self, x: T, minimum: float) -> T: ...
     def columns(self, x: T, start: int, stop: int) -> T: ...
 
+
+class Ops(BaseOps[T], Protocol[T]):
+    """What the text model needs. Shapes are (tokens, width) unless said otherwise."""
+
+    def project_heads(self, x: T, projections: list[HeadProjection]) -> T:
+        """Projections of x side by side: (tokens, in) -> (tokens, sum of heads * head_dim)."""
+
+    def attention(self, heads: T, layer: int) -> T:
+        """Causal attention of `layer` with its cache, after rotating queries and keys by their positions.
+
+        `heads` holds queries, keys and values, (tokens, (heads + 2 kv_heads) * head_dim), or, in a layer that
+        shares KV and reads its owner's cache, queries alone. The scale is 1.0.
+        """
+
+    def wanted(self, x: T) -> T:
+        """Rows whose logits are wanted: what comes after has only those. Keys and values are not affected."""
+
     # AltUp streams: (tokens, streams, width). -----------------------------------------------------
 
     def stack(self, xs: list[T]) -> T:
@@ -116,3 +122,36 @@ class Ops(Protocol[T]):
 
     def add_to_tail(self, streams: T, x: T) -> T:
         """Adds (tokens, width) to every stream but the first."""
+
+
+class EncoderOps(BaseOps[T], Protocol[T]):
+    """What the encoders of images and audio need."""
+
+    def conv2d(self, x: T, weight: Weight, stride: int = 1, bias: Weight | None = None) -> T:
+        """Convolution of (height, width, in) with a weight (out, in, kernel, kernel).
+
+        Padded as TensorFlow's SAME: the result has ceil(height / stride) rows, and the larger half of an odd
+        number of padding rows is at the end.
+        """
+
+    def depthwise_conv2d(self, x: T, weight: Weight, stride: int = 1) -> T:
+        """The same with a kernel for each channel: weight (channels, 1, kernel, kernel)."""
+
+    def multi_query_attention(self, q: T, k: T, v: T, heads: int, dim: int) -> T:
+        """softmax(q k^T / sqrt(dim)) v, where all heads read the same keys and values.
+
+        q (height, width, heads * dim), k and v (height', width', dim) -> (height, width, heads * dim). Every
+        query sees every key.
+        """
+
+    def upsample(self, x: T, factor: int) -> T:
+        """Every pixel `factor` times in both directions (nearest neighbour)."""
+
+    def average_pool(self, x: T, factor: int) -> T:
+        """Means over squares of `factor` x `factor` pixels, which divide height and width."""
+
+    def concat(self, xs: list[T]) -> T:
+        """Side by side along the last axis."""
+
+    def flatten(self, x: T, channels: int) -> T:
+        """(height, width, channels) -> (height * width, channels), row by row."""

@@ -1,0 +1,78 @@
+"""The ONNX interpreter of the encoders: `EncoderOps` over edge names, for ONNX Runtime on CPU.
+
+Values are (1, height, width, channels). Channels come last, so that norms and 1x1 convolutions, which hold
+nearly all weights, are the decoder's own operators, quantized by the same recipes; only convolutions over more
+than a pixel transpose, and stay fp32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gemma_edge.export.emit.onnx_graph import MS, OnnxGraph
+from gemma_edge.export.model.ops import Weight
+
+TO_CHANNELS_FIRST, TO_CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
+
+
+class OnnxEncoderOps(OnnxGraph):
+    """`EncoderOps` that append to a graph."""
+
+    def conv2d(self, x: str, weight: Weight, stride: int = 1, bias: Weight | None = None) -> str:
+        return self.convolve(x, weight, stride, 1, bias)
+
+    def depthwise_conv2d(self, x: str, weight: Weight, stride: int = 1) -> str:
+        return self.convolve(x, weight, stride, self.specs[weight.name].shape[0], None)
+
+    def convolve(self, x: str, weight: Weight, stride: int, groups: int, bias: Weight | None) -> str:
+        kernel = self.specs[weight.name].shape[-1]
+        inputs = [self.channels_first(x), self.vector(weight)]
+        if bias:
+            inputs.append(self.vector(bias))
+        y = self.node(
+            "Conv",
+            inputs,
+            kernel_shape=[kernel, kernel],
+            strides=[stride, stride],
+            group=groups,
+            auto_pad="SAME_UPPER",
+        )
+        return self.channels_last(y)
+
+    def channels_first(self, x: str) -> str:
+        return self.node("Transpose", [x], perm=TO_CHANNELS_FIRST)
+
+    def channels_last(self, x: str) -> str:
+        return self.node("Transpose", [x], perm=TO_CHANNELS_LAST)
+
+    def multi_query_attention(self, q: str, k: str, v: str, heads: int, dim: int) -> str:
+        # All heads read the same keys: the heads of a row of pixels are rows of one product.
+        queries = self.node("Reshape", [q, self.constant([0, 0, -1, dim], np.int64)])
+        keys, values = (self.node("Reshape", [x, self.constant([1, 1, -1, dim], np.int64)]) for x in (k, v))
+        scores = self.node("FusedMatMul", [queries, keys], domain=MS, transB=1, alpha=dim**-0.5)
+        y = self.node("MatMul", [self.node("Softmax", [scores], axis=-1), values])
+        return self.node("Reshape", [y, self.constant([0, 0, -1, heads * dim], np.int64)])
+
+    def upsample(self, x: str, factor: int) -> str:
+        return self.node(
+            "Resize",
+            [x, "", self.constant([1, factor, factor, 1])],
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
+
+    def average_pool(self, x: str, factor: int) -> str:
+        y = self.node(
+            "AveragePool",
+            [self.channels_first(x)],
+            kernel_shape=[factor, factor],
+            strides=[factor, factor],
+        )
+        return self.channels_last(y)
+
+    def concat(self, xs: list[str]) -> str:
+        return self.node("Concat", xs, axis=-1)
+
+    def flatten(self, x: str, channels: int) -> str:
+        return self.node("Reshape", [x, self.constant([1, -1, channels], np.int64)])
