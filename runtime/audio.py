@@ -37,6 +37,7 @@ MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz: what speech is recorded at, and no bo
 BLOCK_SAMPLES = 1 << 18  # of all channels together, decoded at once
 # Writers to a pipe cannot go back to fill in the length of the data: they claim the largest one.
 UNKNOWN_LENGTH = 0x7FFF_F000
+MAX_CHANNELS = 64
 MAX_CHUNKS = 1_000  # of a RIFF file before its samples
 CONVERT = "Convert it: ffmpeg -i FILE -ar 16000 -ac 1 out.wav"
 
@@ -144,15 +145,27 @@ def _is_known(magic: bytes) -> bool:
 
 
 def _check_wav(path: Path, file: BinaryIO) -> None:
-    """Raises MediaError unless the samples that the header promises are there. `file` is after "WAVE"."""
+    """Raises MediaError unless the header makes sense and the samples that it promises are there.
+
+    `file` is after "WAVE".
+    """
     end = os.fstat(file.fileno()).st_size
+    described = False
     for _ in range(MAX_CHUNKS):
         header = file.read(8)
         if len(header) < 8:
             break
         name, size = struct.unpack("<4sI", header)
         present = end - file.tell()
-        if name == b"data":
+        if name == b"fmt " and min(size, present) >= 16:
+            _, channels, rate, _, _, bits = struct.unpack("<HHIIHH", file.read(16))
+            if not 1 <= channels <= MAX_CHANNELS:
+                raise MediaError(path, "channels", f"1 to {MAX_CHANNELS}", channels, CONVERT)
+            _check_rate(path, rate)
+            if not 1 <= bits <= 64:
+                raise MediaError(path, "bits per sample", "8, 16, 24 or 32", bits, CONVERT)
+            described, size = True, size - 16
+        if name == b"data" and described:
             if size == 0:
                 raise MediaError(path, "data chunk", "samples", f"a length of 0 and {present} more bytes")
             if size > present and size < UNKNOWN_LENGTH:
@@ -160,7 +173,7 @@ def _check_wav(path: Path, file: BinaryIO) -> None:
                 raise MediaError(path, "data chunk", f"{size} bytes of samples", f"{present} bytes", remedy)
             return
         file.seek(size + size % 2, os.SEEK_CUR)
-    raise MediaError(path, "file", "a data chunk with samples", "none", CONVERT)
+    raise MediaError(path, "header", "a fmt chunk, and a data chunk with samples", "none", CONVERT)
 
 
 def _wave_blocks(path: Path, file: BinaryIO) -> tuple[int, Iterator[Array]]:
@@ -169,8 +182,7 @@ def _wave_blocks(path: Path, file: BinaryIO) -> tuple[int, Iterator[Array]]:
     except (EOFError, struct.error):
         raise MediaError(path, "header", "a WAV header", "an incomplete one", CONVERT) from None
     width, channels, rate = reader.getsampwidth(), reader.getnchannels(), reader.getframerate()
-    _check_rate(path, rate)
-    if not 1 <= width <= 4:
+    if width > 4:
         raise MediaError(path, "bits per sample", "8, 16, 24 or 32", 8 * width, CONVERT)
 
     def blocks() -> Iterator[Array]:
@@ -198,7 +210,8 @@ def _soundfile_blocks(path: Path) -> tuple[int, Iterator[Array]]:
     soundfile = _optional(path, "soundfile")
 
     def damaged(error: Exception) -> NoReturn:
-        raise MediaError(path, "file", "a recording that can be decoded", str(error), CONVERT) from None
+        reason = getattr(error, "error_string", str(error))
+        raise MediaError(path, "file", "a recording that can be decoded", repr(reason), CONVERT) from None
 
     try:
         reader = soundfile.SoundFile(path)
