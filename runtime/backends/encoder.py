@@ -1,0 +1,70 @@
+"""An encoder of images or audio on ONNX Runtime (CPU): one graph, one call, loaded when a prompt needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from gemma_edge.runtime.backends.cores import physical_cores, release_free_memory
+from gemma_edge.runtime.errors import BundleError
+
+Signature = dict[str, tuple[str, int]]  # name: (type, dimensions)
+
+
+class OnnxEncoder:
+    """A graph with one output, and what it takes and gives.
+
+    Args:
+        path: the graph; its weights lie beside it.
+        signature: what it must have: its inputs and its output by name, with type and number of dimensions.
+        threads: of the engine; a thread a physical core if None.
+
+    Attributes:
+        shapes: of the inputs and the output by name; None for a dimension that varies.
+        metadata: what the graph says of itself.
+
+    Raises:
+        BundleError: there is no such file, or it is not a graph of that signature.
+    """
+
+    def __init__(self, path: str | Path, signature: Signature, *, threads: int | None = None) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or physical_cores()
+        options.inter_op_num_threads = 1
+        # An encoder runs once for a prompt: what it needed belongs to the decoder afterwards.
+        options.enable_cpu_mem_arena = False
+        options.log_severity_level = 3
+        try:
+            self._session: ort.InferenceSession | None = ort.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime raises many types of its own
+            raise BundleError(path, "graph", "an encoder that ONNX Runtime loads", str(error)) from None
+        values = [*self._session.get_inputs(), *self._session.get_outputs()]
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        self.shapes = {v.name: tuple(n if isinstance(n, int) else None for n in v.shape) for v in values}
+        found = {v.name: (v.type, len(v.shape)) for v in values}
+        for name in sorted({*signature, *found}):
+            if signature.get(name) != found.get(name):
+                raise BundleError(path, name, signature.get(name, "nothing"), found.get(name, "nothing"))
+        release_free_memory()  # packing weights leaves holes
+
+    def run(self, **inputs: NDArray[Any]) -> NDArray[Any]:
+        """The output for these inputs, by name; all with their batch axis of 1.
+
+        Raises:
+            ValueError: `close` was called.
+        """
+        if self._session is None:
+            raise ValueError("the encoder is closed")
+        (output,) = self._session.run(None, inputs)
+        release_free_memory()
+        return output
+
+    def close(self) -> None:
+        """Gives the memory of the weights back. Harmless when repeated."""
+        self._session = None
+        release_free_memory()
