@@ -1,13 +1,12 @@
-"""`Ops` and `EncoderOps`: the operations that the descriptions of the models are written against.
+"""`Ops`: the operations that the description of the model is written against.
 
 It holds what engines fuse (linear, RMS norm, attention over a cache, rotary embedding inside it) and the few
 elementwise operations around them. An interpreter (NumPy, ONNX, TFLite) implements this protocol; the
-architecture in `text.py` does not know which one evaluates it. `BaseOps` is what text and encoders have in
-common.
+architecture in `text.py` does not know which one evaluates it. `BaseOps` is what it has in common with the
+encoders of images and audio, which add to it in `vision_ops.py` and `audio_ops.py`.
 
-A value is whatever the interpreter calls a tensor: an array, or the name of a graph edge. The descriptions
-think of hidden states as `(tokens, width)`, of the AltUp streams as `(tokens, streams, width)`, and of images
-and feature maps as `(height, width, channels)`: channels come last, so that a 1x1 convolution is a `linear`.
+A value is whatever the interpreter calls a tensor: an array, or the name of a graph edge. The description
+thinks of hidden states as `(tokens, width)` and of the AltUp streams as `(tokens, streams, width)`.
 """
 
 from __future__ import annotations
@@ -122,36 +121,3 @@ class Ops(BaseOps[T], Protocol[T]):
 
     def add_to_tail(self, streams: T, x: T) -> T:
         """Adds (tokens, width) to every stream but the first."""
-
-
-class EncoderOps(BaseOps[T], Protocol[T]):
-    """What the encoders of images and audio need."""
-
-    def conv2d(self, x: T, weight: Weight, stride: int = 1, bias: Weight | None = None) -> T:
-        """Convolution of (height, width, in) with a weight (out, in, kernel, kernel).
-
-        Padded as TensorFlow's SAME: the result has ceil(height / stride) rows, and the larger half of an odd
-        number of padding rows is at the end.
-        """
-
-    def depthwise_conv2d(self, x: T, weight: Weight, stride: int = 1) -> T:
-        """The same with a kernel for each channel: weight (channels, 1, kernel, kernel)."""
-
-    def multi_query_attention(self, q: T, k: T, v: T, heads: int, dim: int) -> T:
-        """softmax(q k^T / sqrt(dim)) v, where all heads read the same keys and values.
-
-        q (height, width, heads * dim), k and v (height', width', dim) -> (height, width, heads * dim). Every
-        query sees every key.
-        """
-
-    def upsample(self, x: T, factor: int) -> T:
-        """Every pixel `factor` times in both directions (nearest neighbour)."""
-
-    def average_pool(self, x: T, factor: int) -> T:
-        """Means over squares of `factor` x `factor` pixels, which divide height and width."""
-
-    def concat(self, xs: list[T]) -> T:
-        """Side by side along the last axis."""
-
-    def flatten(self, x: T, channels: int) -> T:
-        """(height, width, channels) -> (height * width, channels), row by row."""

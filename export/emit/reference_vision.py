@@ -1,4 +1,4 @@
-"""The NumPy interpreter of the encoders: `EncoderOps` over fp32 arrays, channels last.
+"""The NumPy interpreter of the image encoder: `VisionOps` over fp32 arrays, channels last.
 
 Convolutions are matrix products over patches (im2col), a block of rows at a time, so that memory is bounded
 by the largest feature map and not by its patches.
@@ -13,13 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from gemma_edge.export.emit.reference import ACTIVATIONS, BLOCK_BYTES, Array, ArrayOps, WeightSource
-from gemma_edge.export.model.ops import Weight
+from gemma_edge.export.model import embedder, vision
+from gemma_edge.export.model.ops import Weight, Weights
 from gemma_edge.export.model.tensors import TensorSpec
+from gemma_edge.export.model.vision_tensors import EMBEDDER, vision_specs
+from gemma_edge.runtime.vision_config import RMS_NORM_EPS, VisionConfig
 
 
 @dataclass
-class ReferenceEncoderOps(ArrayOps):
-    """`EncoderOps` over arrays without a batch axis.
+class ReferenceVisionOps(ArrayOps):
+    """`VisionOps` over arrays without a batch axis.
 
     Args:
         source: where weights come from.
@@ -103,3 +106,34 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 def pad_same(x: Array, kernel: int, stride: int) -> Array:
     rows, columns = (same_padding(size, kernel, stride) for size in x.shape[:2])
     return np.pad(x, (rows, columns, (0, 0)))
+
+
+def evaluate_vision(
+    source: WeightSource,
+    config: VisionConfig,
+    pixels: Array,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Array:
+    """Soft tokens of an image, fp32.
+
+    Args:
+        source: has the tensors of `vision_specs(config)`.
+        pixels: (3, image_size, image_size) in [0, 1].
+        progress: given the number of weights read since its last call.
+
+    Returns:
+        (config.soft_tokens, config.text_hidden_size).
+    """
+    ops = ReferenceVisionOps(source, vision_specs(config), RMS_NORM_EPS, progress)
+    return vision.soft_tokens(ops, config, np.ascontiguousarray(pixels.transpose(1, 2, 0), dtype=np.float32))
+
+
+def vision_token_table(source: WeightSource, config: VisionConfig) -> Array:
+    """What stands for the token ids vocab_offset ... vocab_offset + vocab_size - 1 in a prompt.
+
+    Returns:
+        (config.vocab_size, config.text_hidden_size), fp32.
+    """
+    ops = ReferenceVisionOps(source, vision_specs(config), RMS_NORM_EPS)
+    return embedder.hard_tokens(ops, Weights(EMBEDDER), source.read(EMBEDDER + embedder.TABLE))

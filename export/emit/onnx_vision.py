@@ -1,22 +1,57 @@
-"""The ONNX interpreter of the encoders: `EncoderOps` over edge names, for ONNX Runtime on CPU.
+"""The ONNX interpreter of the image encoder: emits `vision.onnx`, for ONNX Runtime on CPU.
+
+Its input is pixels, f32 (1, 3, image_size, image_size) in [0, 1], and its output soft_tokens, f32 (1, soft
+tokens, text hidden): what stands in the prompt for an image.
 
 Values are (1, height, width, channels). Channels come last, so that norms and 1x1 convolutions, which hold
-nearly all weights, are the decoder's own operators, quantized by the same recipes; only convolutions over more
-than a pixel transpose, and stay fp32.
+nearly all weights, are the decoder's own operators, quantized by the same recipes. Only convolutions over more
+than a pixel have to transpose, and stay fp32.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
 
-from gemma_edge.export.emit.onnx_graph import MS, OnnxGraph
+import numpy as np
+from onnx import ModelProto
+
+from gemma_edge.export.emit.external_data import ExternalData
+from gemma_edge.export.emit.onnx_graph import FLOAT, MS, OnnxGraph
+from gemma_edge.export.model import vision
 from gemma_edge.export.model.ops import Weight
+from gemma_edge.export.model.vision_tensors import vision_specs
+from gemma_edge.export.recipe import Recipe
+from gemma_edge.runtime.vision_config import RMS_NORM_EPS, VisionConfig
 
 TO_CHANNELS_FIRST, TO_CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 
 
-class OnnxEncoderOps(OnnxGraph):
-    """`EncoderOps` that append to a graph."""
+@dataclass(frozen=True)
+class EmittedVision:
+    """A graph without weights, and the layout of the weights it names."""
+
+    model: ModelProto
+    data: ExternalData
+
+
+def emit_vision(
+    config: VisionConfig, recipe: Recipe, data_location: str = "vision.onnx.data"
+) -> EmittedVision:
+    """Emits the encoder of `config`; reads no weight.
+
+    Convolutions stay fp32, linear layers have the precision that `recipe` gives small projections.
+    """
+    data = ExternalData(data_location, vision_specs(config))
+    ops = OnnxVisionOps(vision_specs(config), recipe, data, RMS_NORM_EPS, config.text_hidden_size)
+    size = config.image_size
+    pixels = ops.channels_last(ops.input("pixels", FLOAT, [1, 3, size, size]))
+    vision.soft_tokens(ops, config, pixels)
+    ops.output("soft_tokens", FLOAT, [1, config.soft_tokens, config.text_hidden_size])
+    return EmittedVision(ops.model("gemma3n_vision"), data)
+
+
+class OnnxVisionOps(OnnxGraph):
+    """`VisionOps` that append to a graph."""
 
     def conv2d(self, x: str, weight: Weight, stride: int = 1, bias: Weight | None = None) -> str:
         return self.convolve(x, weight, stride, 1, bias)
