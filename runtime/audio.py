@@ -68,10 +68,10 @@ def read_audio(path: str | Path, *, max_seconds: float = MAX_SECONDS) -> Iterato
 
     Raises:
         MediaError: missing, empty, damaged, cut off, not a recording, NaN samples, shorter than a frame.
-        UsageError: the file needs `soundfile` or `soxr`, which are not installed; `max_seconds` below 1.
+        UsageError: it needs `soundfile` or `soxr`, which are not installed; `max_seconds` is not 1 to 3600.
     """
-    if not max_seconds >= 1:
-        raise UsageError(f"max_seconds must be 1 or more, not {max_seconds}")
+    if not 1 <= max_seconds <= 3600:
+        raise UsageError(f"max_seconds must be 1 to 3600, not {max_seconds}")
     path = Path(path)
     rate, blocks = _open(path)
     samples = _at_least_a_frame(path, _resampled(path, _checked(path, rate, blocks), rate))
@@ -107,6 +107,8 @@ def _quietest(samples: Array) -> int:
 
 def _open(path: Path) -> tuple[int, Iterator[Array]]:
     """The sample rate, and the samples in blocks."""
+    if path.exists() and not path.is_file():
+        raise MediaError(path, "file", "a recording", "a folder, a device or a pipe")
     try:
         file = open(path, "rb")  # noqa: SIM115 - a generator reads it and closes it
     except FileNotFoundError:

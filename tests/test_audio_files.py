@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import struct
 import sys
 import tracemalloc
@@ -185,8 +186,9 @@ def test_shorter_segments_if_wanted(tmp_path: Path) -> None:
     path = write_wav(tmp_path / "a.wav", with_pauses(20.0, []))
     segments = list(read_audio(path, max_seconds=5))
     assert len(segments) >= 4 and max(len(s.samples) for s in segments) <= 5 * RATE
-    with pytest.raises(UsageError, match="max_seconds"):
-        read_audio(path, max_seconds=0)
+    for seconds in (0, 0.99, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="max_seconds"):
+            read_audio(path, max_seconds=seconds)
 
 
 def test_silence_is_known() -> None:
@@ -340,7 +342,9 @@ def test_half_of_a_compressed_file(name: str, tmp_path: Path) -> None:
 
 def test_no_file(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "missing.wav")
-    assert "expected a readable recording" in refusal(tmp_path)
+    assert "a folder" in refusal(tmp_path)
+    os.mkfifo(tmp_path / "pipe.wav")
+    assert "a pipe" in refusal(tmp_path / "pipe.wav")
 
 
 def test_errors_of_headers_come_before_the_first_segment(wav: Path) -> None:
