@@ -28,7 +28,13 @@ from gemma_edge.export.model.tensors import EMBEDDING_NAME, HEAD_NAME, PLE_NAME,
 from gemma_edge.export.progress import Progress
 from gemma_edge.export.sentencepiece_build import Piece, build_model, synthetic_pieces
 from gemma_edge.export.shards import INDEX_NAME, SINGLE_NAME
-from gemma_edge.export.synth_towers import TOWERS, preprocessor_json, tower_moments, vision_json
+from gemma_edge.export.synth_towers import (
+    TOWERS,
+    audio_json,
+    preprocessor_json,
+    tower_moments,
+    vision_json,
+)
 from gemma_edge.runtime.config import FULL, SLIDING, Gemma3nConfig
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
@@ -268,8 +274,7 @@ def _documents(text: Json, config: Gemma3nConfig, multimodal: bool, tiny: bool) 
         whole |= {"audio_soft_tokens_per_image": 188, "vision_soft_tokens_per_image": image_tokens}
         if not config.tie_word_embeddings:
             whole["tie_word_embeddings"] = False
-        modality: Json = {"rms_norm_eps": 1e-06, "vocab_size": max(half, 1)}
-        whole["audio_config"] = {"model_type": "gemma3n_audio", "vocab_offset": count + half, **modality}
+        whole["audio_config"] = audio_json(tiny, count + half, max(half, 1))
         whole["vision_config"] = vision_json(tiny, count, max(half, 1))
     else:
         whole |= {**text, "architectures": ["Gemma3nForCausalLM"], "eos_token_id": [1, 106]}

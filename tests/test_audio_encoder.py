@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from audio_clips import odd_clips
 from audio_models import (
     SMALL,
     SOFT_TOKENS,
@@ -27,8 +28,9 @@ from audio_models import (
     write_audio,
 )
 from gemma3n_models import SMALL as SMALL_TEXT
+from safetensors.numpy import load_file
 
-from gemma_edge.export.emit.audio_folding import FoldedAudio, hard_tokens
+from gemma_edge.export.emit.audio_folding import FoldedAudio, audio_token_table
 from gemma_edge.export.emit.external_data import ExternalData
 from gemma_edge.export.emit.onnx_audio import OnnxAudioOps, emit_audio
 from gemma_edge.export.emit.onnx_graph import FLOAT, value_info
@@ -37,10 +39,12 @@ from gemma_edge.export.model import audio
 from gemma_edge.export.model.audio_tensors import audio_specs, folded_specs
 from gemma_edge.export.model.ops import Weights
 from gemma_edge.export.recipe import load_recipe
+from gemma_edge.export.synth import synthesize
 from gemma_edge.runtime.audio_config import AudioConfig
 from gemma_edge.runtime.audio_encoder import AudioEncoder
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import BundleError, ConfigError, UsageError
+from gemma_edge.runtime.log_mel import LogMel, log_mel
 
 GOLDEN = Path(__file__).parent / "golden" / "audio.npz"
 TOLERANCE = 1e-4  # of the largest value; the bar is 1e-3
@@ -133,7 +137,7 @@ def test_golden_soft_and_hard_tokens(source: AudioSource, golden: dict[str, Any]
     assert difference(got, expected) <= TOLERANCE
     with AudioEncoder(write_audio(source, tmp_path), threads=1) as encoder:
         assert difference(encoder.encode(golden["features"], golden["mask"]), expected) <= TOLERANCE
-    assert difference(hard_tokens(source, source.audio), golden["hard_tokens"]) <= TOLERANCE
+    assert difference(audio_token_table(source, source.audio), golden["hard_tokens"]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -153,7 +157,7 @@ def test_live(name: str, tmp_path: Path) -> None:
             got = evaluate_audio(source, config, features, mask)
             assert difference(got, expected) <= TOLERANCE
             assert difference(encoder.encode(features, mask), got) <= TOLERANCE
-    assert difference(hard_tokens(source, config), theirs.hard_tokens()) <= TOLERANCE
+    assert difference(audio_token_table(source, config), theirs.hard_tokens()) <= TOLERANCE
 
 
 def test_tensors_are_those_of_a_true_size_checkpoint() -> None:
@@ -201,13 +205,30 @@ def test_one_true_size_layer(tmp_path: Path) -> None:
         assert difference(encoder.encode(features), soft) <= TOLERANCE
 
 
+def test_a_synthetic_checkpoint_holds_it(tmp_path: Path) -> None:
+    made = synthesize(tmp_path / "tiny", encoders=True, progress=False).path
+    documents = [json.loads((made / f"{name}config.json").read_text()) for name in ("", "preprocessor_")]
+    config = AudioConfig.from_dict(documents[0])
+    assert LogMel.from_dict(documents[1]) == LogMel() and config.input_feat_size == LogMel().feature_size
+    stored = load_file(made / "model.safetensors")
+    weights = {name: stored[f"model.{name}"].astype(np.float32) for name in audio_specs(config)}
+    shapes = {name: array.shape for name, array in weights.items()}
+    assert shapes == {name: spec.shape for name, spec in audio_specs(config).items()}
+    source = AudioSource(config, weights, Gemma3nConfig.from_dict(SMALL_TEXT))
+    soft = evaluate_audio(source, config, *log_mel(odd_clips()["speech_like"]))
+    assert soft.shape == (188, 128) and np.isfinite(soft).all()
+    heard = soft[: config.tokens(LogMel().frames(24_000))]
+    assert np.abs(np.diff(heard, axis=0)).max() > 0.1  # rows differ: the sound matters
+    np.testing.assert_array_equal(np.diff(soft[len(heard) :], axis=0), 0)
+
+
 # Facts that are easy to get wrong. ------------------------------------------------------------------
 
 
 def test_padding_is_the_last_audio_id(source: AudioSource) -> None:
     features = random_features(source.audio, 40)
     soft = evaluate_audio(source, source.audio, features, first(20, 40))
-    padding = hard_tokens(source, source.audio)[-1]
+    padding = audio_token_table(source, source.audio)[-1]
     # Tokens begin at frames 0, 16 and 32; the clip ends before the last of them.
     assert [bool(np.allclose(row, padding)) for row in soft] == [False, False] + [True] * (SOFT_TOKENS - 2)
 

@@ -289,6 +289,25 @@ def test_every_truncation_of_a_wav_is_refused(wav: Path) -> None:
         refusal(wav)
 
 
+def test_headers_with_random_bytes(wav: Path) -> None:
+    """Whatever the header says: segments that fit, or an error that names the file."""
+    content, rng = wav.read_bytes(), np.random.default_rng(11)
+    refusals: list[str] = []
+    for _ in range(300):
+        places = rng.integers(0, 44, rng.integers(1, 4))
+        wav.write_bytes(content)
+        for place in places:
+            patched(wav, int(place), rng.bytes(1))
+        try:
+            segments = list(read_audio(wav))
+        except (MediaError, UsageError) as error:
+            refusals.append(str(error))
+        else:
+            assert 0 < sum(len(s.samples) for s in segments) <= 8 * len(content)
+    assert 0 < len(refusals) < 300
+    assert all(str(wav) in message for message in refusals)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_samples_that_are_no_numbers(value: float, tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile")

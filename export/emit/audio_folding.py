@@ -37,7 +37,7 @@ class FoldedAudio:
             )
         if name == PADDING:
             # Whatever is padded has the embedding of the last id of the vocabulary, an audio one.
-            return hard_tokens(self.source, self.audio, self.audio.vocab_size - 1)[0]
+            return audio_token_table(self.source, self.audio, self.audio.vocab_size - 1)[0]
         return self.source.read(name)
 
     def rows(self, name: str, start: int, stop: int) -> Array:
@@ -46,7 +46,7 @@ class FoldedAudio:
         return self.source.rows(name, start, stop)
 
 
-def hard_tokens(source: WeightSource, config: AudioConfig, first: int = 0) -> Array:
+def audio_token_table(source: WeightSource, config: AudioConfig, first: int = 0) -> Array:
     """Embeddings of the audio ids `vocab_offset + first` and up, which replace those of the text table.
 
     Returns:
