@@ -6,7 +6,9 @@ outputs need not store them.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,9 @@ from gemma_edge.export.synth_towers import vision_moments
 from gemma_edge.runtime.vision_config import VisionConfig
 
 Array = NDArray[np.float32]
+
+# One of each kind of block, by stage and index: its output is in the golden file.
+GOLDEN_BLOCKS = ((0, 0), (0, 1), (1, 0), (1, 1), (2, 8), (2, 9), (3, 1))
 
 
 def small_config(image_size: int = 64, grid: int = 4, multiplier: float = 0.05) -> VisionConfig:
@@ -98,4 +103,24 @@ def timm_encoder(config: VisionConfig, source: TowerSource) -> Any:
         msfa_output_resolution=config.grid,
     )
     model.load_state_dict(timm_state(vision_specs(config), source.weights), strict=True)
+    return model.eval()
+
+
+def tiny_vision_config(folder: Path) -> VisionConfig:
+    """Of a synthetic checkpoint."""
+    config, preprocessor = (
+        json.loads((folder / name).read_text()) for name in ("config.json", "preprocessor_config.json")
+    )
+    return VisionConfig.from_dict(config, folder / "config.json", preprocessor)
+
+
+def transformers_model(folder: Path) -> Any:
+    """The multimodal model of a synthetic checkpoint."""
+    import torch
+    from transformers import Gemma3nModel
+
+    torch.set_num_threads(2)
+    model, info = Gemma3nModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if info["missing_keys"] or info["unexpected_keys"]:
+        raise ValueError(f"transformers misses {info['missing_keys']}, and has no {info['unexpected_keys']}")
     return model.eval()
