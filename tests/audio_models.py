@@ -130,46 +130,41 @@ def write_audio(source: AudioSource, folder: Path, recipe: str = "fp32") -> Path
 class TransformersAudio:
     """The tower and the embedder of `source` in `transformers`, in eval mode."""
 
-    def __init__(self, changes: Json, source: AudioSource) -> None:
+    def __init__(self, source: AudioSource, threads: int = 1) -> None:
         import torch
         from transformers import Gemma3nAudioConfig, Gemma3nAudioEncoder, Gemma3nTextConfig
         from transformers.models.gemma3n.modeling_gemma3n import Gemma3nMultimodalEmbedder
 
-        torch.set_num_threads(1)  # so small that threads only wait for each other
-        config = Gemma3nAudioConfig(**(SMALL | changes))
+        torch.set_num_threads(threads)  # in a small model threads only wait for each other
+        self.audio = source.audio
+        config = Gemma3nAudioConfig(**self.audio.to_dict()["audio_config"])
+        text = Gemma3nTextConfig(hidden_size=self.audio.text_hidden_size)
         self.tower: Any = Gemma3nAudioEncoder(config).eval()
-        self.embedder: Any = Gemma3nMultimodalEmbedder(config, Gemma3nTextConfig(hidden_size=TEXT_HIDDEN))
+        self.embedder: Any = Gemma3nMultimodalEmbedder(config, text).eval()
         for module, prefix in ((self.tower, TOWER), (self.embedder, EMBEDDER)):
             names = [name for name in source.weights if name.startswith(prefix)]
             state = {n.removeprefix(prefix): torch.from_numpy(source.weights[n]) for n in names}
             module.load_state_dict(state, strict=True)
-        for buffer in ("gradient_clipping",):
-            assert all(
-                float(value) == source.audio.gradient_clipping
-                for name, value in self.tower.named_buffers()
-                if name.endswith(buffer)
-            )
 
     def soft_tokens(self, features: Array, mask: NDArray[np.bool_]) -> Array:
-        """What `Gemma3nModel.forward` puts in the place of audio tokens: (SOFT_TOKENS, TEXT_HIDDEN)."""
+        """What `Gemma3nModel.forward` puts in the place of audio tokens: (soft_tokens, text hidden)."""
         import torch
 
+        last_id = self.audio.vocab_offset + self.audio.vocab_size - 1
         with torch.no_grad():
             out = self.tower(torch.from_numpy(features)[None], ~torch.from_numpy(mask)[None])
             rows = self.embedder(inputs_embeds=out.last_hidden_state)
-            padding = self.embedder(
-                input_ids=torch.tensor([[SMALL["vocab_offset"] + SMALL["vocab_size"] - 1]])
-            )
+            padding = self.embedder(input_ids=torch.tensor([[last_id]]))
             rows = torch.where(out.audio_mel_mask[..., None], padding, rows)
-            missing = padding.expand(1, SOFT_TOKENS - rows.shape[1], TEXT_HIDDEN)
+            missing = padding.expand(1, self.audio.soft_tokens - rows.shape[1], rows.shape[2])
             soft: Array = torch.cat([rows, missing], dim=1)[0].numpy()
         return soft
 
     def hard_tokens(self) -> Array:
-        """(vocab_size, TEXT_HIDDEN)."""
+        """(vocab_size, text hidden)."""
         import torch
 
-        ids = torch.arange(SMALL["vocab_size"]) + SMALL["vocab_offset"]
+        ids = torch.arange(self.audio.vocab_size) + self.audio.vocab_offset
         with torch.no_grad():
             hard: Array = self.embedder(input_ids=ids).numpy()
         return hard

@@ -51,7 +51,7 @@ def main() -> None:
         arrays[f"mask.{name}"] = made["input_features_mask"][0]
 
     source = random_source(audio_config())
-    model = TransformersAudio({}, source)
+    model = TransformersAudio(source)
     arrays |= {f"weight.{name}": array for name, array in source.weights.items()}
 
     def record(block: str) -> Any:
