@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gemma_edge.export.model.tensors import TensorSpec
 from gemma_edge.export.model.vision_tensors import TOWER, vision_specs
-from gemma_edge.export.synth import RandomTensor, random_block
+from gemma_edge.export.synth import BLOCK, RandomTensor, random_block
 from gemma_edge.export.synth_towers import vision_moments
 from gemma_edge.runtime.vision_config import VisionConfig
 
@@ -66,7 +66,7 @@ def draw(specs: dict[str, TensorSpec], seed: int = 0) -> dict[str, Array]:
 
 def _draw(spec: TensorSpec, seed: int) -> Array:
     tensor = RandomTensor(spec.name, spec.shape, *vision_moments(spec))
-    bits = random_block(tensor, 0, seed)
+    bits = np.concatenate([random_block(tensor, i, seed) for i in range(-(-spec.size // BLOCK))])
     return (bits.astype(np.uint32) << 16).view(np.float32).reshape(spec.shape)
 
 
