@@ -21,8 +21,8 @@ from gemma_edge.export.recipe import FP32, Recipe
 
 MS = "com.microsoft"
 FLOAT, INT8, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64
-# int8 activations inside MatMulNBits; its other levels are several times slower on CPU.
-ACCURACY_INT8 = 4
+# Activations inside MatMulNBits: int8, which for a few rows is several times faster than fp32.
+ACCURACY_INT8, ACCURACY_FP32 = 4, 1
 
 
 class OnnxGraph:
@@ -35,6 +35,8 @@ class OnnxGraph:
         eps: of RMS norms.
         bare_width: what a norm without a weight is over.
     """
+
+    accuracy_level = ACCURACY_INT8
 
     def __init__(
         self,
@@ -120,7 +122,7 @@ class OnnxGraph:
             K=shape[1],
             bits=precision.bits,
             block_size=precision.group,
-            accuracy_level=ACCURACY_INT8,
+            accuracy_level=self.accuracy_level,
         )
 
     def normalize(self, x: str, scale: str) -> str:
