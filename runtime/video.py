@@ -9,10 +9,12 @@ Gemma 3n has no notion of video: frames are images, and the sound is a recording
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -110,9 +112,7 @@ def sound(path: str | Path) -> Iterator[Array]:
     with _opened(path) as container:
         if not container.streams.audio:
             raise MediaError(path, "streams", "a sound track", "none")
-        import av
-
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+        resampler = _av(path).AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
         for frame in container.decode(container.streams.audio[0]):
             for block in resampler.resample(frame):
                 yield _samples(block)
@@ -124,13 +124,17 @@ def _samples(block: Any) -> Array:
     return np.asarray(block.to_ndarray(), np.float32).reshape(-1)
 
 
+def _av(path: Path) -> ModuleType:
+    try:
+        return importlib.import_module("av")
+    except ImportError:
+        raise UsageError(f'{path}: reading videos needs PyAV: pip install "gemma-edge[video]"') from None
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """The container; errors of FFmpeg come out by the name of the file."""
-    try:
-        import av
-    except ImportError:
-        raise UsageError(f'{path}: reading videos needs PyAV: pip install "gemma-edge[video]"') from None
+    av = _av(path)
     if not path.is_file():
         raise MediaError(path, "file", "a video", "a folder" if path.is_dir() else "no such file")
     try:

@@ -4,8 +4,8 @@ Its input is pixels, f32 (1, 3, image_size, image_size) in [0, 1], and its outpu
 tokens, text hidden): what stands in the prompt for an image.
 
 Values are (1, height, width, channels). Channels come last, so that norms and 1x1 convolutions, which hold
-nearly all weights, are the decoder's own operators, quantized by the same recipes. Only convolutions over more
-than a pixel have to transpose, and stay fp32.
+nearly all weights, are the decoder's own operators, quantized by the same recipes. Only convolutions over
+more than a pixel have to transpose, and stay fp32.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class OnnxVisionOps(OnnxGraph):
     """`VisionOps` that append to a graph."""
 
     # A linear layer has up to 36,864 rows here, over which unpacking its weights is spread. With fp32
-    # activations the published encoder is no slower than with int8 ones, a quarter nearer to the reference, and its
-    # weights stay pages of the file: they are not prepacked to the heap (measured at 768 x 768 with 2 threads).
+    # activations the published encoder is no slower than with int8 ones, a quarter nearer to the reference,
+    # and its weights stay pages of the file: none is packed on the heap (at 768 x 768 with 2 threads).
     accuracy_level = ACCURACY_FP32
 
     def conv2d(self, x: str, weight: Weight, stride: int = 1, bias: Weight | None = None) -> str:
