@@ -23,6 +23,7 @@ from gemma_edge.benchmarks.memory import drop_page_cache
 from gemma_edge.benchmarks.options import KernelOptions, add_kernel_options, kernel_options
 from gemma_edge.benchmarks.record import bundle_facts, readme_row, write_record
 from gemma_edge.benchmarks.script import progress, run_script
+from gemma_edge.runtime.cache_folder import cache_folder
 from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.units import format_size, parse_size
 
@@ -65,13 +66,20 @@ def attempt(bundle: Path, limit: int, options: KernelOptions) -> Attempt:
         DeviceError: no limit can be enforced here, or the run hung.
         ChildError: the run failed for another reason than memory.
     """
-    cached = drop_page_cache(path for path in sorted(bundle.rglob("*")) if path.is_file())
+    cached = drop_page_cache(_files(bundle))
     run = run_limited(kernel_argv(bundle, options, import_time=False), limit, timeout=TIMEOUT)
     if not run.killed and run.exit_code:
         raise ChildError(f"the run under {format_size(limit)}", run)
     result = Attempt(run, None if run.killed else parse_report(run), cached)
     progress(str(result))
     return result
+
+
+def _files(bundle: Path) -> list[Path]:
+    """What a run may map: the bundle, and the weights that an engine has packed for it."""
+    roots = [bundle, cache_folder()]
+    found = {path for root in roots for path in ([root] if root.is_file() else root.rglob("*"))}
+    return sorted(path for path in found if path.is_file())
 
 
 def verdict(run: Attempt, control: Attempt) -> str | None:

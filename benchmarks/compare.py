@@ -1,6 +1,7 @@
-"""A bundle against llama.cpp and against the machine's bandwidth, interleaved in one run.
+"""A bundle against llama.cpp, LiteRT-LM and the machine's bandwidth, interleaved in one run.
 
     python -m gemma_edge.benchmarks.compare BUNDLE --llama-bench PATH --gguf FILE --rounds 3 -o results.jsonl
+    python -m gemma_edge.benchmarks.compare MODEL.litertlm --litertlm MODEL.litertlm
 
 A machine's speed drifts, by half within minutes on a shared one. So every round measures all of it, one
 after the other, and what is reported are medians over the rounds of ratios within a round. Every other round
@@ -12,22 +13,27 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gemma_edge.benchmarks.bandwidth import Bandwidth, stream_read_bandwidth
 from gemma_edge.benchmarks.child import run_child
 from gemma_edge.benchmarks.kernel import kernel_argv, measurements, parse_report
+from gemma_edge.benchmarks.litert_lm import check_litert_lm, run_litert_lm
 from gemma_edge.benchmarks.llama_cpp import ENVIRONMENT_VARIABLE, PeerRun, find_llama_bench, run_llama_bench
 from gemma_edge.benchmarks.load import QUIET_CORES, busy_cores
 from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions, add_kernel_options, kernel_options
 from gemma_edge.benchmarks.record import BundleFacts, bundle_facts, readme_row, write_record
 from gemma_edge.benchmarks.script import progress, run_script
+from gemma_edge.runtime.bundle import Bundle
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import format_size, parse_size
+from gemma_edge.runtime.version import __version__
 
 Json = dict[str, Any]
 TIMEOUT = 3600.0  # seconds for one child
@@ -35,11 +41,11 @@ TIMEOUT = 3600.0  # seconds for one child
 
 @dataclass(frozen=True)
 class Round:
-    """What one round measured; `peer` is None where there is none."""
+    """What one round measured; `peers` by their names in PEERS."""
 
     bandwidth: Bandwidth
     report: Json  # of kernel.measure
-    peer: PeerRun | None
+    peers: dict[str, PeerRun]
     busy_cores: float | None = None  # that other processes kept busy just before
 
     @property
@@ -47,12 +53,11 @@ class Round:
         return measurements(self.report)
 
     def to_dict(self) -> Json:
-        peer = self.peer.to_dict() if self.peer else None
         return {
             "busy_cores": self.busy_cores,
             "bandwidth": self.bandwidth.to_dict(),
             "kernel": self.report,
-            "llama_cpp": peer,
+            **{name: peer.to_dict() for name, peer in self.peers.items()},
         }
 
 
@@ -72,9 +77,22 @@ def _gigabytes(size: float) -> str:
     return format_size(int(size), binary=False)
 
 
+def _ratio(value: float) -> str:
+    return f"{value:.2f}x"
+
+
+# Peers by what they are called in records: how people call them, and what their metrics begin with.
+PEERS = {
+    "llama_cpp": ("llama.cpp", ""),
+    "litert_lm": ("LiteRT-LM", "litert_lm_"),
+    "against": ("the other bundle", "against_"),
+}
 METRICS = {
-    "prefill_ratio": Metric("prefill against llama.cpp", True, lambda v: f"{v:.2f}x"),
-    "decode_ratio": Metric("decode against llama.cpp", True, lambda v: f"{v:.2f}x"),
+    **{
+        f"{prefix}{what}_ratio": Metric(f"{what} against {title}", True, _ratio)
+        for title, prefix in PEERS.values()
+        for what in ("prefill", "decode")
+    },
     "bandwidth_share": Metric(
         "weights read while decoding, of stream-read bandwidth", True, lambda v: f"{v:.2f}"
     ),
@@ -88,11 +106,11 @@ def run_rounds(
     bundle: Path,
     options: KernelOptions,
     rounds: int,
-    llama_bench: Path | None = None,
-    gguf: Path | None = None,
+    peers: Mapping[str, Callable[[], PeerRun]] | None = None,
     bandwidth_seconds: float = 2.0,
 ) -> list[Round]:
-    """Measures `rounds` times: bandwidth, the bundle, and llama.cpp if both of its paths are given."""
+    """Measures `rounds` times: bandwidth, the bundle, and each of the peers."""
+    peers = peers or {}
     results = []
     for index in range(rounds):
         busy = busy_cores()
@@ -102,13 +120,16 @@ def run_rounds(
             )
         bandwidth = stream_read_bandwidth(options.threads, bandwidth_seconds)
         progress(f"round {index + 1}/{rounds}: stream read {bandwidth.median:.1f} GB/s")
-        if index % 2:
-            peer = _peer(llama_bench, gguf, options)
-            report = _ours(bundle, options)
-        else:
-            report = _ours(bundle, options)
-            peer = _peer(llama_bench, gguf, options)
-        results.append(Round(bandwidth, report, peer, busy))
+        runs: dict[str, PeerRun] = {}
+        report: Json = {}
+        turns = ["", *peers]
+        for name in reversed(turns) if index % 2 else turns:
+            if name:
+                runs[name] = peers[name]()
+                progress(f"  {PEERS[name][0] + ':':10} " + ", ".join(map(str, runs[name].tests.values())))
+            else:
+                report = _ours(bundle, options)
+        results.append(Round(bandwidth, report, runs, busy))
     return results
 
 
@@ -118,12 +139,13 @@ def _ours(bundle: Path, options: KernelOptions) -> Json:
     return report
 
 
-def _peer(binary: Path | None, gguf: Path | None, options: KernelOptions) -> PeerRun | None:
-    if binary is None or gguf is None:
-        return None
-    peer = run_llama_bench(binary, gguf, options, timeout=TIMEOUT)
-    progress("  llama.cpp: " + ", ".join(map(str, peer.tests.values())))
-    return peer
+def _other_bundle(path: Path, options: KernelOptions) -> PeerRun:
+    """A bundle of ours in the place of a peer, with the context that it has."""
+    options = replace(options, context=min(options.context, Bundle.open(path).context))
+    argv = kernel_argv(path, options, import_time=False)
+    report = parse_report(run_child(argv, timeout=TIMEOUT, what="the other bundle's run"))
+    high_water = report["memory"]["peak"]["high_water"]
+    return PeerRun(measurements(report), high_water, f"gemma-edge {__version__}", path.name)
 
 
 def summarize(rounds: Sequence[Round], bytes_per_token: int) -> dict[str, float]:
@@ -141,14 +163,14 @@ def summarize(rounds: Sequence[Round], bytes_per_token: int) -> dict[str, float]
         for test in round_.tests.values():
             what = "prefill" if test.n_prompt else "decode"
             add(f"{what}_ts", test.avg_ts)
-            if round_.peer:
-                theirs = round_.peer.tests[test.name].avg_ts
-                add(f"llama_cpp_{what}_ts", theirs)
-                add(f"{what}_ratio", test.avg_ts / theirs)
+            for name, peer in round_.peers.items():
+                theirs = peer.tests[test.name].avg_ts
+                add(f"{name}_{what}_ts", theirs)
+                add(f"{PEERS[name][1]}{what}_ratio", test.avg_ts / theirs)
             if test.n_gen:
                 add("bandwidth_share", bytes_per_token * test.avg_ts / (round_.bandwidth.median * 1e9))
-        if round_.peer:
-            add("llama_cpp_peak_rss_bytes", round_.peer.peak_rss)
+        for name, peer in round_.peers.items():
+            add(f"{name}_peak_rss_bytes", peer.peak_rss)
         add("busy_cores", round_.busy_cores)
         add("bandwidth_gb_s", round_.bandwidth.median)
         add("rss_anon_bytes", round_.report["memory"]["steady"]["rss_anon"])
@@ -172,9 +194,10 @@ def readme_rows(name: str, metrics: dict[str, float], bars: dict[str, float]) ->
 
 
 def _detail(key: str, metrics: dict[str, float]) -> str:
-    what = key.removesuffix("_ratio")
-    if what != key:
-        return f" ({metrics[f'{what}_ts']:.1f} against {metrics[f'llama_cpp_{what}_ts']:.1f} tok/s)"
+    if key.endswith("_ratio"):
+        name = next((n for n, (_, prefix) in PEERS.items() if prefix and key.startswith(prefix)), "llama_cpp")
+        what = key.removesuffix("_ratio").removeprefix(PEERS[name][1])
+        return f" ({metrics[f'{what}_ts']:.1f} against {metrics[f'{name}_{what}_ts']:.1f} tok/s)"
     if key == "bandwidth_share":
         return f" (of {metrics['bandwidth_gb_s']:.1f} GB/s)"
     return ""
@@ -199,8 +222,7 @@ def compare(
     options: KernelOptions,
     rounds: int,
     *,
-    llama_bench: Path | None,
-    gguf: Path | None,
+    peers: Mapping[str, Callable[[], PeerRun]],
     name: str,
     bars: dict[str, float],
     output: Path | None,
@@ -210,7 +232,7 @@ def compare(
     if rounds < 1:
         raise UsageError("--rounds: expected at least 1")
     facts: BundleFacts = bundle_facts(bundle)
-    results = run_rounds(bundle, options, rounds, llama_bench, gguf)
+    results = run_rounds(bundle, options, rounds, peers)
     metrics = summarize(results, facts.bytes_per_token)
     metrics["bytes_per_token"] = facts.bytes_per_token
     if output is not None:
@@ -236,6 +258,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--llama-bench", metavar="PATH", help=f"the program (or {ENVIRONMENT_VARIABLE}, or PATH)"
     )
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="the same checkpoint for llama.cpp")
+    parser.add_argument("--litertlm", type=Path, metavar="FILE", help="the same checkpoint for LiteRT-LM")
+    parser.add_argument("--against", type=Path, metavar="BUNDLE", help="another bundle of ours")
     parser.add_argument("--name", help="what the results call it (default: the bundle's folder)")
     parser.add_argument(
         "--bar", action="append", default=[], metavar="METRIC=VALUE", help="what it should reach"
@@ -244,17 +268,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-o", "--output", type=Path, metavar="FILE", help="JSONL file to append the record to"
     )
     args = parser.parse_args(argv)
-    bars = parse_bars(args.bar)
-    metrics = compare(
-        args.bundle,
-        kernel_options(args),
-        args.rounds,
-        llama_bench=_llama_bench(args.llama_bench, args.gguf),
-        gguf=args.gguf,
-        name=args.name or args.bundle.resolve().name,
-        bars=bars,
-        output=args.output,
-    )
+    bars, options = parse_bars(args.bar), kernel_options(args)
+    peers: dict[str, Callable[[], PeerRun]] = {}
+    if binary := _llama_bench(args.llama_bench, args.gguf):
+        peers["llama_cpp"] = partial(run_llama_bench, binary, args.gguf, options, timeout=TIMEOUT)
+    with tempfile.TemporaryDirectory() as cache:
+        if args.litertlm:
+            check_litert_lm()
+            peers["litert_lm"] = partial(run_litert_lm, args.litertlm, options, Path(cache), timeout=TIMEOUT)
+        if args.against:
+            peers["against"] = partial(_other_bundle, args.against, options)
+        metrics = compare(
+            args.bundle,
+            options,
+            args.rounds,
+            peers=peers,
+            name=args.name or args.bundle.resolve().name,
+            bars=bars,
+            output=args.output,
+        )
     for key, metric in METRICS.items():
         if key in metrics:
             verdict = ""

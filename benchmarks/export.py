@@ -17,6 +17,7 @@ from pathlib import Path
 from gemma_edge.benchmarks.child import ChildError, run_child
 from gemma_edge.benchmarks.record import bundle_facts, readme_row, write_record
 from gemma_edge.benchmarks.script import run_script
+from gemma_edge.runtime.bundle import FORMATS
 from gemma_edge.runtime.units import format_size
 
 TIMEOUT = 3600.0
@@ -24,7 +25,15 @@ INTERVAL = 0.02  # seconds between samples: a chunk of weights lives for about a
 
 
 def measure_export(
-    source: str, out: Path, recipe: str, *, verify: bool, name: str, bar: str, output: Path | None
+    source: str,
+    out: Path,
+    recipe: str,
+    format: str,
+    *,
+    verify: bool,
+    name: str,
+    bar: str,
+    output: Path | None,
 ) -> str:
     """Exports in a child process and appends the record to `output`; returns the row's value.
 
@@ -40,6 +49,8 @@ def measure_export(
         str(out),
         "--recipe",
         recipe,
+        "--format",
+        format,
         "--json",
     ]
     run = run_child(argv if verify else [*argv, "--no-verify"], timeout=TIMEOUT, interval=INTERVAL)
@@ -47,7 +58,7 @@ def measure_export(
         raise ChildError("the export", run)
     result = json.loads(run.stdout)
     facts = bundle_facts(out)
-    files = sum(file.stat().st_size for file in out.iterdir())
+    files = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
     agreement = result["agreement"]
     value = f"{format_size(run.peak.rss_anon, binary=False)} in {run.seconds:.0f} s"
     rows = [readme_row(f"{name}: export, peak RssAnon and time", bar, value)]
@@ -79,8 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = (__doc__ or "").split("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m gemma_edge.benchmarks.export", description=summary)
     parser.add_argument("source", help="checkpoint folder")
-    parser.add_argument("out", type=Path, help="folder of the bundle; it stays")
+    parser.add_argument("out", type=Path, help="folder of the bundle, or a .litertlm; it stays")
     parser.add_argument("--recipe", default="int4")
+    parser.add_argument("--format", default="onnx", choices=FORMATS)
     parser.add_argument("--no-verify", action="store_true", help="without the parity gate")
     parser.add_argument("--name", help="what the results call it (default: the bundle's folder)")
     parser.add_argument("--bar", default="recorded", help="what the figure should reach, for the table")
@@ -92,7 +104,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     verify = not args.no_verify
     print(
         measure_export(
-            args.source, args.out, args.recipe, verify=verify, name=name, bar=args.bar, output=args.output
+            args.source,
+            args.out,
+            args.recipe,
+            args.format,
+            verify=verify,
+            name=name,
+            bar=args.bar,
+            output=args.output,
         )
     )
     return 0

@@ -42,7 +42,7 @@ Json = dict[str, Any]
 _IMPORT_PROBE = """\
 import time
 start = time.perf_counter()
-import gemma_edge.runtime.model, gemma_edge.runtime.backends.onnx
+import gemma_edge.runtime.model, gemma_edge.runtime.backends.{engine}
 print(time.perf_counter() - start)
 """
 
@@ -68,7 +68,8 @@ def bench_prefill(
         model.decoder.reset()
         ids = rng.integers(vocab_size, size=n_tokens)
         for start in range(0, n_tokens, model.decoder.chunk):
-            _forward(model, ids[start : start + model.decoder.chunk])
+            end = start + model.decoder.chunk
+            _forward(model, ids[start:end], int(end >= n_tokens))  # as in a prompt: logits of the end only
 
     return Measurement(n_tokens, 0, timed(step, reps))
 
@@ -80,13 +81,13 @@ def bench_decode(model: KernelModel, n_tokens: int, reps: int, vocab_size: int, 
     def step() -> None:
         model.decoder.reset()
         for token in rng.integers(vocab_size, size=(n_tokens, 1)):
-            _forward(model, token)
+            _forward(model, token, 1)
 
     return Measurement(0, n_tokens, timed(step, reps))
 
 
-def _forward(model: KernelModel, ids: npt.NDArray[np.int64]) -> None:
-    model.decoder.forward(model.embeddings.lookup(ids), model.per_layer.lookup(ids), 1)
+def _forward(model: KernelModel, ids: npt.NDArray[np.int64], n_logits: int) -> None:
+    model.decoder.forward(model.embeddings.lookup(ids), model.per_layer.lookup(ids), n_logits)
 
 
 def bench(model: KernelModel, options: KernelOptions, vocab_size: int, reps: int) -> list[Measurement]:
@@ -107,7 +108,8 @@ def measure(path: Path, options: KernelOptions, *, import_time: bool = True) -> 
         "memory": {"steady": MemorySample, "peak": PeakMemory}}; seconds and bytes.
     """
     options.check()
-    import_s = runtime_import_seconds() if import_time else None
+    engine = "onnx" if (path / "decoder.onnx").is_file() else "litert"
+    import_s = runtime_import_seconds(engine) if import_time else None
     # Only now, so that this import is no part of what is measured next.
     from gemma_edge.runtime.bundle import Bundle
     from gemma_edge.runtime.model import Model
@@ -128,8 +130,8 @@ def measure(path: Path, options: KernelOptions, *, import_time: bool = True) -> 
     }
 
 
-def runtime_import_seconds(reps: int = 3) -> float:
-    """Median seconds that fresh interpreters take to import the runtime and its engine.
+def runtime_import_seconds(engine: str = "onnx", reps: int = 3) -> float:
+    """Median seconds that fresh interpreters take to import the runtime and its engine, "onnx" or "litert".
 
     Raises:
         DeviceError: the import fails.
@@ -138,7 +140,10 @@ def runtime_import_seconds(reps: int = 3) -> float:
     for _ in range(reps):
         try:
             probe = subprocess.run(
-                [sys.executable, "-c", _IMPORT_PROBE], check=True, capture_output=True, encoding="utf-8"
+                [sys.executable, "-c", _IMPORT_PROBE.format(engine=engine)],
+                check=True,
+                capture_output=True,
+                encoding="utf-8",
             )
         except subprocess.CalledProcessError as error:
             raise DeviceError(f"the runtime cannot be imported: {error.stderr.strip()[-300:]}") from None

@@ -114,8 +114,8 @@ def make_plan(config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int, f
     if not config.tie_word_embeddings or format == "litertlm":  # which has its embedder by itself
         parts.append(_table_part(tensor_specs(config)[EMBEDDING_NAME], recipe))
     rotary = 0
-    if format == "litertlm":  # every cache goes in whole and comes out whole, into another set of buffers
-        kv = 2 * sum(layout.row_bytes * context for layout in cache_layouts(config).values())
+    if format == "litertlm":  # every cache goes in whole and comes out whole
+        kv = sum(layout.row_bytes * context for layout in cache_layouts(config).values())
     elif mapped:
         kv = windowed_cache_bytes(config, context)
     else:

@@ -42,6 +42,7 @@ class ScriptedDecoder:
     def __init__(self) -> None:
         self.position = 0
         self.runs: list[list[int]] = []  # tokens of each call, by reset
+        self.logits = 0
 
     def reset(self) -> None:
         self.position = 0
@@ -50,7 +51,8 @@ class ScriptedDecoder:
     def forward(self, embeddings: Any, per_layer: Any, n_logits: int = 1) -> Any:
         tokens = len(embeddings)
         assert embeddings.shape == (tokens, HIDDEN) and per_layer.shape == (tokens, PLE_ROW)
-        assert 1 <= tokens <= self.chunk and n_logits == 1
+        assert 1 <= tokens <= self.chunk and n_logits <= 1
+        self.logits += n_logits
         self.position += tokens
         assert self.position <= self.context
         self.runs[-1].append(tokens)
@@ -91,6 +93,7 @@ def test_prefill_feeds_all_tokens_in_chunks_from_an_empty_cache() -> None:
     model = scripted_model()
     result = bench_prefill(model, 16, reps=3, vocab_size=VOCAB)
     assert model.decoder.runs == [[6, 6, 4]] * 3
+    assert model.decoder.logits == 3, "only the end of a prompt has use for logits"
     assert (result.name, result.n_prompt, result.n_gen, len(result.samples_ns)) == ("pp16", 16, 0, 3)
 
 
@@ -260,7 +263,9 @@ def compared(prefill_s: float, peer_prefill_s: float, gb_s: float, load_s: float
         "tg4": Measurement(0, 4, (2 * 10**9,)),
     }
     return compare.Round(
-        Bandwidth(1, 1, (gb_s,)), report(prefill_s, load_s=load_s), PeerRun(peer, 4 * 10**9, "b", "m")
+        Bandwidth(1, 1, (gb_s,)),
+        report(prefill_s, load_s=load_s),
+        {name: PeerRun(peer, 4 * 10**9, "b", "m") for name in compare.PEERS},
     )
 
 
@@ -269,14 +274,14 @@ def test_ratios_are_of_one_round_and_their_median_counts() -> None:
     rounds = [compared(1, 2, 8.0, load_s=9), compared(2, 4, 4.0), compared(1, 3, 8.0)]
     metrics = compare.summarize(rounds, FACTS.bytes_per_token)
     assert metrics["prefill_ratio"] == 2
-    assert metrics["decode_ratio"] == 2
+    assert metrics["decode_ratio"] == metrics["litert_lm_decode_ratio"] == 2
     assert metrics["bandwidth_share"] == 0.5  # 1 GB a token x 4 tok/s of 8 GB/s
     assert metrics["load_s"] == 2, "the first load may have been cold"
     assert metrics["rss_anon_bytes"] == 10**9
 
 
 def test_without_a_peer_there_are_no_ratios() -> None:
-    metrics = compare.summarize([compare.Round(Bandwidth(1, 1, (8.0,)), report(), None)], 10**9)
+    metrics = compare.summarize([compare.Round(Bandwidth(1, 1, (8.0,)), report(), {})], 10**9)
     assert "prefill_ratio" not in metrics and metrics["prefill_ts"] == 16 and metrics["load_s"] == 2
 
 
@@ -287,6 +292,7 @@ def test_readme_rows_name_bar_and_value() -> None:
     )
     by_label = {row["row"]: (row["bar"], row["value"]) for row in rows}
     assert by_label["E2B: prefill against llama.cpp"] == (">= 1.70x", "2.00x (16.0 against 8.0 tok/s)")
+    assert by_label["E2B: decode against LiteRT-LM"] == ("", "2.00x (4.0 against 2.0 tok/s)")
     assert by_label["E2B: RssAnon in steady state"] == ("<= 1.7 GB", "1 GB")
     assert by_label["E2B: load from a warm page cache"] == ("", "2.0 s")
 

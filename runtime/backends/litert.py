@@ -3,7 +3,8 @@
 The graph reads the KV cache where it lies and returns the keys and values of its own tokens only
 (`export.emit.tflite`, layout "windowed"); this module puts them into the cache and says in the masks which of
 its places are visible. A sliding layer's cache is a ring: a token lies at its position modulo the ring's
-length. In the layout "litertlm" the graph returns the whole cache, and two sets of buffers take turns.
+length. In the layout "litertlm" the graph returns the whole cache, into the buffers it came from: the engine then
+writes the new rows alone, where it would copy 300 MB of cache a token into others.
 
 XNNPACK repacks the weights into a file, which is mapped from then on. Without it they would be anonymous
 memory.
@@ -60,19 +61,18 @@ class LitertDecoder:
         self.reset()
 
     def _allocate_cache(self, context: int) -> None:
-        """Buffers of every layer that owns KV; two sets where a call returns the whole cache."""
+        """Buffers of every layer that owns KV."""
         c = self.config
         self.capacity = {
             kind: min(c.sliding_window, context) if self.windowed and kind == SLIDING else context
             for kind in sorted(set(c.layer_types))
         }
-        self.caches: list[dict[str, Buffer]] = [{} for _ in range(1 if self.windowed else 2)]
-        for caches in self.caches:
-            for i in c.kv_layers:
-                shape = (1, c.num_key_value_heads, self.capacity[c.layer_types[i]], c.head_dim)
-                transposed = shape if self.windowed else (*shape[:2], shape[3], shape[2])
-                for name, size in ((f"kv_cache_k_{i}", shape), (f"kv_cache_v_{i}", transposed)):
-                    caches[name] = Buffer(self.model.create_input_buffer_by_name("decode", name), size)
+        self.caches: dict[str, Buffer] = {}
+        for i in c.kv_layers:
+            shape = (1, c.num_key_value_heads, self.capacity[c.layer_types[i]], c.head_dim)
+            transposed = shape if self.windowed else (*shape[:2], shape[3], shape[2])
+            for name, size in ((f"kv_cache_k_{i}", shape), (f"kv_cache_v_{i}", transposed)):
+                self.caches[name] = Buffer(self.model.create_input_buffer_by_name("decode", name), size)
 
     def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
         tokens = len(embeddings)
@@ -133,7 +133,7 @@ class _Call:
                 np.int32 if key == "input_pos" else np.float32,
             )
             for key in self.input_names
-            if key not in decoder.caches[0]
+            if key not in decoder.caches
         }
         own = (1, c.num_key_value_heads, tokens, c.head_dim)
         self.outputs = {
@@ -155,9 +155,8 @@ class _Call:
             self._describe_window()
         else:
             self._describe_cache()
-        old, new = decoder.caches[0], decoder.caches[-1]
-        inputs = [old[key] if key in old else self.inputs[key] for key in self.input_names]
-        outputs = [self.outputs[key] if key in self.outputs else new[key] for key in self.output_names]
+        inputs = [self.inputs.get(key) or decoder.caches[key] for key in self.input_names]
+        outputs = [self.outputs.get(key) or decoder.caches[key] for key in self.output_names]
         for buffer in inputs:
             buffer.push()
         if decoder.started:
@@ -169,8 +168,6 @@ class _Call:
             buffer.pull()
         if decoder.windowed:
             self._append(count)
-        else:
-            decoder.caches.reverse()
 
     def _describe_window(self) -> None:
         """Rotary tables of the tokens' positions; what each token sees of the cache, and of the tokens."""
@@ -211,7 +208,7 @@ class _Call:
         for i in decoder.config.kv_layers:
             rows, place = places[decoder.config.layer_types[i]]
             for key in (f"kv_cache_k_{i}", f"kv_cache_v_{i}"):
-                decoder.caches[0][key].array[:, :, place] = self.outputs[key].array[:, :, rows]
+                decoder.caches[key].array[:, :, place] = self.outputs[key].array[:, :, rows]
 
 
 def _tensors(buffers: list[Buffer]) -> list[TensorBuffer]:
