@@ -181,7 +181,10 @@ class _Parser:
                     ),
                     config=vision,
                 )
-            audio, log_mel = AudioConfig.from_dict(data, self.path), LogMel.from_dict(preprocessor, self.path.with_name(PREPROCESSOR))
+            audio, log_mel = (
+                AudioConfig.from_dict(data, self.path),
+                LogMel.from_dict(preprocessor, self.path.with_name(PREPROCESSOR)),
+            )
             if log_mel.feature_size != audio.input_feat_size:
                 raise self.error("preprocessor", f"{audio.input_feat_size} bins", log_mel.feature_size)
             return AudioModality(
