@@ -18,6 +18,9 @@ from gemma_edge.runtime.tflite_reader import EMBEDDING_LOOKUP, Signature, Tensor
 OTHER_MODEL = "The file belongs to another model: export this one again."
 PREFILL = re.compile(r"prefill_([1-9][0-9]*)")
 DECODE = "decode"
+# Encoders: what LiteRT-LM calls their tensors, and the signatures `vision` and `audio_F` of F frames.
+VISION, AUDIO = "vision", re.compile(r"audio_([1-9][0-9]*)")
+IMAGES, LOG_MEL, MASK, FEATURES = "images", "src_inputs", "mask", "features"
 Expected = dict[str, tuple[str, tuple[int, ...]]]  # type and shape by name
 
 
