@@ -42,3 +42,10 @@ def timestamp(seconds: float) -> str:
     milliseconds = round(1000 * seconds)
     minutes, milliseconds = divmod(milliseconds, 60_000)
     return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02},{milliseconds % 1000:03}"
+
+
+def clock(seconds: float) -> str:
+    """For people: 61.5 -> "1:01", 3661.5 -> "1:01:01"."""
+    minutes, whole = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"
