@@ -140,10 +140,12 @@ class Graph:
         self.known[name] = edge
         return edge
 
-    def kernel(self, weight: Weight, spec: TensorSpec, order: tuple[int, ...]) -> int:
-        """A convolution's fp32 weight, its axes in another order than the checkpoint's."""
+    def kernel(
+        self, weight: Weight, spec: TensorSpec, order: tuple[int, ...], shape: tuple[int, ...] | None = None
+    ) -> int:
+        """A convolution's fp32 weight, its axes in another order than the checkpoint's, seen as `shape`."""
         self.file.orders[weight.name] = order
-        shape = tuple(spec.shape[axis] for axis in order)
+        shape = shape or tuple(spec.shape[axis] for axis in order)
         return self.weight(weight.name, [weight], shape, spec.part, FP32)
 
     def op(

@@ -41,10 +41,10 @@ def emit_vision(config: VisionConfig, recipe: Recipe) -> TfliteFile:
 
 
 def emit_end_row(rows: int, end: NDArray[np.float32]) -> TfliteFile:
-    """What LiteRT-LM calls the adapter: f32 (1, rows, hidden) -> (1, rows + 1, hidden), with `end` (hidden) below.
+    """What LiteRT-LM calls the adapter of images: puts the row of the end-of-image token, `end`, below them.
 
-    LiteRT-LM puts nothing between an image and the text after it, where the model was trained with the
-    end-of-image token.
+    f32 (1, rows, hidden) -> (1, rows + 1, hidden). LiteRT-LM itself puts nothing between an image and the
+    text after it, where the model was trained with that token.
     """
     file = TfliteFile({})
     graph = file.graph(VISION)
@@ -84,7 +84,7 @@ class TfliteVisionOps(TfliteGraphOps):
         return self.reshape(self.matmul(weights, values), shape)
 
     def upsample(self, x: int, factor: int) -> int:
-        # Copies side by side, and rows of them below each other: the engine's own resizing is no XNNPACK kernel.
+        # Copies side by side, then rows of them below each other: XNNPACK has no such resizing.
         _, height, width, channels = self.shape(x)
         column = self.reshape(x, (height * width, 1, channels))
         wide = self.concat([column] * factor, axis=1)
