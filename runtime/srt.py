@@ -31,10 +31,12 @@ def srt(cues: Iterable[Cue]) -> str:
     A text becomes one line: an empty one within it would end its cue.
     """
     spoken = (cue for cue in cues if cue.line)
-    return "\n".join(
-        f"{number}\n{timestamp(cue.start)} --> {timestamp(cue.end)}\n{cue.line}\n"
-        for number, cue in enumerate(spoken, 1)
-    )
+    return "\n".join(subtitle(cue, number) for number, cue in enumerate(spoken, 1))
+
+
+def subtitle(cue: Cue, number: int) -> str:
+    """One cue of `srt`, numbered from 1."""
+    return f"{number}\n{timestamp(cue.start)} --> {timestamp(cue.end)}\n{cue.line}\n"
 
 
 def timestamp(seconds: float) -> str:
