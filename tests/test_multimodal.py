@@ -25,6 +25,7 @@ from multimodal import (
 
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.backends.deferred import DeferredDecoder
+from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.generate import Progress
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt import Prompt
@@ -109,6 +110,11 @@ def test_a_deferred_decoder_gives_the_same(bundle: Path) -> None:
     assert isinstance(model.decoder, DeferredDecoder)
     assert answer(model, model.prompt(FIRST)) == GOLDEN["first"]
     assert [line.split()[0] for line in log] == ["image", "audio"]
+
+
+def test_a_context_that_cannot_be_is_refused_before_anything_is_encoded(bundle: Path) -> None:
+    with pytest.raises(UsageError, match="context must be 1 to 4096, not 5000"):
+        Model.load(bundle, defer_decoder=True, context=5000)
 
 
 def test_kept_encoders_give_the_same(bundle: Path) -> None:
