@@ -40,8 +40,11 @@ class Encoder(Protocol):
 
 
 def open_encoder(path: str | Path, signature: Signature, *, threads: int | None = None) -> Encoder:
-    """The encoder in a file: a .tflite is LiteRT's, all others ONNX Runtime's; arguments as `OnnxEncoder`."""
-    if Path(path).suffix == ".tflite":
+    """The encoder in a file: a .tflite or .litertlm is LiteRT's, all others ONNX Runtime's.
+
+    Arguments and errors are those of `OnnxEncoder`.
+    """
+    if Path(path).suffix in (".tflite", ".litertlm"):
         from gemma_edge.runtime.backends.litert_encoder import open_litert_encoder
 
         return open_litert_encoder(Path(path), signature, threads)
