@@ -100,7 +100,9 @@ def _kind(head: bytes) -> Kind | None:
         riff: dict[bytes, Kind] = {b"WEBP": "image", b"WAVE": "audio", b"AVI ": "video"}
         return riff.get(brand)
     if head[4:8] == b"ftyp":
-        return "image" if brand in (b"avif", b"avis", b"mif1") else "video"
+        # HEIC too: Pillow does not read it, and says so better than FFmpeg.
+        images = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")
+        return "image" if brand in images else "video"
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")):
         return "image"
     if head[:1] == b"P" and head[1:2] in b"123456f" and head[2:3].isspace():

@@ -61,6 +61,7 @@ HEADS = {
         b"P6\n1 1\n255\n",
         b"RIFF\x10\0\0\0WEBPVP8 ",
         b"\0\0\0\x20ftypavif",
+        b"\0\0\0\x18ftypheic",
     ],
     "audio": [
         b"RIFF\x10\0\0\0WAVEfmt ",
