@@ -26,8 +26,15 @@ from numpy.typing import NDArray
 
 from gemma_edge.export.model.tensors import EMBEDDING_NAME, HEAD_NAME, PLE_NAME, tensor_specs, unused_names
 from gemma_edge.export.progress import Progress
-from gemma_edge.export.sentencepiece_build import build_model, synthetic_pieces
+from gemma_edge.export.sentencepiece_build import Piece, build_model, synthetic_pieces
 from gemma_edge.export.shards import INDEX_NAME, SINGLE_NAME
+from gemma_edge.export.synth_towers import (
+    TOWERS,
+    audio_json,
+    preprocessor_json,
+    tower_moments,
+    vision_json,
+)
 from gemma_edge.runtime.config import FULL, SLIDING, Gemma3nConfig
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
@@ -84,8 +91,10 @@ class Synthetic:
 
 
 @dataclass(frozen=True)
-class _Tensor:
-    name: str  # canonical
+class RandomTensor:
+    """A tensor of a synthetic checkpoint: canonical name, shape as stored, and moments of its values."""
+
+    name: str
     shape: tuple[int, ...]
     mean: float
     std: float
@@ -102,6 +111,7 @@ def synthesize(
     seed: int = 0,
     config: Json | None = None,
     multimodal_layout: bool = True,
+    encoders: bool = False,
     progress: bool = True,
 ) -> Synthetic:
     """Writes a checkpoint folder of bf16 weights, tokenizer, chat template and configs.
@@ -112,6 +122,7 @@ def synthesize(
         seed: the same seed gives the same bytes.
         config: fields of the text config that replace those of `size`; None removes one.
         multimodal_layout: config and names of Gemma3nForConditionalGeneration, else of Gemma3nForCausalLM.
+        encoders: also the weights of the encoders that the config describes (multimodal layout only).
         progress: show a bar on stderr when that is a terminal.
 
     Raises:
@@ -128,8 +139,12 @@ def synthesize(
     for key, value in (config or {}).items():
         text.pop(key, None) if value is None else text.update({key: value})
     parsed = Gemma3nConfig.from_dict(text, path / "config.json")
-    files = _side_files(text, parsed, multimodal_layout)
+    documents = _documents(text, parsed, multimodal_layout, size == "tiny")
+    files = _side_files(parsed, documents)
     tensors = list(_tensors(parsed))
+    if encoders and multimodal_layout:
+        towers = tower_moments(documents["config.json"], documents["preprocessor_config.json"])
+        tensors += [RandomTensor(spec.name, spec.stored_shape, mean, std) for spec, mean, std in towers]
     parameters = sum(tensor.size for tensor in tensors)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -211,13 +226,26 @@ def text_config(size: str) -> Json:
     }
 
 
-def _side_files(text: Json, config: Gemma3nConfig, multimodal: bool) -> dict[str, bytes]:
+def _side_files(config: Gemma3nConfig, documents: dict[str, Json]) -> dict[str, bytes]:
     """Every file but the weights."""
-    count = min(config.vocab_size, config.vocab_size_per_layer_input)
+    return {
+        **{name: (json.dumps(data, indent=2) + "\n").encode() for name, data in documents.items()},
+        "tokenizer.model": build_model(_pieces(config)),
+        "chat_template.jinja": CHAT_TEMPLATE.encode(),
+    }
+
+
+def _pieces(config: Gemma3nConfig) -> list[Piece]:
     try:
-        pieces = synthetic_pieces(count)
+        return synthetic_pieces(min(config.vocab_size, config.vocab_size_per_layer_input))
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _documents(text: Json, config: Gemma3nConfig, multimodal: bool, tiny: bool) -> dict[str, Json]:
+    """The JSON files, by name."""
+    pieces = _pieces(config)
+    count = len(pieces)
     ids = {piece.text: index for index, piece in enumerate(pieces)}
     # Soft tokens follow the pieces: one half of the rest belongs to images, the other to audio.
     half = (config.vocab_size - count) // 2
@@ -242,12 +270,12 @@ def _side_files(text: Json, config: Gemma3nConfig, multimodal: bool) -> dict[str
             f"{key}_token_id": index
             for key, index in zip(("eoi", "image", "eoa", "audio"), soft.values(), strict=False)
         }
-        whole |= {"audio_soft_tokens_per_image": 188, "vision_soft_tokens_per_image": 256}
+        image_tokens = preprocessor_json(tiny)["image_seq_length"]
+        whole |= {"audio_soft_tokens_per_image": 188, "vision_soft_tokens_per_image": image_tokens}
         if not config.tie_word_embeddings:
             whole["tie_word_embeddings"] = False
-        modality: Json = {"rms_norm_eps": 1e-06, "vocab_size": half}
-        whole["audio_config"] = {"model_type": "gemma3n_audio", "vocab_offset": count + half, **modality}
-        whole["vision_config"] = {"model_type": "gemma3n_vision", "vocab_offset": count, **modality}
+        whole["audio_config"] = audio_json(tiny, count + half, max(half, 1))
+        whole["vision_config"] = vision_json(tiny, count, max(half, 1))
     else:
         whole |= {**text, "architectures": ["Gemma3nForCausalLM"], "eos_token_id": [1, 106]}
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"]
@@ -264,22 +292,20 @@ def _side_files(text: Json, config: Gemma3nConfig, multimodal: bool) -> dict[str
     }
     generation: Json = {"bos_token_id": 2, "do_sample": True, "eos_token_id": [1, 106], "pad_token_id": 0}
     generation |= {"temperature": 1.0, "top_k": 64, "top_p": 0.95}
-    documents: dict[str, Json] = {
+    documents = {
         "config.json": whole,
         "tokenizer_config.json": tokenizer,
         "generation_config.json": generation,
     }
-    return {
-        **{name: (json.dumps(data, indent=2) + "\n").encode() for name, data in documents.items()},
-        "tokenizer.model": build_model(pieces),
-        "chat_template.jinja": CHAT_TEMPLATE.encode(),
-    }
+    if multimodal:
+        documents["preprocessor_config.json"] = preprocessor_json(tiny)
+    return documents
 
 
 # Weights. -----------------------------------------------------------------------------------------
 
 
-def _tensors(config: Gemma3nConfig) -> Iterator[_Tensor]:
+def _tensors(config: Gemma3nConfig) -> Iterator[RandomTensor]:
     """What a published checkpoint holds: the model's tensors, and k/v weights of layers that share KV."""
     specs = tensor_specs(config)
     shapes = {name: spec.shape for name, spec in specs.items()}
@@ -288,7 +314,7 @@ def _tensors(config: Gemma3nConfig) -> Iterator[_Tensor]:
         if layer_0 := shapes.get("layers.0." + name.split(".", 2)[2]):
             shapes[name] = layer_0
     for name, shape in shapes.items():
-        yield _Tensor(name, shape, *_mean_and_std(name, shape, config))
+        yield RandomTensor(name, shape, *_mean_and_std(name, shape, config))
 
 
 def _mean_and_std(name: str, shape: tuple[int, ...], config: Gemma3nConfig) -> tuple[float, float]:
@@ -342,10 +368,10 @@ def _bf16_quantiles(mean: float, std: float) -> NDArray[np.uint16]:
 
 
 def _write_weights(
-    folder: Path, tensors: list[_Tensor], prefix: str, seed: int, advance: Callable[[int], object]
+    folder: Path, tensors: list[RandomTensor], prefix: str, seed: int, advance: Callable[[int], object]
 ) -> None:
     """Writes all shards, and their index when there is more than one."""
-    shards: list[list[_Tensor]] = [[]]
+    shards: list[list[RandomTensor]] = [[]]
     filled = 0
     for tensor in tensors:
         if shards[-1] and filled + 2 * tensor.size > SHARD_BYTES:
@@ -367,16 +393,18 @@ def _write_weights(
 
 
 def _stored(name: str, prefix: str) -> str:
+    if name.startswith(TOWERS):
+        return f"model.{name}"
     return name if name == HEAD_NAME else prefix + name
 
 
 def _write_shard(
-    path: Path, tensors: list[_Tensor], prefix: str, seed: int, advance: Callable[[int], object]
+    path: Path, tensors: list[RandomTensor], prefix: str, seed: int, advance: Callable[[int], object]
 ) -> None:
     """Header first, then blocks of every tensor, each at its offset, by a few threads."""
     header: Json = {"__metadata__": {"format": "pt"}}
     offset = 0
-    jobs: list[tuple[_Tensor, int, int]] = []  # tensor, block number, offset in the data
+    jobs: list[tuple[RandomTensor, int, int]] = []  # tensor, block number, offset in the data
     for tensor in tensors:
         end = offset + 2 * tensor.size
         header[_stored(tensor.name, prefix)] = {
@@ -393,9 +421,9 @@ def _write_shard(
     try:
         _write_all(fd, len(text).to_bytes(8, "little") + text, 0)
 
-        def write(job: tuple[_Tensor, int, int]) -> int:
+        def write(job: tuple[RandomTensor, int, int]) -> int:
             tensor, block, at = job
-            data = _block(tensor, block, seed)
+            data = random_block(tensor, block, seed)
             _write_all(fd, data.data.cast("B"), 8 + len(text) + at)
             return data.nbytes
 
@@ -406,7 +434,7 @@ def _write_shard(
         os.close(fd)
 
 
-def _block(tensor: _Tensor, block: int, seed: int) -> NDArray[np.uint16]:
+def random_block(tensor: RandomTensor, block: int, seed: int) -> NDArray[np.uint16]:
     """bf16 bits of one block: the seed, the tensor's name and the block's number decide them."""
     count = min(BLOCK, tensor.size - block * BLOCK)
     generator = np.random.SFC64([seed, zlib.crc32(tensor.name.encode()), block])
@@ -433,12 +461,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, help="the same seed gives the same weights (default: 0)"
     )
     parser.add_argument("--text-only", action="store_true", help="layout of a text-only checkpoint")
+    parser.add_argument(
+        "--encoders",
+        action="store_true",
+        help="weights of the image and audio encoders, too (1.9 GB if not tiny)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs `gemma-edge synth`; prints what was made."""
     if args.seed < 0:
         raise UsageError(f"--seed {args.seed}: must not be negative")
-    made = synthesize(args.path, args.size, seed=args.seed, multimodal_layout=not args.text_only)
+    if args.encoders and args.text_only:
+        raise UsageError("--encoders: a text-only layout has none")
+    made = synthesize(
+        args.path,
+        args.size,
+        seed=args.seed,
+        multimodal_layout=not args.text_only,
+        encoders=args.encoders,
+    )
     print(f"{made.path}: {made.parameters:,} parameters, {made.bytes:,} bytes of bf16 weights")
     return 0

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, NoReturn
+from typing import Any
 
 from gemma_edge.runtime.errors import ConfigError
+from gemma_edge.runtime.fields import Fields, is_int, is_number
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"
@@ -166,41 +167,17 @@ class Gemma3nConfig:
         return _Parser(data, Path(path)).config()
 
 
-class _Parser:
+class _Parser(Fields):
     """Takes fields out of a config.json, each checked, with the file's own names in every error."""
 
     def __init__(self, data: object, path: Path) -> None:
-        self.path = path
-        if not isinstance(data, dict):
-            self.fail("file", "a JSON object", type(data).__name__)
-        self.prefix, self.data, self.outer = "", data, data
-        if isinstance(data.get("text_config"), dict):
-            self.prefix, self.data = "text_config.", data["text_config"]
-        model_type = self.data.get("model_type", data.get("model_type"))
+        super().__init__(data, path)
+        self.outer = self.data
+        if isinstance(self.data.get("text_config"), dict):
+            self.prefix, self.data = "text_config.", self.data["text_config"]
+        model_type = self.data.get("model_type", self.outer.get("model_type"))
         if model_type not in ("gemma3n", "gemma3n_text"):
             self.fail("model_type", "gemma3n or gemma3n_text", model_type)
-
-    def fail(self, field: str, expected: object, got: object, remedy: str = "") -> NoReturn:
-        raise ConfigError(self.path, field, expected, got, remedy)
-
-    def get(self, key: str, default: Any, ok: Callable[[Any], bool], expected: str) -> Any:
-        value = self.data.get(key, default)
-        if not ok(value):
-            self.fail(self.prefix + key, expected, repr(value))
-        return value
-
-    def size(self, key: str, default: int, minimum: int = 1) -> int:
-        return int(
-            self.get(
-                key,
-                default,
-                lambda v: _is_int(v) and minimum <= v < 2**31,
-                f"an integer of {minimum} or more",
-            )
-        )
-
-    def number(self, key: str, default: float, positive: bool = True) -> float:
-        return float(self.get(key, default, lambda v: _is_number(v) and v > 0, "a positive number"))
 
     def per_layer(
         self, key: str, default: Any, layers: int, ok: Callable[[Any], bool], expected: str
@@ -238,7 +215,7 @@ class _Parser:
         softcap = self.get(
             "final_logit_softcapping",
             30.0,
-            lambda v: v is None or (_is_number(v) and v > 0),
+            lambda v: v is None or (is_number(v) and v > 0),
             "a positive number or null",
         )
         bias = self.flag("attention_bias", False)
@@ -252,7 +229,7 @@ class _Parser:
             hidden_size_per_layer_input=self.size("hidden_size_per_layer_input", 256),
             num_hidden_layers=layers,
             intermediate_size=self.per_layer(
-                "intermediate_size", 16_384, layers, lambda v: _is_int(v) and v > 0, "a positive integer"
+                "intermediate_size", 16_384, layers, lambda v: is_int(v) and v > 0, "a positive integer"
             ),
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
@@ -294,7 +271,7 @@ class _Parser:
 
     def token(self, key: str, default: int) -> int | None:
         value = self.data.get(key, self.outer.get(key, default))
-        if value is not None and not (_is_int(value) and value >= 0):
+        if value is not None and not (is_int(value) and value >= 0):
             self.fail(self.prefix + key, "a token id or null", repr(value))
         return value
 
@@ -302,7 +279,7 @@ class _Parser:
         # The outer config of a multimodal checkpoint adds end of turn to the inner one's eos.
         value = self.outer.get(key, self.data.get(key, default))
         values = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(_is_int(v) and v >= 0 for v in values):
+        if not all(is_int(v) and v >= 0 for v in values):
             self.fail(key, "a token id, a list of them, or null", repr(value))
         return tuple(values)
 
@@ -318,7 +295,7 @@ class _Parser:
             "activation_sparsity_pattern",
             [0.95] * sparse + [0.0] * (layers - sparse),
             layers,
-            lambda v: _is_number(v) and 0 <= v < 1,
+            lambda v: is_number(v) and 0 <= v < 1,
             "a fraction from 0 up to, not including, 1",
         )
         return tuple(float(v) for v in values)
@@ -365,7 +342,7 @@ class _Parser:
         theta = parameters.get("rope_theta", theta)
         factor = parameters.get("factor", 1.0) if kind == "linear" else 1.0
         for key, value in (("rope_theta", theta), ("factor", factor)):
-            if not (_is_number(value) and value > 0):
+            if not (is_number(value) and value > 0):
                 self.fail(f"{field}.{key}", "a positive number", repr(value))
         if parameters.get("partial_rotary_factor", 1.0) != 1.0:
             self.fail(f"{field}.partial_rotary_factor", 1.0, parameters["partial_rotary_factor"])
@@ -374,16 +351,3 @@ class _Parser:
 
 # transformers' names of the activations that every emitter has an exact form of.
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu", "silu", "relu")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # JSON's integers have no bound
-        return False

@@ -5,7 +5,7 @@
 | 0 | ok |
 | 1 | the system refused: disk full, no permission, not enough memory |
 | 2 | usage: an unknown recipe, a bad option, a prompt that does not fit the context |
-| 3 | a bad checkpoint, config, tokenizer or bundle |
+| 3 | a bad checkpoint, config, tokenizer, bundle or attachment |
 | 4 | a device is not available |
 | 5 | a memory ceiling, or a bar of `gemma-edge bench --assert-...`, is exceeded |
 | 6 | the parity gate: the export does not agree with its checkpoint |
@@ -74,6 +74,10 @@ class TokenizerError(FileError):
 
 class BundleError(FileError):
     """A bundle has a missing, short, altered or extra file, or a manifest that cannot be read."""
+
+
+class MediaError(FileError):
+    """An image, a recording or a video cannot be used: damaged, too large, or none of these."""
 
 
 class DeviceError(GemmaEdgeError):

@@ -207,7 +207,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synth, "_block", interrupt)
+    monkeypatch.setattr(synth, "random_block", interrupt)
     with pytest.raises(KeyboardInterrupt):
         synth.synthesize(tmp_path / "a")
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ streams one tensor after the other in row chunks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from onnx import TensorProto
 from gemma_edge.export.bundle_writer import Output
 from gemma_edge.export.emit.reference import WeightSource, read_weight
 from gemma_edge.export.model.ops import Weight
-from gemma_edge.export.model.tensors import Part, tensor_specs
+from gemma_edge.export.model.tensors import Part, TensorSpec, tensor_specs
 from gemma_edge.export.quantize import Clip, quantize_stream
 from gemma_edge.export.recipe import Precision
 
@@ -65,10 +65,15 @@ class StoredTensor:
 
 
 class ExternalData:
-    """The layout of one data file, and its initializers."""
+    """The layout of one data file, and its initializers.
 
-    def __init__(self, location: str) -> None:
-        self.location = location
+    Args:
+        location: its name, relative to the graph.
+        specs: the tensors that it is made of; None for those of the text model.
+    """
+
+    def __init__(self, location: str, specs: Mapping[str, TensorSpec] | None = None) -> None:
+        self.location, self.specs = location, specs
         self.tensors: list[StoredTensor] = []
         self.initializers: list[TensorProto] = []
         self.size = 0
@@ -138,15 +143,16 @@ class ExternalData:
         self, out: Output, source: WeightSource, clip: Clip, progress: Callable[[int], None] | None = None
     ) -> None:
         """Streams every tensor to `out`; `progress` is given the elements done since its last call."""
+        specs = self.specs or tensor_specs(source.config)
         for tensor in self.tensors:
             pad(out, tensor.data.offset)
             if tensor.scales is None:
-                for chunk in row_chunks(source, tensor):
+                for chunk in row_chunks(source, tensor, specs):
                     out.write(np.ascontiguousarray(chunk, dtype="<f4").data)
                     report(progress, chunk.size)
                 continue
             scales: list[NDArray[np.float32]] = []
-            chunks = row_chunks(source, tensor)
+            chunks = row_chunks(source, tensor, specs)
             for block in quantize_stream(chunks, tensor.precision.bits, tensor.precision.group, clip):
                 out.write(block.data.data)
                 scales.append(block.scales)
@@ -156,15 +162,18 @@ class ExternalData:
                 out.write(np.ascontiguousarray(scale, dtype="<f4").data)
 
 
-def row_chunks(source: WeightSource, tensor: StoredTensor) -> Iterator[NDArray[np.float32]]:
+def row_chunks(
+    source: WeightSource, tensor: StoredTensor, specs: Mapping[str, TensorSpec] | None = None
+) -> Iterator[NDArray[np.float32]]:
     """The rows of a stored tensor, in chunks of about CHUNK_ELEMENTS."""
+    specs = specs or tensor_specs(source.config)
     columns = tensor.shape[-1]
     step = max(1, CHUNK_ELEMENTS // columns)
     for weight in tensor.weights:
         if not isinstance(weight, Weight):
             yield np.full((1, columns), weight, dtype=np.float32)
             continue
-        shape = tensor_specs(source.config)[weight.name].shape
+        shape = specs[weight.name].shape
         if len(shape) == 1:
             yield read_weight(source, weight)[None]
             continue

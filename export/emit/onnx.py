@@ -21,29 +21,24 @@ because the operator refuses to share a windowed cache. Those layers read a slic
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, helper
 
 from gemma_edge.export.calibrate import KvScales
 from gemma_edge.export.emit.external_data import ExternalData
+from gemma_edge.export.emit.onnx_graph import FLOAT, INT8, INT32, INT64, MS, OnnxGraph, value_info
 from gemma_edge.export.model import text
-from gemma_edge.export.model.ops import HeadProjection, Weight
+from gemma_edge.export.model.ops import HeadProjection
 from gemma_edge.export.model.tensors import Part, tensor_specs
 from gemma_edge.export.recipe import FP32, Recipe
 from gemma_edge.runtime.config import FULL, Gemma3nConfig
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.kv_cache import cache_layouts
 
-MS = "com.microsoft"
-FLOAT, INT8, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64
-# int8 activations inside MatMulNBits; its other levels are several times slower on CPU.
-ACCURACY_INT8 = 4
 HEAD_DIM_MULTIPLE = 16
 LAST_INDEX = 2**62
 
@@ -90,97 +85,23 @@ def emit_decoder(
         high = ops.input("ple_high", FLOAT, [1, "wanted", config.num_kv_shared_layers * width])
     ops.declare_cache()
     text.decoder(ops, config, embeddings, low, high)
-    ops.nodes[-1].output[0] = "logits"
-    ops.outputs.insert(0, _value("logits", FLOAT, [1, "wanted", config.vocab_size]))
-    ops.data.finish()
-    graph = helper.make_graph(
-        ops.nodes,
-        "gemma3n_decoder",
-        ops.inputs,
-        ops.outputs,
-        [*ops.constants.values(), *ops.data.initializers],
-    )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MS, 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="gemma-edge")
-    return EmittedDecoder(model, ops.data)
+    ops.output("logits", FLOAT, [1, "wanted", config.vocab_size])
+    return EmittedDecoder(ops.model("gemma3n_decoder"), ops.data)
 
 
-class OnnxOps:
+class OnnxOps(OnnxGraph):
     """`Ops` over edge names. Hidden states are (1, tokens, width), streams (1, tokens, streams, width)."""
 
     def __init__(
         self, config: Gemma3nConfig, recipe: Recipe, data: ExternalData, kv_scales: Mapping[int, KvScales]
     ) -> None:
-        self.config, self.recipe, self.data, self.kv_scales = config, recipe, data, kv_scales
-        self.specs = tensor_specs(config)
-        self.nodes: list[NodeProto] = []
-        self.inputs: list[ValueInfoProto] = []
-        self.outputs: list[ValueInfoProto] = []
-        self.constants: dict[str, TensorProto] = {}
-        self.stored: set[str] = set()
+        super().__init__(tensor_specs(config), recipe, data, config.rms_norm_eps, config.head_dim)
+        self.config, self.kv_scales = config, kv_scales
         self.windows: dict[int, tuple[list[str], list[str]]] = {}
         self.positions = ""
         self.streams: dict[tuple[str, int], str] = {}
-        self.count = 0
-
-    # Graph building. ------------------------------------------------------------------------------
-
-    def input(self, name: str, data_type: int, shape: list[int | str]) -> str:
-        self.inputs.append(_value(name, data_type, shape))
-        return name
-
-    def node(self, op: str, inputs: list[str], domain: str = "", **attributes: Any) -> str:
-        """Appends a node and returns its output."""
-        self.count += 1
-        name = f"{op}_{self.count}"
-        self.nodes.append(helper.make_node(op, inputs, [name], name, domain=domain, **attributes))
-        return name
-
-    def constant(self, value: ArrayLike, dtype: type = np.float32) -> str:
-        """A small constant inside the graph, one for each value."""
-        array: NDArray[Any] = np.asarray(value, dtype=dtype)
-        shape = "x".join(map(str, array.shape))
-        name = f"const_{array.dtype}_{shape}_{zlib.crc32(array.tobytes()):08x}"
-        self.constants.setdefault(name, numpy_helper.from_array(array, name))
-        return name
-
-    def vector(self, weight: Weight) -> str:
-        """An fp32 initializer of the checkpoint, stored once."""
-        if weight.name not in self.stored:
-            spec = self.specs[weight.name]
-            self.data.add(weight.name, [weight], spec.shape, spec.part, FP32)
-            self.stored.add(weight.name)
-        return weight.name
 
     # Ops. -----------------------------------------------------------------------------------------
-
-    def linear(self, x: str, weight: Weight, bias: Weight | None = None) -> str:
-        name = weight.name if weight.rows is None else f"{weight.name}.{weight.rows[0]}"
-        y = self.matmul(x, name, [weight])
-        return y if bias is None else self.node("Add", [y, self.vector(bias)])
-
-    def matmul(self, x: str, name: str, weights: list[Weight]) -> str:
-        """x times the transpose of weights stacked by rows, which are stored as one initializer."""
-        spec = self.specs[weights[0].name]
-        rows = sum(w.rows[1] - w.rows[0] if w.rows else self.specs[w.name].shape[0] for w in weights)
-        shape = (rows, spec.shape[1])
-        precision = self.recipe.precision(spec)
-        if name not in self.stored:  # the AltUp router is used twice in a layer
-            self.data.add(name, weights, shape, spec.part, precision)
-            self.stored.add(name)
-        if precision.bits == 32:
-            # transB keeps the checkpoint's own (out, in) layout, so that nothing is transposed.
-            return self.node("FusedMatMul", [x, name], domain=MS, transB=1)
-        return self.node(
-            "MatMulNBits",
-            [x, name, f"{name}_scales"],
-            domain=MS,
-            N=shape[0],
-            K=shape[1],
-            bits=precision.bits,
-            block_size=precision.group,
-            accuracy_level=ACCURACY_INT8,
-        )
 
     def project_heads(self, x: str, projections: list[HeadProjection]) -> str:
         """One matrix product for all heads; one norm, whose weights are a row a head."""
@@ -198,22 +119,6 @@ class OnnxOps:
         self.data.add(f"{first}.norms", rows, (heads, dim), Part.VECTOR, FP32)
         y = self.node("Mul", [y, f"{first}.norms"])
         return self.node("Reshape", [y, self.constant([0, 0, -1], np.int64)])
-
-    def normalize(self, x: str, scale: str) -> str:
-        return self.node(
-            "SimplifiedLayerNormalization",
-            [x, scale],
-            axis=-1,
-            epsilon=self.config.rms_norm_eps,
-            stash_type=1,
-        )
-
-    def rms_norm(self, x: str, weight: Weight | None, groups: int = 1) -> str:
-        scale = self.vector(weight) if weight else self.constant(np.ones(self.config.head_dim))
-        if groups == 1:
-            return self.normalize(x, scale)
-        x = self.node("Reshape", [x, self.constant([0, 0, groups, -1], np.int64)])
-        return self.node("Reshape", [self.normalize(x, scale), self.constant([0, 0, -1], np.int64)])
 
     def attention(self, heads: str, layer: int) -> str:
         c = self.config
@@ -307,7 +212,7 @@ class OnnxOps:
         if not sliced:
             # Bound to the owner's own buffer, so that nothing is copied.
             shape: list[int | str] = [1, self.config.num_key_value_heads, "context", self.config.head_dim]
-            self.outputs += [_value(name, INT8, shape) for name in names]
+            self.outputs += [value_info(name, INT8, shape) for name in names]
         return names
 
     def cache_scales(self, layer: int) -> list[str]:
@@ -335,63 +240,12 @@ class OnnxOps:
             for part in ("key", "value"):
                 shape: list[int | str] = [1, c.num_key_value_heads, capacity, c.head_dim]
                 self.input(f"past_{part}.{layer}", cache_type, shape)
-                self.outputs.append(_value(f"present_{part}.{layer}", cache_type, shape))
+                self.outputs.append(value_info(f"present_{part}.{layer}", cache_type, shape))
 
     def wanted(self, x: str) -> str:
         start = self.node("Neg", ["num_logits"])
         return self.node(
             "Slice", [x, start, self.constant([LAST_INDEX], np.int64), self.constant([1], np.int64)]
-        )
-
-    def add(self, a: str, b: str) -> str:
-        return self.node("Add", [a, b])
-
-    def subtract(self, a: str, b: str) -> str:
-        return self.node("Sub", [a, b])
-
-    def multiply(self, a: str, b: str) -> str:
-        return self.node("Mul", [a, b])
-
-    def divide(self, a: str, b: str) -> str:
-        return self.node("Div", [a, b])
-
-    def scale(self, x: str, factor: float) -> str:
-        return self.node("Mul", [x, self.constant(factor)])
-
-    def scale_by(self, x: str, weight: Weight) -> str:
-        return self.node("Mul", [x, self.vector(weight)])
-
-    def tanh(self, x: str) -> str:
-        return self.node("Tanh", [x])
-
-    def relu(self, x: str) -> str:
-        return self.node("Relu", [x])
-
-    def activation(self, x: str, name: str) -> str:
-        if name == "gelu_pytorch_tanh":
-            return self.node("FastGelu", [x], domain=MS)
-        if name == "gelu":
-            return self.node("Gelu", [x], domain=MS)
-        if name == "silu":
-            return self.node("QuickGelu", [x], domain=MS, alpha=1.0)
-        return self.node("Relu", [x])
-
-    def mean(self, x: str) -> str:
-        return self.node("ReduceMean", [x, self.constant([-1], np.int64)], keepdims=1)
-
-    def mean_square(self, x: str) -> str:
-        return self.mean(self.node("Mul", [x, x]))
-
-    def sqrt(self, x: str) -> str:
-        return self.node("Sqrt", [x])
-
-    def at_least(self, x: str, minimum: float) -> str:
-        return self.node("Max", [x, self.constant(minimum)])
-
-    def columns(self, x: str, start: int, stop: int) -> str:
-        return self.node(
-            "Slice",
-            [x, *(self.constant([value], np.int64) for value in (start, stop, 2))],
         )
 
     def stack(self, xs: list[str]) -> str:
@@ -424,7 +278,3 @@ class OnnxOps:
         if (streams, 0) in self.streams:
             self.streams[y, 0] = self.streams[streams, 0]  # the first stream is unchanged
         return y
-
-
-def _value(name: str, data_type: int, shape: list[int | str]) -> ValueInfoProto:
-    return helper.make_tensor_value_info(name, data_type, shape)

@@ -8,7 +8,7 @@ however many prompts there are: their tokens are concatenated and attention keep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gemma_edge.export.model import text
 from gemma_edge.export.model.ops import HeadProjection, Weight
-from gemma_edge.export.model.tensors import EMBEDDING_NAME, PLE_NAME, tensor_specs
+from gemma_edge.export.model.tensors import EMBEDDING_NAME, PLE_NAME, TensorSpec, tensor_specs
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.rope import rotary_tables
 
@@ -100,8 +100,86 @@ def gather(source: WeightSource, name: str, ids: NDArray[np.int64]) -> Array:
     return rows[inverse]
 
 
+class ArrayOps:
+    """`BaseOps` over fp32 arrays. Needs a `source` of weights, their `specs` and the norms' `eps`."""
+
+    source: WeightSource
+    specs: Mapping[str, TensorSpec]
+    eps: float
+    progress: Callable[[int], None] | None = None
+
+    def load(self, weight: Weight) -> Array:
+        array = read_weight(self.source, weight)
+        if self.progress:
+            self.progress(array.size)
+        return array
+
+    def linear(self, x: Array, weight: Weight, bias: Weight | None = None) -> Array:
+        start, stop = weight.rows or (0, self.specs[weight.name].shape[0])
+        step = max(1, BLOCK_BYTES // (4 * x.shape[-1]))
+        flat = x.reshape(-1, x.shape[-1])
+        y = np.empty((len(flat), stop - start), dtype=np.float32)
+        for row in range(start, stop, step):
+            end = min(row + step, stop)
+            block = self.load(replace(weight, rows=(row, end)))
+            np.matmul(flat, block.T, out=y[:, row - start : end - start])
+        if bias is not None:
+            y += self.load(bias)
+        return y.reshape(*x.shape[:-1], -1)
+
+    def rms_norm(self, x: Array, weight: Weight | None, groups: int = 1) -> Array:
+        parts = x.reshape(*x.shape[:-1], groups, -1)
+        scale = np.sqrt(np.mean(np.square(parts), axis=-1, keepdims=True) + np.float32(self.eps))
+        normed = parts / scale
+        if weight is not None:
+            normed = normed * self.load(weight)
+        return normed.reshape(x.shape)
+
+    def add(self, a: Array, b: Array) -> Array:
+        return a + b
+
+    def subtract(self, a: Array, b: Array) -> Array:
+        return a - b
+
+    def multiply(self, a: Array, b: Array) -> Array:
+        return a * b
+
+    def divide(self, a: Array, b: Array) -> Array:
+        return a / b
+
+    def scale(self, x: Array, factor: float) -> Array:
+        return x * np.float32(factor)
+
+    def scale_by(self, x: Array, weight: Weight) -> Array:
+        return x * self.load(weight)
+
+    def tanh(self, x: Array) -> Array:
+        return np.tanh(x)
+
+    def relu(self, x: Array) -> Array:
+        return np.maximum(x, np.float32(0))
+
+    def activation(self, x: Array, name: str) -> Array:
+        return ACTIVATIONS[name](x)
+
+    def mean(self, x: Array) -> Array:
+        return x.mean(axis=-1, keepdims=True)
+
+    def mean_square(self, x: Array) -> Array:
+        return np.mean(np.square(x), axis=-1, keepdims=True)
+
+    def sqrt(self, x: Array) -> Array:
+        return np.sqrt(x)
+
+    def at_least(self, x: Array, minimum: float) -> Array:
+        return np.maximum(x, np.float32(minimum))
+
+    def columns(self, x: Array, start: int, stop: int) -> Array:
+        return x[..., start:stop]
+
+
 @dataclass
-class ReferenceOps:
+class ReferenceOps(ArrayOps):
     """`Ops` over fp32 arrays. Attention needs the lengths of the sequences that are concatenated."""
 
     source: WeightSource
@@ -114,32 +192,7 @@ class ReferenceOps:
     def __post_init__(self) -> None:
         self.config = self.source.config
         self.specs = tensor_specs(self.config)
-
-    def load(self, weight: Weight) -> Array:
-        array = read_weight(self.source, weight)
-        if self.progress:
-            self.progress(array.size)
-        return array
-
-    def linear(self, x: Array, weight: Weight, bias: Weight | None = None) -> Array:
-        start, stop = weight.rows or (0, self.specs[weight.name].shape[0])
-        step = max(1, BLOCK_BYTES // (4 * x.shape[-1]))
-        y = np.empty((*x.shape[:-1], stop - start), dtype=np.float32)
-        for row in range(start, stop, step):
-            end = min(row + step, stop)
-            block = self.load(replace(weight, rows=(row, end)))
-            np.matmul(x, block.T, out=y[..., row - start : end - start])
-        return y if bias is None else y + self.load(bias)
-
-    def rms_norm(self, x: Array, weight: Weight | None, groups: int = 1) -> Array:
-        parts = x.reshape(*x.shape[:-1], groups, -1)
-        scale = np.sqrt(
-            np.mean(np.square(parts), axis=-1, keepdims=True) + np.float32(self.config.rms_norm_eps)
-        )
-        normed = parts / scale
-        if weight is not None:
-            normed = normed * self.load(weight)
-        return normed.reshape(x.shape)
+        self.eps = self.config.rms_norm_eps
 
     def project_heads(self, x: Array, projections: list[HeadProjection]) -> Array:
         parts = [self.rms_norm(self.linear(x, p.weight, p.bias), p.norm, p.heads) for p in projections]
@@ -198,48 +251,6 @@ class ReferenceOps:
         """The wanted rows of each sequence."""
         ends = np.cumsum(self.lengths)
         return np.concatenate([x[e - m : e] for e, m in zip(ends, self.wanted_lengths, strict=True)])
-
-    def add(self, a: Array, b: Array) -> Array:
-        return a + b
-
-    def subtract(self, a: Array, b: Array) -> Array:
-        return a - b
-
-    def multiply(self, a: Array, b: Array) -> Array:
-        return a * b
-
-    def divide(self, a: Array, b: Array) -> Array:
-        return a / b
-
-    def scale(self, x: Array, factor: float) -> Array:
-        return x * np.float32(factor)
-
-    def scale_by(self, x: Array, weight: Weight) -> Array:
-        return x * self.load(weight)
-
-    def tanh(self, x: Array) -> Array:
-        return np.tanh(x)
-
-    def relu(self, x: Array) -> Array:
-        return np.maximum(x, np.float32(0))
-
-    def activation(self, x: Array, name: str) -> Array:
-        return ACTIVATIONS[name](x)
-
-    def mean(self, x: Array) -> Array:
-        return x.mean(axis=-1, keepdims=True)
-
-    def mean_square(self, x: Array) -> Array:
-        return np.mean(np.square(x), axis=-1, keepdims=True)
-
-    def sqrt(self, x: Array) -> Array:
-        return np.sqrt(x)
-
-    def at_least(self, x: Array, minimum: float) -> Array:
-        return np.maximum(x, np.float32(minimum))
-
-    def columns(self, x: Array, start: int, stop: int) -> Array:
-        return x[:, start:stop]
 
     def stack(self, xs: list[Array]) -> Array:
         return np.stack(xs, axis=1)

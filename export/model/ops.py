@@ -2,7 +2,8 @@
 
 It holds what engines fuse (linear, RMS norm, attention over a cache, rotary embedding inside it) and the few
 elementwise operations around them. An interpreter (NumPy, ONNX, TFLite) implements this protocol; the
-architecture in `text.py` does not know which one evaluates it.
+architecture in `text.py` does not know which one evaluates it. `BaseOps` is what it has in common with the
+encoders of images and audio, which add to it in `vision_ops.py` and `audio_ops.py`.
 
 A value is whatever the interpreter calls a tensor: an array, or the name of a graph edge. The description
 thinks of hidden states as `(tokens, width)` and of the AltUp streams as `(tokens, streams, width)`.
@@ -55,27 +56,14 @@ class Weights:
         return Weights(f"{self.prefix}layers.{index}.")
 
 
-class Ops(Protocol[T]):
-    """What an interpreter must be able to do. Shapes are (tokens, width) unless said otherwise."""
+class BaseOps(Protocol[T]):
+    """What every interpreter can do. Operations work on the last axis; those before it are rows."""
 
     def linear(self, x: T, weight: Weight, bias: Weight | None = None) -> T:
-        """x @ weight.T (+ bias): (tokens, in) -> (tokens, out)."""
+        """x @ weight.T (+ bias): (..., in) -> (..., out)."""
 
     def rms_norm(self, x: T, weight: Weight | None, groups: int = 1) -> T:
         """x / sqrt(mean(x^2) + eps) * weight over the last axis, or over `groups` equal parts of it."""
-
-    def project_heads(self, x: T, projections: list[HeadProjection]) -> T:
-        """Projections of x side by side: (tokens, in) -> (tokens, sum of heads * head_dim)."""
-
-    def attention(self, heads: T, layer: int) -> T:
-        """Causal attention of `layer` with its cache, after rotating queries and keys by their positions.
-
-        `heads` holds queries, keys and values, (tokens, (heads + 2 kv_heads) * head_dim), or, in a layer that
-        shares KV and reads its owner's cache, queries alone. The scale is 1.0.
-        """
-
-    def wanted(self, x: T) -> T:
-        """Rows whose logits are wanted: what comes after has only those. Keys and values are not affected."""
 
     def add(self, a: T, b: T) -> T: ...
     def subtract(self, a: T, b: T) -> T: ...
@@ -99,6 +87,23 @@ class Ops(Protocol[T]):
     def sqrt(self, x: T) -> T: ...
     def at_least(self, x: T, minimum: float) -> T: ...
     def columns(self, x: T, start: int, stop: int) -> T: ...
+
+
+class Ops(BaseOps[T], Protocol[T]):
+    """What the text model needs. Shapes are (tokens, width) unless said otherwise."""
+
+    def project_heads(self, x: T, projections: list[HeadProjection]) -> T:
+        """Projections of x side by side: (tokens, in) -> (tokens, sum of heads * head_dim)."""
+
+    def attention(self, heads: T, layer: int) -> T:
+        """Causal attention of `layer` with its cache, after rotating queries and keys by their positions.
+
+        `heads` holds queries, keys and values, (tokens, (heads + 2 kv_heads) * head_dim), or, in a layer that
+        shares KV and reads its owner's cache, queries alone. The scale is 1.0.
+        """
+
+    def wanted(self, x: T) -> T:
+        """Rows whose logits are wanted: what comes after has only those. Keys and values are not affected."""
 
     # AltUp streams: (tokens, streams, width). -----------------------------------------------------
 

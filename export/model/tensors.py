@@ -34,6 +34,11 @@ class TensorSpec:
     part: Part
 
     @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape in a checkpoint: the same elements."""
+        return self.shape
+
+    @property
     def size(self) -> int:
         """Elements."""
         total = 1

@@ -62,6 +62,11 @@ def check_room(decoder: Decoder, tokens: int, n_logits: int) -> None:
         raise UsageError(f"{decoder.position} + {tokens} tokens do not fit a context of {decoder.context}")
 
 
+def largest_context(bundle: Bundle) -> int:
+    """Tokens of KV cache that a bundle can be loaded with at most: a .tflite has them in its shapes."""
+    return bundle.config.max_position_embeddings if bundle.format == "onnx" else bundle.context
+
+
 def load_decoder(bundle: Bundle, *, threads: int | None = None, context: int | None = None) -> Decoder:
     """The decoder of a bundle on the engine its format asks for.
 
