@@ -33,7 +33,7 @@ from gemma_edge.benchmarks.charts import (
 from gemma_edge.benchmarks.child import ChildError, run_child
 from gemma_edge.benchmarks.record import read_records
 from gemma_edge.benchmarks.report_style import STYLE
-from gemma_edge.benchmarks.results import session_lines, threads_of, to_markdown
+from gemma_edge.benchmarks.rows import session_lines, threads_of, to_markdown
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.benchmarks.table import latest_rows
 from gemma_edge.runtime.errors import DeviceError, UsageError

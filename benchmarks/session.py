@@ -18,7 +18,7 @@ from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions
 from gemma_edge.benchmarks.peers import Peer, interleave, merged, ratios
 from gemma_edge.benchmarks.record import BundleFacts, environment, now
-from gemma_edge.benchmarks.results import header, kernel_row, peer_row, threads_of
+from gemma_edge.benchmarks.rows import header, kernel_row, peer_row, threads_of
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.benchmarks.target import Ceiling, Outcome, Target, judge_ceiling
 from gemma_edge.benchmarks.workload import Workload

@@ -18,7 +18,7 @@ from gemma_edge.benchmarks.clock import ClockReading
 from gemma_edge.benchmarks.latency import percentile, prompt_text
 from gemma_edge.benchmarks.memory import MOST_POINTS, MemoryTimeline, PeakMemory
 from gemma_edge.benchmarks.record import read_records
-from gemma_edge.benchmarks.results import CSV_FIELDS, parse_outputs
+from gemma_edge.benchmarks.rows import CSV_FIELDS, parse_outputs
 from gemma_edge.benchmarks.sensors import read_sensors
 from gemma_edge.benchmarks.session import Bars, summarize_sustained
 from gemma_edge.benchmarks.target import LocalTarget, Outcome, judge_ceiling
