@@ -225,7 +225,7 @@ class FakeEncoder:
     events: ClassVar[list[str]]
     soft_tokens, hidden_size = IMAGE_TOKENS, 4
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: Path, *, threads: int | None = None, digest: str = "") -> None:
         self.name = path.stem
         self.events.append(f"load {self.name}")
         self.loaded.append(self.name)
