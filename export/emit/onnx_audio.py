@@ -75,7 +75,7 @@ class OnnxAudioOps(OnnxGraph):
     """
 
     # As in the image encoder: weights stay pages of the file, where packed for int8 activations they would be
-    # 665 MiB of heap. 30 s of audio, 750 rows, were encoded as fast in either way, measured on a busy machine.
+    # 665 MiB of heap. 30 s of audio, 750 rows, took as long in either way, measured on a busy machine.
     accuracy_level = ACCURACY_FP32
 
     def __init__(self, config: AudioConfig, recipe: Recipe, data: ExternalData) -> None:
