@@ -323,6 +323,17 @@ def test_encoders_fit_where_the_decoder_does(size: str, limit: int) -> None:
     assert text.beside_bytes == text.peak_bytes
 
 
+def test_config_json_alone_is_enough_to_plan(source: Path, tmp_path: Path, capsys: Any) -> None:
+    shown = []
+    for folder in (source, tmp_path):
+        if folder is tmp_path:
+            for name in ("config.json", "preprocessor_config.json"):
+                shutil.copy(source / name, tmp_path)
+        assert main(["export", str(folder), "--dry-run", "--json"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] and "vision" in shown[0]
+
+
 def test_the_peak_is_that_of_the_larger_phase(source: Path) -> None:
     with Checkpoint.open(source) as checkpoint:
         config, encoders = checkpoint.config, checkpoint.encoders

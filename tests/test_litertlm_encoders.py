@@ -195,12 +195,24 @@ def test_a_file_for_text_has_no_encoder(folder: Path, tmp_path: Path) -> None:
 # LiteRT-LM itself. --------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def seeing(folder: Path) -> Path:
+    """With the encoder of images alone, which is another type of model for LiteRT-LM."""
+    options: dict[str, Any] = {"recipe": "fp32", "context": CONTEXT, "chunk": CHUNK, "verify": False}
+    options |= {"format": "litertlm", "modalities": ("text", "image")}
+    return export_bundle(folder / "tiny", folder / "seeing.litertlm", **options).path
+
+
 @pytest.mark.usefixtures("litert_lm")
-def test_litert_lm_sees_what_we_see(made: Path, picture: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["made", "seeing"])
+def test_litert_lm_sees_what_we_see(
+    name: str, picture: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """The same tokens, the end of the image among them, which LiteRT-LM itself leaves out."""
+    path: Path = request.getfixturevalue(name)
     parts = [{"type": "image", "path": str(picture)}, {"type": "text", "text": "hello"}]
-    theirs = run_chat(made, parts, COUNT, tmp_path)
-    model = Model.load(made, threads=1)
+    theirs = run_chat(path, parts, COUNT, tmp_path)
+    model = Model.load(path, threads=1)
     ours: Any = model.generate("hello", attach=[picture], temperature=0, max_tokens=COUNT)
     assert theirs["prompt_tokens"] == ours.usage.prompt_tokens
     assert theirs["text"] == ours.text

@@ -27,6 +27,7 @@ from multimodal import (
 )
 
 from gemma_edge.export.exporter import export_bundle
+from gemma_edge.runtime import model as model_module
 from gemma_edge.runtime.backends.deferred import DeferredDecoder
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.generate import Progress
@@ -113,6 +114,28 @@ def test_a_deferred_decoder_gives_the_same(bundle: Path) -> None:
     assert isinstance(model.decoder, DeferredDecoder)
     assert answer(model, model.prompt(FIRST)) == GOLDEN["first"]
     assert [line.split()[0] for line in log] == ["image", "audio"]
+
+
+def test_the_decoder_makes_room_where_there_is_not_enough_memory_for_both(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model.load(bundle, threads=1)
+    assert isinstance(model.decoder, DeferredDecoder) and model.decoder.loaded
+    assert answer(model, model.prompt(FIRST)) == GOLDEN["first"]
+    follow_up = continued(model.prompt(FIRST), GOLDEN["first"], model.prompt(SECOND))
+    for room, cached in (
+        (1 << 20, 0),
+        (1 << 40, len(model.prompt(FIRST).ids) + ANSWER_TOKENS - 1),
+        (None, 0),
+    ):
+        monkeypatch.setattr(model_module, "available_memory", lambda room=room: room)
+        model.encoders._rows.clear()  # type: ignore[union-attr]
+        if cached:
+            model.reset()
+            answer(model, model.prompt(FIRST))
+        progress = Progress()
+        assert answer(model, follow_up, progress) == GOLDEN["continued"]
+        assert progress.cached_tokens == cached
 
 
 def test_a_context_that_cannot_be_is_refused_before_anything_is_encoded(bundle: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +240,9 @@ def test_a_flipped_bit_is_refused_or_leaves_the_shapes(
         graph = check_audio(read_tflite(path))
     except BundleError:
         return
-    assert graph == check_audio(read_tflite(whole))
+    sound = check_audio(read_tflite(whole))
+    assert set(graph.frames) <= set(sound.frames)  # a list of signatures may have become shorter
+    assert replace(graph, frames=()) == replace(sound, frames=())
 
 
 def test_what_a_file_says_of_itself(tmp_path: Path) -> None:

@@ -26,14 +26,13 @@ from gemma_edge.runtime.tflite_reader import TfliteModel, read_tflite
 Arrays = dict[str, NDArray[Any]]
 
 
-def open_litert_encoder(path: Path, signature: Signature, threads: int | None) -> Encoder:
+def open_litert_encoder(path: Path, signature: Signature, threads: int | None, digest: str = "") -> Encoder:
     """The encoder in a .tflite, or of a .litertlm, for a caller that knows ONNX Runtime's by `signature`.
 
     Raises:
         BundleError: there is no such file, it is damaged, or has no such encoder.
     """
     sees = "pixels" in signature
-    digest = None
     if path.suffix == ".litertlm":
         # The engine opens files, not parts of them.
         bundle, name = LitertlmBundle.open(path), VISION_FILE if sees else AUDIO_FILE
