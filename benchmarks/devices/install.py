@@ -108,8 +108,10 @@ def write_wheel(folder: Path) -> Path:
     """
     distribution = _distribution()
     base = f"gemma_edge-{distribution.version}"
+    # A checkout that was built has an .egg-info, which importlib finds too, and whose metadata has another name.
+    metadata = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
     entries = {
-        f"{base}.dist-info/METADATA": (distribution.read_text("METADATA") or "").encode(),
+        f"{base}.dist-info/METADATA": metadata.encode(),
         f"{base}.dist-info/WHEEL": b"Wheel-Version: 1.0\nGenerator: gemma-edge\n"
         b"Root-Is-Purelib: true\nTag: py3-none-any\n",
         f"{base}.dist-info/entry_points.txt": (distribution.read_text("entry_points.txt") or "").encode(),
