@@ -108,7 +108,7 @@ def write_wheel(folder: Path) -> Path:
     """
     distribution = _distribution()
     base = f"gemma_edge-{distribution.version}"
-    # A checkout that was built has an .egg-info, which importlib finds too, and whose metadata has another name.
+    # A checkout that was built has an .egg-info, which is found too; its metadata goes by another name.
     metadata = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
     entries = {
         f"{base}.dist-info/METADATA": metadata.encode(),
