@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gemma_edge.runtime.prompt import Prompt
 
 Json = dict[str, Any]
+FIRST = "tables and tokenizer"  # the phase before the files are read
 INTERVAL = 0.005  # seconds between samples of memory
 PHOTO = (3024, 4032)  # height and width: what a phone takes
 RATE, CLIP_SECONDS = 16_000, 30
@@ -78,7 +79,7 @@ def measure(path: Path, files: Sequence[Path], options: KernelOptions) -> Json:
     from gemma_edge.runtime.model import Model
 
     run = _Phases()
-    with run.phase("tables and tokenizer"):
+    with run.phase(FIRST):
         model = Model.load(path, threads=options.threads, context=options.context, defer_decoder=True)
     with run.phase("read"):
         prompt = _prompt(model, files, options)

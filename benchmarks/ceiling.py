@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.benchmarks.answer import CLIP_SECONDS, answer_argv, write_media
+from gemma_edge.benchmarks.answer import CLIP_SECONDS, FIRST, answer_argv, write_media
 from gemma_edge.benchmarks.cgroup import LimitedRun, run_limited
 from gemma_edge.benchmarks.child import ChildError
 from gemma_edge.benchmarks.kernel import kernel_argv, measurements, parse_report
@@ -172,7 +172,8 @@ def _row(name: str, run: Attempt, control: Attempt, options: KernelOptions, imag
         value = "killed"
     else:
         anon = format_size(run.report["memory"]["peak"]["rss_anon"], binary=False)
-        phases = ", ".join(f"{name} {format_size(n, binary=False)}" for name, n in run.phases.items())
+        shown = [(phase, size) for phase, size in run.phases.items() if phase != FIRST]
+        phases = ", ".join(f"{phase} {format_size(size, binary=False)}" for phase, size in shown)
         anon += f" ({phases})" if phases else ""
         value = f"completes, peak RssAnon {anon}; control {'killed' if control.run.killed else 'NOT killed'}"
     return readme_row(
