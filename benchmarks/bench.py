@@ -71,6 +71,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     bars.add_argument("--assert-ttft-ms", type=float, metavar="MS", help="median time to first token")
     bars.add_argument("--assert-prefill-tps", type=float, metavar="N", help="median of the slowest prefill")
     bars.add_argument("--assert-decode-tps", type=float, metavar="N", help="median of the slowest decode")
+    bars.add_argument("--assert-image-ms", type=float, metavar="MS", help="median time to encode an image")
+    bars.add_argument("--assert-audio-ms", type=float, metavar="MS", help="... to encode the longest clip")
     where = parser.add_argument_group("where")
     where.add_argument(
         "--device", default="local", metavar="DEVICE", help="local, ssh://[user@]host, adb[:SERIAL]"
@@ -96,6 +98,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="each probe; 0s for none (default: 2s)",
     )
     parser.add_argument("--no-cold", action="store_true", help="leave out the load from a cold page cache")
+    parser.add_argument("--no-encode", action="store_true", help="leave out the encoders of images and audio")
     parser.add_argument(
         "--timeout", type=duration, default=3600.0, metavar="TIME", help="of one process (default: 1h)"
     )
@@ -236,8 +239,15 @@ def _job(args: argparse.Namespace, run_id: str, emit: Emit) -> Job:
     plan = Plan(
         ceiling=args.ceiling,
         control=args.control,
-        bars=Bars(args.assert_ttft_ms, args.assert_prefill_tps, args.assert_decode_tps),
+        bars=Bars(
+            args.assert_ttft_ms,
+            args.assert_prefill_tps,
+            args.assert_decode_tps,
+            args.assert_image_ms,
+            args.assert_audio_ms,
+        ),
         cold_load=not args.no_cold,
+        encode=not args.no_encode,
         bandwidth_seconds=args.bandwidth,
         timeout=args.timeout,
         peers=_peers(args, facts),
@@ -265,6 +275,12 @@ def _workloads(args: argparse.Namespace, facts: BundleFacts) -> list[Workload]:
     ):
         if bar is not None and not any(sizes):
             raise UsageError(f"{flag} needs such a test: see -p and -n")
+    for flag, bar, encoder in (
+        ("--assert-image-ms", args.assert_image_ms, "vision"),
+        ("--assert-audio-ms", args.assert_audio_ms, "audio"),
+    ):
+        if bar is not None and (args.no_encode or encoder not in facts.encoders):
+            raise UsageError(f"{flag} needs a bundle with an encoder of {encoder}, and no --no-encode")
     if args.fleet and args.device != "local":
         raise UsageError("--device and --fleet: give one of them")
     if args.rounds < 1:

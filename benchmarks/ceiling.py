@@ -1,21 +1,28 @@
 """The proof that a bundle fits: it runs under a memory limit of the kernel's, and a control does not.
 
     python -m gemma_edge.benchmarks.ceiling BUNDLE --limit 2GiB --context 4096 -p 512 -n 64 -o results.jsonl
+    python -m gemma_edge.benchmarks.ceiling BUNDLE --limit 2GiB --image 1 --audio 1 -o results.jsonl
+
+With --image and --audio, what runs is one answer to a prompt with so many photos and recordings of 30 s
+(`answer.py`), as `gemma-edge run -a` gives it; the peak of each phase is recorded.
 
 The page cache of the bundle is dropped before each run, so that every page is read, and counted, under the
-limit. The control is the same run under half of it: it must be killed, or the limit proves nothing. Ends
-with 0 when both hold, with 5 when one does not.
+limit. LiteRT packs weights into a file on the first load: load the bundle, and its encoders, once before.
+The control is the same run under half of the limit: it must be killed, or the limit proves nothing. Ends with
+0 when both hold, with 5 when one does not.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gemma_edge.benchmarks.answer import CLIP_SECONDS, FIRST, answer_argv, write_media
 from gemma_edge.benchmarks.cgroup import LimitedRun, run_limited
 from gemma_edge.benchmarks.child import ChildError
 from gemma_edge.benchmarks.kernel import kernel_argv, measurements, parse_report
@@ -49,24 +56,31 @@ class Attempt:
             "kernel": self.report,
         }
 
+    @property
+    def phases(self) -> dict[str, int]:
+        """Peak RssAnon of each phase in bytes, where the run has phases."""
+        phases = (self.report or {}).get("phases", ())
+        return {phase["name"]: phase["peak"]["rss_anon"] for phase in phases}
+
     def __str__(self) -> str:
         limit = format_size(self.run.limit_bytes)
         if self.report is None:
             return f"under {limit}: killed by the kernel after {self.run.seconds:.1f} s"
         tests = ", ".join(map(str, measurements(self.report).values()))
         anon = format_size(self.report["memory"]["peak"]["rss_anon"])
-        return f"under {limit}: completed, peak RssAnon {anon}, {tests}"
+        phases = "".join(f"; {name} {format_size(size)}" for name, size in self.phases.items())
+        return f"under {limit}: completed, peak RssAnon {anon}, {tests}{phases}"
 
 
-def attempt(bundle: Path, limit: int, options: KernelOptions) -> Attempt:
-    """Runs the kernel benchmark under `limit` bytes, from a cold page cache.
+def attempt(bundle: Path, limit: int, argv: Sequence[str]) -> Attempt:
+    """Runs `argv` (of `kernel_argv` or `answer_argv`) under `limit` bytes, the bundle's page cache cold.
 
     Raises:
         DeviceError: no limit can be enforced here, or the run hung.
         ChildError: the run failed for another reason than memory.
     """
     cached = drop_page_cache(bundle_files(bundle))
-    run = run_limited(kernel_argv(bundle, options, import_time=False), limit, timeout=TIMEOUT)
+    run = run_limited(argv, limit, timeout=TIMEOUT)
     if not run.killed and run.exit_code:
         raise ChildError(f"the run under {format_size(limit)}", run)
     result = Attempt(run, None if run.killed else parse_report(run), cached)
@@ -85,9 +99,20 @@ def verdict(run: Attempt, control: Attempt) -> str | None:
 
 
 def prove(
-    bundle: Path, limit: int, control_limit: int, options: KernelOptions, *, name: str, output: Path | None
+    bundle: Path,
+    limit: int,
+    control_limit: int,
+    options: KernelOptions,
+    *,
+    images: int = 0,
+    clips: int = 0,
+    name: str,
+    output: Path | None,
 ) -> None:
     """Both runs, and the record appended to `output`.
+
+    Args:
+        images, clips: of the prompt that is answered; without any, the tests of `kernel` run.
 
     Raises:
         CeilingError: the ceiling is not proved, after the record of it is written.
@@ -96,8 +121,12 @@ def prove(
     if control_limit >= limit:
         raise UsageError("--control must be below --limit")
     facts = bundle_facts(bundle)
-    run = attempt(bundle, limit, options)
-    control = attempt(bundle, control_limit, options)
+    with tempfile.TemporaryDirectory(prefix="gemma-edge-media-") as folder:
+        argv = kernel_argv(bundle, options, import_time=False)
+        if images or clips:
+            argv = answer_argv(bundle, write_media(Path(folder), images, clips), options)
+        run = attempt(bundle, limit, argv)
+        control = attempt(bundle, control_limit, argv)
     problem = verdict(run, control)
     if output is not None:
         metrics: Json = {
@@ -108,8 +137,13 @@ def prove(
             "peak_bytes": run.run.peak_bytes,
             "context": options.context,
         }
+        if images or clips:
+            metrics |= {"images": images, "clips": clips}
         if run.report:
             metrics["peak_rss_anon_bytes"] = run.report["memory"]["peak"]["rss_anon"]
+            metrics |= {
+                f"{phase.replace(' ', '_')}_peak_rss_anon_bytes": n for phase, n in run.phases.items()
+            }
             metrics |= {f"{test}_ts": round(m.avg_ts, 3) for test, m in measurements(run.report).items()}
         write_record(
             output,
@@ -119,19 +153,28 @@ def prove(
             recipe=facts.recipe,
             metrics=metrics,
             raw={"run": run.to_dict(), "control": control.to_dict()},
-            readme=[_row(name, run, control, options)],
+            readme=[_row(name, run, control, options, images, clips)],
         )
     if problem:
         raise CeilingError(problem)
 
 
-def _row(name: str, run: Attempt, control: Attempt, options: KernelOptions) -> Json:
+def _row(name: str, run: Attempt, control: Attempt, options: KernelOptions, images: int, clips: int) -> Json:
     limit, half = format_size(run.run.limit_bytes), format_size(control.run.limit_bytes)
     what = f"prefill {options.n_prompt}, decode {options.n_gen}, context {options.context}"
+    if images or clips:
+        attached = [
+            *([f"{images} image{'s' if images > 1 else ''}"] if images else []),
+            *([f"{clips * CLIP_SECONDS} s of audio"] if clips else []),
+        ]
+        what = f"{' and '.join(attached)}, {what.replace('prefill', 'prefill at least')}"
     if run.report is None:
         value = "killed"
     else:
         anon = format_size(run.report["memory"]["peak"]["rss_anon"], binary=False)
+        shown = [(phase, size) for phase, size in run.phases.items() if phase != FIRST]
+        phases = ", ".join(f"{phase} {format_size(size, binary=False)}" for phase, size in shown)
+        anon += f" ({phases})" if phases else ""
         value = f"completes, peak RssAnon {anon}; control {'killed' if control.run.killed else 'NOT killed'}"
     return readme_row(
         f"{name}: {what} under a kernel limit of {limit}", f"completes; control at {half} is killed", value
@@ -142,6 +185,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = (__doc__ or "").split("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m gemma_edge.benchmarks.ceiling", description=summary)
     add_kernel_options(parser, KernelOptions(reps=1))
+    for flag, text in (("--image", "photos"), ("--audio", "recordings of 30 s")):
+        parser.add_argument(
+            flag, type=int, default=0, metavar="N", help=f"answer a prompt with N {text}, once (default: 0)"
+        )
     parser.add_argument("--limit", required=True, metavar="SIZE", help="such as 2GiB")
     parser.add_argument("--control", metavar="SIZE", help="limit of the control (default: half)")
     parser.add_argument("--name", help="what the results call it (default: the bundle's folder)")
@@ -152,7 +199,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     limit = parse_size(args.limit)
     control = parse_size(args.control) if args.control else limit // 2
     name = args.name or args.bundle.resolve().name
-    prove(args.bundle, limit, control, kernel_options(args), name=name, output=args.output)
+    prove(
+        args.bundle,
+        limit,
+        control,
+        kernel_options(args),
+        images=args.image,
+        clips=args.audio,
+        name=name,
+        output=args.output,
+    )
     print(f"proved: it runs under {format_size(limit)}, and under {format_size(control)} it is killed")
     return 0
 

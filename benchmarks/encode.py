@@ -1,138 +1,116 @@
-"""What encoding an image and a clip costs: seconds, and anonymous memory of a process that does just that.
+"""What it takes to encode one image and the longest clip, for the README's table.
 
-    python -m gemma_edge.benchmarks.encode OUT -t 2 -r 5 --name "E2B int4" -o results.jsonl
+    python -m gemma_edge.benchmarks.encode BUNDLE --name "E2B int4" -r 5 -t 2 -o results.jsonl
 
-Each encoder of the bundle OUT is loaded in a process of its own and run on noise: an image of its own size,
-and the longest clip that it takes. The first run also reads the weights from the disk, and is not counted.
+In a process of its own, each encoder loaded after the one before it was released, the decoder not at all, as
+for a prompt. `gemma-edge bench` measures the same beside all else.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
-
-from gemma_edge.benchmarks.child import ChildError, run_child
-from gemma_edge.benchmarks.load import busy_cores
-from gemma_edge.benchmarks.memory import PeakSampler, read_memory
+from gemma_edge.benchmarks.child import run_child
+from gemma_edge.benchmarks.encoding import EncoderRun
+from gemma_edge.benchmarks.load import QUIET_CORES, busy_cores
 from gemma_edge.benchmarks.record import bundle_facts, readme_row, write_record
-from gemma_edge.benchmarks.script import run_script
-from gemma_edge.runtime.audio_encoder import AudioEncoder
-from gemma_edge.runtime.bundle import Bundle
+from gemma_edge.benchmarks.script import progress, run_script
+from gemma_edge.benchmarks.worker import parse_worker_report, worker_argv
+from gemma_edge.benchmarks.workload import Workload
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.modalities import AudioModality
 from gemma_edge.runtime.units import format_size
-from gemma_edge.runtime.vision import VisionEncoder
 
-TIMEOUT = 900.0
 Json = dict[str, Any]
+TIMEOUT = 3600.0
+BARS = {"vision": "recorded", "audio": "faster than real time"}
 
 
-def encode_once_loaded(bundle: Path, kind: str, threads: int | None, repetitions: int) -> Json:
-    """Loads one encoder in this process and runs it.
+def measure_encode(
+    bundle: Path, reps: int, threads: int, *, name: str, bars: dict[str, str], output: Path | None
+) -> list[EncoderRun]:
+    """Measures in a child process and appends the record to `output`.
 
-    Returns:
-        `seconds` of each run but the first, `clip_seconds` of sound (0 for an image), and bytes of RssAnon:
-        `base` before it was loaded, `loaded`, and `peak`.
-    """
-    modality = Bundle.open(bundle).modalities[kind]
-    random = np.random.default_rng(0)
-    base = read_memory().rss_anon
-    encoder: AudioEncoder | VisionEncoder
-    with PeakSampler() as sampler:
-        if isinstance(modality, AudioModality):
-            encoder = AudioEncoder(modality.graph, threads=threads)
-            shape: tuple[int, ...] = (modality.config.max_frames, encoder.bins)
-            clip = modality.config.max_frames * modality.log_mel.hop_length_ms / 1000
-        else:
-            encoder, clip = VisionEncoder(modality.graph, threads=threads), 0.0
-            shape = (3, encoder.image_size, encoder.image_size)
-        loaded = read_memory().rss_anon
-        given = random.random(shape, dtype=np.float32)
-        seconds = []
-        for _ in range(repetitions + 1):
-            started = time.perf_counter()
-            encoder.encode(given)
-            seconds.append(time.perf_counter() - started)
-    peak = sampler.peak.rss_anon
-    return {"seconds": seconds[1:], "clip_seconds": clip, "base": base, "loaded": loaded, "peak": peak}
-
-
-def measure(
-    bundle: Path, threads: int | None, repetitions: int, *, name: str, output: Path | None
-) -> list[str]:
-    """Measures every encoder of a bundle and appends a record of each to `output`; returns the rows' values.
+    Args:
+        bars: what each encoder should reach, for the table.
 
     Raises:
         UsageError: the bundle has no encoder.
-        ChildError: an encoder failed.
+        ChildError, DeviceError: the process failed.
     """
-    facts, kinds = bundle_facts(bundle), list(Bundle.open(bundle).modalities)
-    if not kinds:
-        raise UsageError(f"{bundle}: has no encoder: export a checkpoint that has one")
-    values = []
-    for kind in kinds:
-        busy = busy_cores()
-        argv = [sys.executable, "-m", "gemma_edge.benchmarks.encode", str(bundle), "-r", str(repetitions)]
-        argv += ["--only", kind] + (["-t", str(threads)] if threads else [])
-        run = run_child(argv, timeout=TIMEOUT)
-        if run.exit_code:
-            raise ChildError(f"the {kind} encoder", run)
-        found: Json = json.loads(run.stdout)
-        deviation = stdev(found["seconds"]) if len(found["seconds"]) > 1 else 0.0
-        value = f"{mean(found['seconds']):.1f} ± {deviation:.1f} s, "
-        value += f"{format_size(found['peak'], binary=False)} RssAnon"
-        bar = f"below {found['clip_seconds']:.0f} s" if found["clip_seconds"] else "recorded"
-        what = f"{found['clip_seconds']:.0f} s of audio" if found["clip_seconds"] else "an image"
-        values.append(f"{what}: {value}")
-        if output is not None:
-            write_record(
-                output,
-                "encode",
-                name=name,
-                model=facts.model,
-                recipe=facts.recipe,
-                metrics={
-                    "encoder": kind,
-                    "threads": threads,
-                    "seconds": round(mean(found["seconds"]), 3),
-                    "seconds_sd": round(deviation, 3),
-                    "clip_seconds": found["clip_seconds"],
-                    "base_rss_anon_bytes": found["base"],
-                    "loaded_rss_anon_bytes": found["loaded"],
-                    "peak_rss_anon_bytes": found["peak"],
-                },
-                raw={"seconds": found["seconds"], "busy_cores": busy},
-                readme=[readme_row(f"{name}: encoding {what}, {threads or 'all'} threads", bar, value)],
-            )
-    return values
+    facts = bundle_facts(bundle)
+    if not facts.encoders:
+        raise UsageError(f"{bundle} has no encoders: export the checkpoint with --modalities")
+    workload = Workload(reps=reps, threads=threads, encode=True)
+    workload.check(facts.context)
+    busy = busy_cores()
+    if busy is not None and busy > QUIET_CORES:
+        progress(f"warning: other processes keep {busy:.1f} cores busy")
+    child = run_child(worker_argv(sys.executable, str(bundle), workload), timeout=TIMEOUT, what="encoding")
+    report = parse_worker_report(child)
+    runs = [EncoderRun.from_dict(run) for run in report["encode"]]
+    if output is not None:
+        metrics: Json = {"threads": threads, "busy_cores": busy}
+        for run in runs:
+            metrics |= {
+                f"{run.encoder}_s": round(run.median_s, 4),
+                f"{run.encoder}_load_s": round(run.load_s, 4),
+                f"{run.encoder}_peak_rss_anon_bytes": run.peak_rss_anon,
+                f"{run.encoder}_peak_rss_file_bytes": run.peak_rss_file,
+            }
+            if run.real_time is not None:
+                metrics["real_time"] = round(run.real_time, 3)
+        write_record(
+            output,
+            "encoders",
+            name=name,
+            model=facts.model,
+            recipe=facts.recipe,
+            metrics=metrics,
+            raw={"encode": report["encode"], "notes": report["notes"]},
+            readme=[encode_readme_row(name, run, threads, bars[run.encoder]) for run in runs],
+        )
+    return runs
+
+
+def encode_readme_row(name: str, run: EncoderRun, threads: int, bar: str) -> Json:
+    """One encoder's row of the README's table; the time is the median of its repetitions."""
+    what = f"one {run.pixels}x{run.pixels} image" if run.real_time is None else f"{run.seconds:g} s of audio"
+    speed = "" if run.real_time is None else f" ({run.real_time:.1f}x real time)"
+    memory = format_size(run.peak_rss_anon, binary=False)
+    label = f"{name}: encode {what}, {threads} thread{'s' if threads > 1 else ''}"
+    return readme_row(label, bar, f"{run.median_s:.1f} s{speed}, peak RssAnon {memory}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     summary = (__doc__ or "").split("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m gemma_edge.benchmarks.encode", description=summary)
-    parser.add_argument("bundle", type=Path, help="folder of a bundle that has encoders")
-    parser.add_argument("-t", "--threads", type=int, help="of the engine (default: one a physical core)")
-    parser.add_argument("-r", "--repetitions", type=int, default=5, help="runs that count (5)")
-    parser.add_argument("--only", metavar="KIND", help="one encoder, in this process: its account as JSON")
+    parser.add_argument("bundle", type=Path, help="what `gemma-edge export` made, with encoders")
+    parser.add_argument("-r", "--reps", type=int, default=5, metavar="N", help="repetitions (default: 5)")
+    parser.add_argument("-t", "--threads", type=int, default=2, metavar="N", help="threads (default: 2)")
     parser.add_argument("--name", help="what the results call it (default: the bundle's folder)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSONL file to append records to")
+    for encoder, bar in BARS.items():
+        flag = "--image-bar" if encoder == "vision" else "--audio-bar"
+        parser.add_argument(
+            flag, dest=encoder, default=bar, metavar="TEXT", help=f"what it should reach (default: {bar})"
+        )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="JSONL file to append the record to"
+    )
     args = parser.parse_args(argv)
-    if args.repetitions < 1:
-        raise UsageError(f"--repetitions must be 1 or more, not {args.repetitions}")
-    if args.only:
-        print(json.dumps(encode_once_loaded(args.bundle, args.only, args.threads, args.repetitions)))
-        return 0
-    name = args.name or args.bundle.resolve().name
-    for line in measure(args.bundle, args.threads, args.repetitions, name=name, output=args.output):
-        print(line)
+    runs = measure_encode(
+        args.bundle,
+        args.reps,
+        args.threads,
+        name=args.name or args.bundle.resolve().name,
+        bars={encoder: getattr(args, encoder) for encoder in BARS},
+        output=args.output,
+    )
+    for run in runs:
+        print(f"{run}; load {run.load_s:.2f} s; peak RssAnon {format_size(run.peak_rss_anon)}")
     return 0
 
 

@@ -39,6 +39,7 @@ class BundleFacts(NamedTuple):
     context: int  # tokens of KV cache that it was planned for
     chunk: int  # tokens of one prefill call
     kv_cache: str  # "fp32", "int8"
+    encoders: tuple[str, ...] = ()  # of "vision" and "audio"
 
 
 def bundle_facts(path: Path) -> BundleFacts:
@@ -68,6 +69,7 @@ def bundle_facts(path: Path) -> BundleFacts:
         context=bundle.context,
         chunk=bundle.chunk,
         kv_cache=bundle.kv_cache,
+        encoders=tuple(bundle.modalities),
     )
 
 
@@ -125,7 +127,7 @@ def write_record(
     """Appends one record to a JSONL file, making its folder.
 
     Args:
-        kind: what script measured it: "compare", "ceiling", "encode", "export", "load", "parity".
+        kind: what script measured it: "compare", "ceiling", "encoders", "export", "load", "parity".
         name: the short name of what was measured, as it stands in the table.
         metrics: what follows from the samples, units in the keys.
         raw: every sample.

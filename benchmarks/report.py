@@ -33,7 +33,7 @@ from gemma_edge.benchmarks.charts import (
 from gemma_edge.benchmarks.child import ChildError, run_child
 from gemma_edge.benchmarks.record import read_records
 from gemma_edge.benchmarks.report_style import STYLE
-from gemma_edge.benchmarks.rows import session_lines, threads_of, to_markdown
+from gemma_edge.benchmarks.rows import ENCODE_HEAD, encode_cells, session_lines, threads_of, to_markdown
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.benchmarks.table import latest_rows
 from gemma_edge.runtime.errors import DeviceError, UsageError
@@ -94,6 +94,7 @@ def render_page(records: Sequence[Json]) -> str:
     sections = [
         _overview(sessions, tests),
         _speed(tests),
+        _encoding([record for record in records if record["kind"] == "encode"]),
         _memory(sessions),
         _latency(sessions),
         _sustained(sessions),
@@ -203,6 +204,29 @@ def _speed(tests: Sequence[Json]) -> str:
         )
     lead = "The model alone: no tokenizer, no sampling (pp and tg as in llama-bench; @ d is the depth)."
     return _section("Speed", lead, *charts) if charts else ""
+
+
+def _encoding(rows: Sequence[Json]) -> str:
+    engines = list(dict.fromkeys(row["engine"] for row in rows))
+    charts = []
+    for encoder, what in (("vision", "An image"), ("audio", "The longest clip")):
+        bars = [
+            Bar(
+                f"{row['test']} · {_title(row)}",
+                row["avg_ns"] / 1e9,
+                row["stddev_ns"] / 1e9,
+                tuple(ns / 1e9 for ns in row["samples_ns"]),
+                engines.index(row["engine"]) % SERIES,
+            )
+            for row in rows
+            if row["encoder"] == encoder
+        ]
+        if bars:
+            legend = [(engine, i % SERIES) for i, engine in enumerate(engines)]
+            charts.append(_figure(f"{what}, seconds: mean, ± sd, samples", bar_chart(bars, "s"), legend))
+    lead = "Noise to soft tokens, encoder loaded; memory is the peak of the process, decoder not loaded."
+    table = _table(ENCODE_HEAD, map(encode_cells, rows))
+    return _section("Images and audio", lead, *charts, table) if charts else ""
 
 
 def _memory(sessions: Sequence[Json]) -> str:

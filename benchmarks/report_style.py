@@ -68,7 +68,7 @@ th, td { text-align: left; padding: 7px 12px; border-top: 1px solid var(--line);
 thead th { border-top: 0; color: var(--quiet); font-weight: 600; }
 thead:not(:has(th:not(:empty))) { display: none; }
 tbody tr:first-child td { border-top: 0; }
-td:first-child { white-space: nowrap; }
+td:first-child { min-width: 9em; }
 """
     + CHART_STYLE
 )

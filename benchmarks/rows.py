@@ -1,8 +1,9 @@
 """Results of `gemma-edge bench` as rows: JSONL that programs for llama-bench read too, CSV, and markdown.
 
-Two kinds of rows, both records of `record.read_records`:
+Three kinds of rows, all of them records of `record.read_records`:
 
 - `bench`: one test. It has every field that llama-bench's own JSONL has, with its names and units, and ours.
+- `encode`: one encoder: an image, or the longest clip.
 - `session`: a bundle with one number of threads, and all that is not the speed of a test: memory over time,
   load, latency, ceiling.
 
@@ -46,6 +47,7 @@ CSV_FIELDS = (
     "model_n_params", "n_threads", "test", "n_prompt", "n_gen", "n_depth", "avg_ns", "stddev_ns", "avg_ts",
     "stddev_ts", "median_ts", "bandwidth_gb_s", "bandwidth_share", "cpu_s", "cores_busy", "major_faults",
     "peak_rss_anon", "peak_rss", "temperature_c", "frequency_mhz", "cpu_info",
+    "median_ns", "real_time", "load_s", "soft_tokens", "peak_rss_file",
 )  # fmt: skip
 
 
@@ -124,6 +126,24 @@ def kernel_row(
     return {**head, **row, **ours}
 
 
+def encode_row(
+    head: Json, run: Json, facts: BundleFacts, filename: str, threads: int, engine: str, limit: int | None
+) -> Json:
+    """An `encode` row of one of a worker's report's "encode"; `limit` is the ceiling that was enforced."""
+    return {
+        **head,
+        **run,
+        "model_filename": filename,
+        "n_threads": threads,
+        "engine": engine,
+        "model": facts.model,
+        "recipe": facts.recipe,
+        "format": facts.format,
+        "limit_bytes": limit,
+        "test_time": head["time"],
+    }
+
+
 def peer_row(head: Json, test: Measurement, engine: str, filename: str, threads: int, peak_rss: int) -> Json:
     """A `bench` row of another program; what it does not tell is null."""
     row = {
@@ -161,7 +181,7 @@ def parse_outputs(text: str, run: str) -> list[tuple[str, Path | None]]:
 
 
 def render(rows: Sequence[Json], kind: str) -> str:
-    """All rows in one format; CSV holds the tests only, markdown is for people."""
+    """All rows in one format; CSV holds tests and encoders only, markdown is for people."""
     if kind == "jsonl":
         return "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
     return to_csv(rows) if kind == "csv" else to_markdown(rows)
@@ -181,7 +201,7 @@ def to_csv(rows: Iterable[Json]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_FIELDS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row for row in rows if row["kind"] == "bench")
+    writer.writerows(row for row in rows if row["kind"] in ("bench", "encode"))
     return text.getvalue()
 
 
@@ -193,6 +213,11 @@ def to_markdown(rows: Sequence[Json]) -> str:
         several = len({row["device"] for row in tests}) > 1
         head = ["model", "engine", "threads", "test", "tok/s", "median", "of bandwidth"]
         lines += _table(["device", *head] if several else head, [_test_cells(r, several) for r in tests])
+    if encoders := [row for row in rows if row["kind"] == "encode"]:
+        several = len({row["device"] for row in encoders}) > 1
+        head = ["device", *ENCODE_HEAD] if several else ENCODE_HEAD
+        cells = [[row["device"], *encode_cells(row)] if several else encode_cells(row) for row in encoders]
+        lines += ["", *_table(head, cells)]
     for session in (row for row in rows if row["kind"] == "session"):
         title = ", ".join(filter(None, (f"{session['name']} on {session['device']}", threads_of(session))))
         lines += ["", *_table([title, ""], session_lines(session))]
@@ -211,6 +236,25 @@ def _test_cells(row: Json, device: bool) -> list[str]:
         f"{share:.0%} of {row['bandwidth_gb_s']:.1f} GB/s" if share else "",
     ]
     return [row["device"], *cells] if device else cells
+
+
+ENCODE_HEAD = ["model", "engine", "threads", "encode", "seconds", "median", "load", "RssAnon", "RssFile"]
+
+
+def encode_cells(row: Json) -> list[str]:
+    """An `encode` row for people, below ENCODE_HEAD; sizes are peaks."""
+    speed = f", {row['real_time']:.1f}x real time" if row["real_time"] else ""
+    return [
+        " ".join(filter(None, (row["name"], row.get("recipe")))),
+        row["engine"],
+        str(row["n_threads"]),
+        row["test"],
+        f"{row['avg_ns'] / 1e9:.2f} ± {row['stddev_ns'] / 1e9:.2f}",
+        f"{row['median_ns'] / 1e9:.2f}{speed}",
+        f"{row['load_s']:.2f} s",
+        format_size(row["peak_rss_anon"]),
+        format_size(row["peak_rss_file"]),
+    ]
 
 
 def threads_of(row: Json) -> str:

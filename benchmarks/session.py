@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gemma_edge.benchmarks.encoding import EncoderRun
 from gemma_edge.benchmarks.load import QUIET_CORES, busy_cores
 from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions
 from gemma_edge.benchmarks.peers import Peer, interleave, merged, ratios
 from gemma_edge.benchmarks.record import BundleFacts, environment, now
-from gemma_edge.benchmarks.rows import header, kernel_row, peer_row, threads_of
+from gemma_edge.benchmarks.rows import encode_row, header, kernel_row, peer_row, threads_of
 from gemma_edge.benchmarks.script import progress
-from gemma_edge.benchmarks.target import Ceiling, Outcome, Target, judge_ceiling
+from gemma_edge.benchmarks.target import Ceiling, Outcome, Target, judge_ceiling, with_encoders
 from gemma_edge.benchmarks.workload import Workload
 from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.units import format_size
@@ -32,15 +33,17 @@ CONTROL_TOKENS = 8
 
 @dataclass(frozen=True)
 class Bars:
-    """What the figures should reach; None asks nothing. TTFT is the median, speeds the slowest test's
-    median.
+    """What the figures should reach; None asks nothing. Times are medians, speeds the slowest
+    test's median.
     """
 
     ttft_ms: float | None = None
     prefill_tps: float | None = None
     decode_tps: float | None = None
+    image_ms: float | None = None
+    audio_ms: float | None = None
 
-    def judge(self, latency: Json | None, tests: Sequence[Json]) -> list[Json]:
+    def judge(self, latency: Json | None, tests: Sequence[Json], encoders: Sequence[Json] = ()) -> list[Json]:
         """One entry a bar: "what", "value", "bar", "met"."""
         judged: list[Json] = []
         if self.ttft_ms is not None:
@@ -56,6 +59,10 @@ class Bars:
                 if not speeds:
                     raise UsageError(f"a bar for {what} needs such a test: see -p and -n")
                 judged.append(_bar(what, min(speeds), bar, True))
+        for encoder, bar in (("vision", self.image_ms), ("audio", self.audio_ms)):
+            times = [row["median_ns"] / 1e6 for row in encoders if row["encoder"] == encoder]
+            if bar is not None and times:
+                judged.append(_bar(f"{encoder} encoder, ms", times[0], bar, False))
         return judged
 
 
@@ -71,6 +78,7 @@ class Plan:
     control: int | None = None
     bars: Bars = Bars()
     cold_load: bool = True
+    encode: bool = True  # where the bundle has encoders
     bandwidth_seconds: float = 2.0
     timeout: float = 3600.0
     peers: Sequence[Peer] = ()
@@ -132,8 +140,12 @@ class Session:
                 self._note(f"other processes kept {busy:.1f} cores busy before the run")
         if plan.cold_load and self.target.runs_worker:
             self._cold_load()
-        before = self._bandwidth()
         limited = plan.ceiling is not None and self.target.enforces
+        encoded = None
+        if plan.encode and self.facts.encoders and self.target.runs_worker:
+            encoded = self._encode(plan.ceiling, limited)
+        encoders = (encoded.report or {}).get("encode", ()) if encoded else ()
+        before = self._bandwidth()
         main = dataclasses.replace(workload, cold=limited)
         self._say("measuring" + (f" under {format_size(plan.ceiling)}" if limited and plan.ceiling else ""))
         outcome = self.target.work(main, plan.ceiling, self._timeout())
@@ -147,9 +159,9 @@ class Session:
             tests = self._report(outcome.report, gb_s)
             self.row["load"]["limited_s" if limited else "warm_s"] = outcome.report["load_s"]
         if plan.ceiling is not None:
-            self._judge(outcome, plan.ceiling)
+            self._judge(outcome, encoded, plan.ceiling)
         if outcome.report is not None:
-            row["bars"] = plan.bars.judge(outcome.report["latency"], tests)
+            row["bars"] = plan.bars.judge(outcome.report["latency"], tests, encoders)
             self.problems += [
                 f"{bar['what']}: {bar['value']:.2f}, asked for {bar['bar']:g}"
                 for bar in row["bars"]
@@ -181,6 +193,35 @@ class Session:
             left = format_size(report["cached_bytes"])
             self._note(f"the cold load was not quite cold: the kernel kept {left} of the bundle cached")
 
+    def _encode(self, ceiling: int | None, limited: bool) -> Outcome:
+        """Measures the encoders without the decoder: that is how a prompt is answered."""
+        workload = Workload(
+            reps=self.workload.reps,
+            threads=self.workload.threads,
+            context=self.workload.context,
+            cold=limited,
+            encode=True,
+        )
+        if limited and self.facts.format != "onnx":
+            self._say("encoding once: LiteRT packs the weights of encoders into files where it has not yet")
+            self.target.work(dataclasses.replace(workload, reps=1, cold=False), None, self.plan.timeout)
+        self._say("encoding " + " and ".join(self.facts.encoders))
+        outcome = self.target.work(workload, ceiling, self.plan.timeout)
+        if outcome.report is None:
+            return outcome
+        head = self._head("encode", outcome.report)
+        file, threads = self.bundle.resolve().name, self.workload.threads
+        engine = _engine(self.facts.format, outcome.report["environment"])
+        for run in outcome.report["encode"]:
+            self.emit(encode_row(head, run, self.facts, file, threads, engine, ceiling if limited else None))
+            self._say(str(EncoderRun.from_dict(run)))
+        for note in outcome.report["notes"]:
+            self._note(note)
+        return outcome
+
+    def _head(self, kind: str, report: Json) -> Json:
+        return header(kind, self.run, self.name, self.target.name, self.row["time"], report["environment"])
+
     def _bandwidth(self) -> float | None:
         if not self.plan.bandwidth_seconds:
             return None
@@ -194,7 +235,7 @@ class Session:
         """Emits the tests of a worker's report and takes the rest into the session's row."""
         self._environment(report)
         engine = report.get("engine") or _engine(self.facts.format, report["environment"])
-        head = header("bench", self.run, self.name, self.target.name, self.row["time"], report["environment"])
+        head = self._head("bench", report)
         peak = report["memory"]["peak"]
         rows = [
             kernel_row(
@@ -220,7 +261,7 @@ class Session:
             self._note(note)
         return rows
 
-    def _judge(self, outcome: Outcome, limit: int) -> None:
+    def _judge(self, outcome: Outcome, encoded: Outcome | None, limit: int) -> None:
         control_limit = self.plan.control or limit // 2
         control = None
         if outcome.mechanism is not None and not outcome.killed:
@@ -237,6 +278,8 @@ class Session:
             self._say(f"control under {format_size(control_limit)}")
             control = self.target.work(short, control_limit, self.plan.timeout)
         ceiling: Ceiling = judge_ceiling(limit, outcome, control, control_limit, self.target.why_not)
+        if encoded is not None:
+            ceiling = with_encoders(ceiling, encoded)
         self.row["ceiling"] = ceiling.to_dict()
         if not ceiling.met:
             self.problems.append(f"the ceiling of {format_size(limit)}: {ceiling.text}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -271,6 +271,21 @@ class Ceiling:
 
     def to_dict(self) -> Json:
         return dict(vars(self))
+
+
+def with_encoders(ceiling: Ceiling, encoders: Outcome) -> Ceiling:
+    """The verdict with the encoders in it: they are loaded while the decoder is not, under the same limit."""
+    size = format_size(ceiling.limit_bytes)
+    if encoders.killed:
+        text = f"exceeded: killed by the kernel under {size} while encoding images and audio"
+        return replace(ceiling, met=False, enforced=True, text=text, mechanism=encoders.mechanism)
+    assert encoders.report is not None
+    anon = max(run["peak_rss_anon"] for run in encoders.report["encode"])
+    text = f"{ceiling.text}; encoders: peak RssAnon {format_size(anon)}"
+    fits = encoders.mechanism is not None or anon <= ceiling.limit_bytes
+    return replace(
+        ceiling, met=ceiling.met and fits, text=text if fits else f"exceeded by the encoders: {text}"
+    )
 
 
 def judge_ceiling(limit: int, run: Outcome, control: Outcome | None, control_limit: int, why: str) -> Ceiling:

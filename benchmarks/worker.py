@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_edge.benchmarks.child import ChildError, ChildRun
 from gemma_edge.benchmarks.clock import ClockReading
+from gemma_edge.benchmarks.encoding import EncoderRun, measure_encoders
 from gemma_edge.benchmarks.kernel import bench_decode, bench_prefill, runtime_import_seconds
 from gemma_edge.benchmarks.latency import measure_latency, summarize
 from gemma_edge.benchmarks.measurement import Measurement
@@ -186,6 +187,34 @@ def measure(path: Path, workload: Workload) -> Json:
     }
 
 
+def encode(path: Path, workload: Workload) -> Json:
+    """Measures the encoders of a bundle in this process, without its decoder.
+
+    Returns:
+        A report as `measure` does, with "schema", "environment", "cached_bytes", "tests" (none), "encode"
+        (EncoderRun.to_dict() of each encoder) and "notes".
+
+    Raises:
+        UsageError: the workload is none.
+        BundleError: the bundle is damaged.
+    """
+    began = ClockReading.now()
+    cached = drop_page_cache(bundle_files(path)) if workload.cold else None
+    from gemma_edge.runtime.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    workload.check(bundle.context)
+    runs = measure_encoders(bundle, workload.reps, workload.threads)
+    return {
+        "schema": REPORT_SCHEMA,
+        "environment": environment(),
+        "cached_bytes": cached,
+        "tests": [],
+        "encode": [run.to_dict() for run in runs],
+        "notes": began.notes(ClockReading.now()),
+    }
+
+
 def worker_argv(python: str, bundle: str, workload: Workload) -> list[str]:
     """The command line that measures in a process of its own, here or on a device."""
     return [python, "-m", "gemma_edge.benchmarks.worker", bundle, workload.to_json()]
@@ -206,6 +235,8 @@ def parse_worker_report(run: ChildRun) -> Json:
             raise ValueError(f"a report of schema {report['schema']}, not {REPORT_SCHEMA}")
         for test in report["tests"]:
             Measurement.from_dict(test)
+        for test in report.get("encode", ()):
+            EncoderRun.from_dict(test)
         return report
     except (KeyError, TypeError, ValueError) as error:
         raise DeviceError(f"the measured run printed no report ({error}): {run.stdout[-200:]!r}") from None
@@ -217,7 +248,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("workload", type=Workload.from_json, help="JSON of `workload.Workload`")
     args = parser.parse_args(argv)
-    print(json.dumps(measure(args.bundle, args.workload)), flush=True)
+    workload: Workload = args.workload
+    work = encode if workload.encode else measure
+    print(json.dumps(work(args.bundle, workload)), flush=True)
     return 0
 
 

@@ -26,6 +26,9 @@ class Workload:
     `cold` drops the page cache of the bundle first. Then it is loaded; all combinations of `prompts` and
     `gens` with `depths` are measured `reps` times; `requests` answers end to end, each of `answer` tokens to
     a prompt of `prompt`; at last, for `sustained_s` seconds, prefill and decode in turn.
+
+    With `encode` the decoder is not loaded: the bundle's encoders are, one after the other, and each encodes
+    `reps` times.
     """
 
     prompts: tuple[int, ...] = ()
@@ -40,6 +43,7 @@ class Workload:
     prompt: int = 128
     answer: int = 64
     sustained_s: float = 0.0
+    encode: bool = False
 
     def tests(self) -> Iterator[Sizes]:
         """In llama-bench's order: depth by depth, prefill before decode."""

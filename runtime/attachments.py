@@ -227,7 +227,7 @@ class Reader:
 
     def segments(self, path: str | Path) -> Iterable[Segment]:
         """A recording of any length, or a video's sound, cut at pauses into clips for the encoder."""
-        seconds = self._clip_seconds()
+        seconds = self.clip_seconds()
         if kind_of(path) == "video":
             return decoded_segments(path, sound(path), max_seconds=seconds)
         return read_audio(path, max_seconds=seconds)
@@ -240,7 +240,8 @@ class Reader:
         found = self.modalities.get("audio")
         return found if isinstance(found, AudioModality) else self._lacks("audio")
 
-    def _clip_seconds(self) -> float:
+    def clip_seconds(self) -> float:
+        """The longest clip that the encoder takes, in seconds."""
         audio = self._hearing()
         longest = audio.config.max_frames * audio.log_mel.hop_length / audio.log_mel.sampling_rate
         return max(1.0, min(MAX_SECONDS, longest))
@@ -267,7 +268,7 @@ class Reader:
             raise UsageError(f"{where}['audio'] must be a path or f32 (n,) at 16 kHz, not {got}")
         if len(value) < shortest or not np.isfinite(value).all():
             raise UsageError(f"{where}['audio'] must have {shortest} samples or more, all of them finite")
-        return self._clips(where, split_at_pauses([value.astype(np.float32)], self._clip_seconds()))
+        return self._clips(where, split_at_pauses([value.astype(np.float32)], self.clip_seconds()))
 
     # Videos. ------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,25 @@ class Encoded:
     def __str__(self) -> str:
         item = self.attachment
         return f"{item.kind} {item.name}: {item.soft_tokens} tokens, {self.seconds:.1f} s"
+
+
+def load_encoder(modality: Modality, *, threads: int | None = None) -> VisionEncoder | AudioEncoder:
+    """The encoder of a modality, loaded. Raises BundleError for one that is damaged, or of another model."""
+    make = AudioEncoder if isinstance(modality, AudioModality) else VisionEncoder
+    encoder = make(modality.graph, threads=threads, digest=modality.digest)
+    expected = (modality.soft_tokens, int(modality.tokens["columns"]))
+    if (got := (encoder.soft_tokens, encoder.hidden_size)) != expected:
+        encoder.close()
+        raise BundleError(Path(modality.graph), "soft_tokens", f"(1, *{expected})", f"(1, *{got})")
+    return encoder
+
+
+def encode_one(encoder: VisionEncoder | AudioEncoder, modality: Modality, data: NDArray[Any]) -> Rows:
+    """Rows f32 (soft_tokens, hidden), not to be scaled, of what an `Attachment` of that modality holds."""
+    if isinstance(encoder, VisionEncoder):
+        return encoder.encode(data * np.float32(1 / 255))
+    assert isinstance(modality, AudioModality)
+    return encoder.encode(*modality.log_mel(data))
 
 
 class Encoders:
@@ -102,13 +122,7 @@ class Encoders:
 
     def _load(self, name: str) -> VisionEncoder | AudioEncoder:
         if name not in self._loaded:
-            modality = self.modalities[name]
-            make = AudioEncoder if isinstance(modality, AudioModality) else VisionEncoder
-            self._loaded[name] = encoder = make(modality.graph, threads=self.threads, digest=modality.digest)
-            expected = (modality.soft_tokens, int(modality.tokens["columns"]))
-            if (encoder.soft_tokens, encoder.hidden_size) != expected:
-                got = (encoder.soft_tokens, encoder.hidden_size)
-                raise BundleError(Path(modality.graph), "soft_tokens", f"(1, *{expected})", f"(1, *{got})")
+            self._loaded[name] = load_encoder(self.modalities[name], threads=self.threads)
         return self._loaded[name]
 
     def _release(self, name: str) -> None:
@@ -117,11 +131,7 @@ class Encoders:
 
     def _encode(self, encoder: VisionEncoder | AudioEncoder, item: Attachment) -> Rows:
         started = time.perf_counter()
-        modality = self.modalities[MODALITY[item.kind]]
-        if isinstance(encoder, VisionEncoder):
-            rows = encoder.encode(item.data * np.float32(1 / 255))
-        elif isinstance(modality, AudioModality):
-            rows = encoder.encode(*modality.log_mel(item.data))
+        rows = encode_one(encoder, self.modalities[MODALITY[item.kind]], item.data)
         self.report(Encoded(item, time.perf_counter() - started))
         return rows
 

@@ -14,8 +14,6 @@ import pytest
 from audio_models import AudioSource, TransformersAudio
 from vision_models import transformers_model
 
-from gemma_edge.benchmarks import encode
-from gemma_edge.benchmarks.record import read_records
 from gemma_edge.cli.main import main
 from gemma_edge.export.checkpoint import Checkpoint
 from gemma_edge.export.encoder_bundle import emit_encoder, encoder_memory
@@ -358,24 +356,3 @@ def test_the_table_has_a_row_for_each_encoder() -> None:
     text = format_plan(planned("e2b", "int4").to_dict())
     assert "image encoder" in text and "audio encoder" in text and "beside it" in text
     assert "beside it" not in format_plan(planned("e2b", "int4", ()).to_dict())
-
-
-# The benchmark. -------------------------------------------------------------------------------------
-
-
-def test_encoding_is_measured(bundle: Path, tmp_path: Path, capsys: Any) -> None:
-    out = tmp_path / "results.jsonl"
-    assert encode.main([str(bundle), "-t", "1", "-r", "2", "--name", "tiny", "-o", str(out)]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    records = read_records(out)
-    assert [record["metrics"]["encoder"] for record in records] == list(KINDS)
-    for record, line in zip(records, printed, strict=True):
-        metrics = record["metrics"]
-        assert len(record["raw"]["seconds"]) == 2 and metrics["seconds"] > 0
-        assert 0 < metrics["base_rss_anon_bytes"] < metrics["loaded_rss_anon_bytes"]
-        assert metrics["loaded_rss_anon_bytes"] <= metrics["peak_rss_anon_bytes"]
-        assert record["readme"][0]["value"] in line
-    assert records[1]["metrics"]["clip_seconds"] == 30.08  # 188 tokens of 160 ms
-    edit(bundle / "manifest.json", lambda manifest: manifest.pop("modalities"))
-    with pytest.raises(UsageError, match="no encoder"):
-        encode.main([str(bundle)])

@@ -78,7 +78,7 @@ def encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Encoding:
         )
 
     monkeypatch.setattr(Model, "load", load)
-    monkeypatch.setattr(Reader, "_clip_seconds", lambda self: 2.0)
+    monkeypatch.setattr(Reader, "clip_seconds", lambda self: 2.0)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     monkeypatch.delenv(MODEL, raising=False)
     return encoding
