@@ -27,6 +27,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "verify": ("gemma_edge.export.verify", "compare a bundle with its checkpoint"),
     "run": ("gemma_edge.runtime.run", "answer one prompt"),
     "chat": ("gemma_edge.runtime.chat_repl", "talk, turn by turn"),
+    "describe": ("gemma_edge.runtime.describe", "say what a picture, a recording or a video shows"),
+    "transcribe": ("gemma_edge.runtime.transcribe", "write down what is said"),
+    "translate": ("gemma_edge.runtime.translate", "write down what is said in another language"),
 }
 # Top-level module of an optional dependency: the extra that installs it.
 EXTRAS = {
@@ -92,7 +95,7 @@ def _dispatch(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     module.configure(parser)
-    return int(module.run(parser.parse_args(rest)))
+    return int(module.run(parser.parse_intermixed_args(rest)))  # `run out/ -a photo.jpg "What is this?"`
 
 
 def _help() -> str:

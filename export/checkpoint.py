@@ -1,11 +1,13 @@
-"""A checkpoint folder, read lazily: the tensors of the text model from one or many safetensors shards.
+"""A checkpoint folder, read lazily: the tensors of the text model and of the encoders of images and audio, from
+one or many safetensors shards.
 
 Everything that can be wrong with a header, an index or a shape is found when the folder is opened, from the
 headers alone. Tensors are read with `os.preadv` into arrays of their own: memory is bounded by what is
 asked for, no mapped pages pile up, and any number of threads may read at once.
 
 Names are canonical (`gemma_edge.export.model.tensors`), whatever the layout: multimodal
-(`model.language_model.*`, the older `language_model.model.*`) or text-only (`model.*`, or no prefix).
+(`model.language_model.*`, the older `language_model.model.*`) or text-only (`model.*`, or no prefix). An
+encoder is there when config.json describes it and any of its tensors is stored; then all of them must be.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +23,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_edge.export.encoders import Encoder, read_encoder, tower_of
 from gemma_edge.export.model.tensors import TensorSpec, tensor_specs, unused_names
 from gemma_edge.export.shards import (
     AGAIN,
@@ -37,6 +40,7 @@ from gemma_edge.export.shards import (
 )
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import CheckpointError, GemmaEdgeError, UsageError
+from gemma_edge.runtime.modalities import KINDS, Kind
 
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -45,7 +49,7 @@ FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
 }
 # Longest first, so that "model.language_model." is not taken for "model.".
 PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.", "")
-TOWERS = frozenset({"vision_tower", "audio_tower", "embed_vision", "embed_audio", "multi_modal_projector"})
+FOREIGN = ("multi_modal_projector",)  # first part of names that are no part of Gemma 3n
 SIDE_FILES = (
     "tokenizer.model",
     "tokenizer.json",
@@ -53,29 +57,53 @@ SIDE_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 SAMPLE_BYTES = 256  # of each tensor, in the fingerprint
 
 
 class Checkpoint:
-    """The text model of a local checkpoint folder. Make one with `Checkpoint.open`; `close` it or use `with`.
+    """The model in a local checkpoint folder. Make one with `Checkpoint.open`; `close` it or use `with`.
 
     Attributes:
         path: the folder.
-        config: its parsed config.json.
-        specs: `tensor_specs(config)`: every tensor that can be read, by canonical name.
+        config: of the text model, from its config.json.
+        encoders: of images and audio, those that there are.
+        specs: every tensor that can be read, by canonical name: `tensor_specs(config)`, and those of the
+            encoders below `model.`.
     """
 
-    def __init__(self, path: Path, config: Gemma3nConfig, shards: list[Shard], source: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Gemma3nConfig,
+        shards: list[Shard],
+        source: Path,
+        encoders: Collection[Kind] = KINDS,
+    ) -> None:
         self.path, self.config, self.specs = path, config, tensor_specs(config)
         self._shards = shards
-        self._where = _locate(shards, self.specs, unused_names(config), source)
+        self.encoders = self._read_encoders(encoders)
+        for encoder in self.encoders.values():
+            self.specs |= encoder.specs
+        self._where = _locate(shards, self.specs, unused_names(config), set(self.encoders), source)
         self._finalizer = weakref.finalize(self, close_shards, shards)
 
+    def _read_encoders(self, wanted: Collection[Kind]) -> dict[Kind, Encoder]:
+        path = self.path / "config.json"
+        data = read_json(path)
+        stored = {tower_of(_below_model(tensor.key)) for shard in self._shards for tensor in shard.tensors}
+        kinds = [k for k in KINDS if k in wanted and k in stored and data.get(f"{k}_config") is not None]
+        return {kind: read_encoder(kind, data, path, self.json, self.config) for kind in kinds}
+
     @classmethod
-    def open(cls, path: str | Path) -> Checkpoint:
+    def open(cls, path: str | Path, encoders: Collection[Kind] = KINDS) -> Checkpoint:
         """Opens a folder and checks every header, name, shape and dtype; no weight is read.
+
+        Args:
+            encoders: those that are wanted; others are as if they were not there.
 
         Raises:
             ConfigError: config.json is missing, malformed or unsupported.
@@ -96,7 +124,7 @@ class Checkpoint:
             else:
                 source = path / INDEX_NAME
                 open_indexed(source, shards)
-            return cls(path, config, shards, source)
+            return cls(path, config, shards, source, encoders)
         except BaseException:
             close_shards(shards)
             raise
@@ -146,7 +174,7 @@ class Checkpoint:
         if not 0 <= start <= stop <= tensor.shape[0]:
             raise IndexError(f"{name}: rows {start}..{stop} of {tensor.shape[0]}")
         row_bytes = (tensor.stop - tensor.start) // tensor.shape[0]
-        array = np.empty((stop - start, *tensor.shape[1:]), FLOAT_DTYPES[tensor.dtype])
+        array = np.empty((stop - start, *self.specs[name].shape[1:]), FLOAT_DTYPES[tensor.dtype])
         read_into(shard, array.reshape(-1).view(np.uint8).data, tensor.start + start * row_bytes, tensor.key)
         return array
 
@@ -191,7 +219,7 @@ class Checkpoint:
         return digest.hexdigest()
 
     def files(self) -> dict[str, Path]:
-        """The side files that are present (tokenizer, chat template, generation config), by name."""
+        """The side files that are present (tokenizer, chat template, other configs), by name."""
         return {name: self.path / name for name in SIDE_FILES if (self.path / name).is_file()}
 
     def json(self, name: str) -> dict[str, Any]:
@@ -278,16 +306,27 @@ def _named_templates(value: object) -> dict[str, str]:
     }
 
 
-def _canonical(key: str) -> str | None:
-    """A stored name relative to the text model, or None for a tensor of another tower."""
-    parts = key.split(".")
-    if parts[0] in TOWERS or (parts[0] == "model" and len(parts) > 1 and parts[1] in TOWERS):
+def _below_model(key: str) -> str:
+    """A stored name relative to `model.`, where it has that prefix."""
+    return key.removeprefix("model.")
+
+
+def _canonical(key: str, towers: Collection[Kind]) -> str | None:
+    """A stored name relative to the text model, or to `model.` for a tensor of `towers`; None for others."""
+    below = _below_model(key)
+    if (kind := tower_of(below)) is not None:
+        return below if kind in towers else None
+    if below.startswith(FOREIGN):
         return None
     return key[len(next(prefix for prefix in PREFIXES if key.startswith(prefix))) :]
 
 
 def _locate(
-    shards: list[Shard], specs: dict[str, TensorSpec], unused: set[str], source: Path
+    shards: list[Shard],
+    specs: dict[str, TensorSpec],
+    unused: set[str],
+    towers: Collection[Kind],
+    source: Path,
 ) -> dict[str, tuple[Shard, StoredTensor]]:
     """Canonical name -> where it lies; every spec is found, with its shape and a float dtype, and nothing
     else.
@@ -295,7 +334,7 @@ def _locate(
     where: dict[str, tuple[Shard, StoredTensor]] = {}
     for shard in shards:
         for tensor in shard.tensors:
-            name = _canonical(tensor.key)
+            name = _canonical(tensor.key, towers)
             if name is None or name in unused:
                 continue
             if name not in specs:
@@ -310,11 +349,11 @@ def _locate(
                 raise CheckpointError(
                     shard.path, tensor.key, f"{name} once", f"also {where[name][1].key}", AGAIN
                 )
-            if tensor.shape != specs[name].shape:
+            if tensor.shape != specs[name].stored_shape:
                 raise CheckpointError(
                     shard.path,
                     tensor.key,
-                    f"shape {specs[name].shape}",
+                    f"shape {specs[name].stored_shape}",
                     tensor.shape,
                     "Check that config.json belongs to these weights.",
                 )
@@ -332,7 +371,7 @@ def _locate(
         raise CheckpointError(
             source,
             missing[0] + others,
-            f"a tensor of shape {specs[missing[0]].shape}",
+            f"a tensor of shape {specs[missing[0]].stored_shape}",
             "no such tensor",
             "Check that config.json belongs to these weights.",
         )

@@ -78,6 +78,15 @@ def read_audio(path: str | Path, *, max_seconds: float = MAX_SECONDS) -> Iterato
     return split_at_pauses(samples, max_seconds)
 
 
+def decoded_segments(
+    path: str | Path, blocks: Iterable[Array], *, max_seconds: float = MAX_SECONDS
+) -> Iterator[Segment]:
+    """The same of 16 kHz mono samples that were decoded elsewhere: a video's sound. `path` is for errors."""
+    path = Path(path)
+    checked = _checked(path, SAMPLE_RATE, (block[:, None] for block in blocks))
+    return split_at_pauses(_at_least_a_frame(path, checked), max_seconds)
+
+
 def split_at_pauses(blocks: Iterable[Array], max_seconds: float = MAX_SECONDS) -> Iterator[Segment]:
     """Cuts a stream of 16 kHz mono samples into segments, each at most `max_seconds` long."""
     limit = int(max_seconds * SAMPLE_RATE)

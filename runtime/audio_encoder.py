@@ -1,4 +1,4 @@
-"""A clip's soft tokens, on ONNX Runtime: `audio.onnx`, as `gemma_edge.export.emit.onnx_audio` writes it."""
+"""A clip's soft tokens, through `audio.onnx` or `audio.tflite`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.backends.encoder import OnnxEncoder
+from gemma_edge.runtime.backends.encoder import open_encoder
 from gemma_edge.runtime.errors import BundleError, UsageError
 
 F32 = "tensor(float)"
@@ -23,7 +23,7 @@ class AudioEncoder:
             rows = encoder.encode(*log_mel(segment.samples))
 
     Args:
-        path: audio.onnx, with its weights beside it.
+        path: audio.onnx, with its weights beside it, or audio.tflite.
         threads: of the engine; a thread a physical core if None.
 
     Attributes:
@@ -37,7 +37,7 @@ class AudioEncoder:
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
-        self._encoder = OnnxEncoder(path, SIGNATURE, threads=threads)
+        self._encoder = open_encoder(path, SIGNATURE, threads=threads)
         features, tokens = self._encoder.shapes["log_mel"], self._encoder.shapes["soft_tokens"]
         bins, soft_tokens, hidden = features[2], tokens[1], tokens[2]
         if bins is None or soft_tokens is None or hidden is None or features[1] is not None:

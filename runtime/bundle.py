@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import BundleError
+from gemma_edge.runtime.modalities import AudioModality, Modality, VisionModality, read_modalities
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -47,6 +48,7 @@ class Bundle:
     chunk: int  # tokens of one prefill call
     kv_cache: str  # "fp32" or "int8"
     format: str = "onnx"  # or "tflite": the engine that runs the decoder
+    modalities: dict[str, Modality] = field(default_factory=dict)  # what it reads beside text
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -76,7 +78,20 @@ class Bundle:
             format=choice(manifest_path, {"format": "onnx", **manifest}, "format", FORMATS[:2]),
         )
         bundle._check_files()
-        return bundle
+        modalities = read_modalities(manifest_path, manifest, config, bundle.file)
+        return replace(bundle, modalities=modalities)
+
+    @property
+    def vision(self) -> VisionModality | None:
+        """The encoder of images, if the bundle has one."""
+        found = self.modalities.get("vision")
+        return found if isinstance(found, VisionModality) else None
+
+    @property
+    def audio(self) -> AudioModality | None:
+        """The encoder of audio, if the bundle has one."""
+        found = self.modalities.get("audio")
+        return found if isinstance(found, AudioModality) else None
 
     def file(self, name: str) -> Path:
         """The path of a file that the manifest lists."""

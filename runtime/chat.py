@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 
+ATTACHMENTS = ("image", "audio")  # types of content parts that a template has a placeholder for
+
 MAX_STEPS = 100_000  # loop passes and macro calls of one rendering
 WIDTH_METHODS = frozenset(("center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map"))
 MAX_CHARACTERS = 32_000_000  # of the prompt and of any string on the way; a 32k context is some 150 kB
@@ -32,7 +34,10 @@ GEMMA3_TEMPLATE = """\
     {%- if message['content'] is string -%}
         {{ message['content'] }}
     {%- else -%}
-        {%- for part in message['content'] -%}{{ part['text'] | trim }}{%- endfor -%}
+        {%- for part in message['content'] -%}
+            {%- if part['type'] == 'text' -%}{{ part['text'] | trim }}
+            {%- else -%}{{ '<' + part['type'] + '_soft_token>' }}{%- endif -%}
+        {%- endfor -%}
     {%- endif -%}
 {%- endmacro -%}
 {{ bos_token }}
@@ -80,7 +85,8 @@ class ChatTemplate:
         """The prompt text of a conversation.
 
         Args:
-            messages: {"role": ..., "content": text or [{"type": "text", "text": ...}, ...]}, in order.
+            messages: {"role": ..., "content": text or parts}, in order. A part is {"type": "text", "text":
+                ...}, {"type": "image"} or {"type": "audio"}; what else it says of itself is ignored.
 
         Raises:
             UsageError: a malformed message, or messages that the template refuses (roles that do not
@@ -136,6 +142,8 @@ class ChatTemplate:
 def normalize_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """A copy of plain dicts, lists and strings, so that a template can reach nothing else.
 
+    Of an attachment nothing is left but its kind, {"type": "image"} or {"type": "audio"}.
+
     Raises:
         UsageError: names the message and what is wrong with it.
     """
@@ -154,13 +162,18 @@ def _check_message(message: object, name: str) -> dict[str, Any]:
         return {"role": str(role), "content": str(content)}
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise UsageError(f"{name}['content'] must be a text or a list of parts, not {type(content).__name__}")
-    parts = []
+    parts: list[dict[str, str]] = []
     for index, part in enumerate(content):
         where = f"{name}['content'][{index}]"
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if not isinstance(part, Mapping) or kind != "text" or not isinstance(part.get("text"), str):
-            raise UsageError(f'{where} must be {{"type": "text", "text": ...}}, not of type {kind!r}')
-        parts.append({"type": "text", "text": str(part["text"])})
+        if isinstance(part, Mapping) and kind in ATTACHMENTS:
+            parts.append({"type": str(kind)})
+        elif isinstance(part, Mapping) and kind == "text" and isinstance(part.get("text"), str):
+            parts.append({"type": "text", "text": str(part["text"])})
+        else:
+            raise UsageError(
+                f'{where} must be {{"type": "text", "text": ...}}, an image or audio, not of type {kind!r}'
+            )
     return {"role": str(role), "content": parts}
 
 

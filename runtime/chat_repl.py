@@ -17,12 +17,16 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.attachments import Part
+from gemma_edge.runtime.errors import FileError, UsageError
 from gemma_edge.runtime.generate import Stream
 from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.options import add_words, loading, take_bundle, tell
+from gemma_edge.runtime.prompt import bare, whole
 from gemma_edge.runtime.run import add_options, generate_options, print_answer, read_utf8
 
 HELP = """\
+/attach FILE  an image, a recording or a video for the next turn
 /reset  forget the conversation
 /help   this list
 /quit   end (so does Ctrl-D)
@@ -31,17 +35,22 @@ Ctrl-C  end the answer that is being given"""
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("bundle", help="a folder made by `gemma-edge export`")
+    add_words(parser, "", "no more arguments")
     add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """The verb. Raises what `Model.load` and `Model.generate` raise."""
     interactive = sys.stdin is not None and sys.stdin.isatty()
-    model = Model.load(args.bundle, threads=args.threads, context=args.context)
-    if interactive:
-        _tell("/help lists the commands, Ctrl-D ends.")
+    bundle, words = take_bundle(args)
+    if words:
+        raise UsageError(f"turns are typed or piped, not given as arguments such as {words[0]!r}")
+    model = Model.load(bundle, defer_decoder=bool(args.attach), **loading(args))
     conversation = Conversation(model, system=args.system, options=generate_options(args))
+    for file in args.attach:
+        conversation.attach(file)
+    if interactive:
+        tell("/help lists the commands, Ctrl-D ends.")
     chat(
         conversation,
         _ask if interactive else lambda: read_utf8(sys.stdin.readline) or None,
@@ -59,22 +68,31 @@ class Conversation:
         self, model: Model, *, system: str | None = None, options: dict[str, Any] | None = None
     ) -> None:
         self.model, self.system, self.options = model, system, options or {}
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[dict[str, Any]] = []
+        self._attached: list[Part] = []  # for the turn to come
+        self._asked: dict[str, Any] = {}
 
     def reset(self) -> None:
         """Forgets the turns; the system message stays."""
-        self.messages = []
+        self.messages, self._attached = [], []
         self.model.reset()
+
+    def attach(self, path: str) -> None:
+        """Adds a file to the next turn. Raises as `Reader.file`."""
+        self._attached += self.model.reader.file(path)
 
     def ask(self, text: str) -> Stream:
         """The answer to a further turn; `note` it when it has ended."""
-        turn = {"role": "user", "content": text}
-        return self.model.generate([*self.messages, turn], stream=True, system=self.system, **self.options)
+        parts = [*map(whole, self._attached), *([bare(text)] if text else [])]
+        self._asked = {"role": "user", "content": parts if self._attached else text}
+        turns = [*self.messages, self._asked]
+        return self.model.generate(turns, stream=True, system=self.system, **self.options)
 
-    def note(self, text: str, answer: str) -> None:
-        """Keeps a turn and its answer, also one that was cut short; a turn without any answer never was."""
+    def note(self, answer: str) -> None:
+        """Keeps the turn and its answer, also one cut short; without any answer the turn never was."""
         if answer.strip():
-            self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+            self.messages += [self._asked, {"role": "assistant", "content": answer}]
+            self._attached = []
 
 
 def chat(
@@ -92,7 +110,8 @@ def chat(
         interactive: go on after an error and after Ctrl-C at the prompt.
 
     Raises:
-        UsageError: a turn does not fit the context, unless interactive.
+        UsageError, FileError: a turn does not fit the context, or a file cannot be attached, unless
+            interactive.
     """
     while True:
         try:
@@ -100,7 +119,7 @@ def chat(
             if line is None:
                 return
             text = line.strip()
-            if re.fullmatch(r"/[a-z]*", text):
+            if re.fullmatch(r"/[a-z]*|/attach\s.*", text):
                 if text == "/quit":
                     return
                 _command(text, conversation)
@@ -108,25 +127,29 @@ def chat(
                 stream = conversation.ask(text)
                 with ctrl_c_cancels(stream):
                     completion = print_answer(stream, as_json=as_json, usage=usage)
-                conversation.note(text, completion.text)
-        except UsageError as error:
+                conversation.note(completion.text)
+        except (UsageError, FileError) as error:
             if not interactive:
                 raise
-            _tell(f"error: {error}")
+            tell(f"error: {error}")
         except KeyboardInterrupt:
             if not interactive:
                 raise
-            _tell("\n/quit or Ctrl-D ends.")
+            tell("\n/quit or Ctrl-D ends.")
 
 
 def _command(name: str, conversation: Conversation) -> None:
-    if name == "/reset":
+    verb, _, file = name.partition(" ")
+    if verb == "/attach" and file.strip():
+        conversation.attach(file.strip().strip("'\""))  # a terminal quotes a file that is dropped on it
+        tell("It goes with your next turn.")
+    elif name == "/reset":
         conversation.reset()
-        _tell("The conversation is forgotten.")
+        tell("The conversation is forgotten.")
     elif name == "/help":
-        _tell(HELP)
+        tell(HELP)
     else:
-        _tell(f"There is no command {name}.\n{HELP}")
+        tell(f"There is no command {name}.\n{HELP}")
 
 
 @contextlib.contextmanager
@@ -159,9 +182,5 @@ def _ask() -> str | None:
         print("> ", end="", file=sys.stderr, flush=True)  # stdout is a file, for answers only
         return sys.stdin.readline() or None
     except EOFError:
-        _tell("")
+        tell("")
         return None
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -1,14 +1,15 @@
 """Prefill, decode and streaming: prompt ids to token ids, token ids to text.
 
-`TokenGenerator` knows nothing of text: it feeds ids to the decoder and keeps the KV cache for the next prompt
-that starts the same way. `Stream` knows nothing of the decoder: it turns ids into text and looks for the end.
+`TokenGenerator` knows nothing of text: it feeds ids, and rows of attachments in the place of their soft
+tokens, to the decoder, and keeps the KV cache for the next prompt that starts the same way. `Stream` knows
+nothing of the decoder: it turns ids into text and looks for the end.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,15 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+from gemma_edge.runtime.prompt import Prompt
 from gemma_edge.runtime.sampling import Sampler
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from gemma_edge.runtime.attachments import Attachment
     from gemma_edge.runtime.backends import Decoder
     from gemma_edge.runtime.tokenizer import StreamDecoder
 
 Floats = NDArray[np.float32]
+# Rows of attachments by their key, f32 (soft tokens, hidden); None if asked to stop. See `Encoders.encode`.
+Encode = Callable[["Sequence[Attachment]", Callable[[], bool]], Mapping[int, Floats] | None]
 
 
 class Table(Protocol):
@@ -39,7 +44,9 @@ class Usage:
     """What a completion took. A rate is None where nothing was measured.
 
     `completion_tokens` counts every token sampled, the end token included. `cached_tokens` of the prompt were
-    in the KV cache already. Times are seconds of work: those in which the caller holds the stream do not
+    in the KV cache already; `soft_tokens` of it stand for images and clips, and `encode_s` is what their
+    encoders took, loading included. The time to the first token has everything in it but the loading of the
+    decoder. Times are seconds of work: those in which the caller holds the stream do not
     count.
     """
 
@@ -49,6 +56,8 @@ class Usage:
     time_to_first_token_s: float | None
     prefill_tokens_per_s: float | None
     decode_tokens_per_s: float | None
+    soft_tokens: int = 0
+    encode_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,9 @@ class Progress:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
-    tokenize_s: float = 0.0
+    soft_tokens: int = 0
+    tokenize_s: float = 0.0  # the template and reading attachments included
+    encode_s: float = 0.0
     prefill_s: float = 0.0
     first_token_s: float = 0.0  # sampling it, after the prefill
     decode_s: float = 0.0  # tokens after the first
@@ -83,9 +94,11 @@ class Progress:
             self.prompt_tokens,
             self.cached_tokens,
             self.completion_tokens,
-            self.tokenize_s + self.prefill_s + self.first_token_s if started else None,
+            self.tokenize_s + self.encode_s + self.prefill_s + self.first_token_s if started else None,
             prefilled / self.prefill_s if started and self.prefill_s else None,
             decoded / self.decode_s if decoded > 0 and self.decode_s else None,
+            self.soft_tokens,
+            self.encode_s or None,
         )
 
 
@@ -96,11 +109,22 @@ class TokenGenerator:
         decoder: any engine behind the `Decoder` protocol.
         embeddings: rows (T, hidden).
         per_layer: rows (T, layers * ple width).
+        encode: makes rows of attachments; it is called before anything is asked of the decoder.
+        ready: is called then, before the decoder is fed.
     """
 
-    def __init__(self, decoder: Decoder, embeddings: Table, per_layer: Table) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        embeddings: Table,
+        per_layer: Table,
+        *,
+        encode: Encode | None = None,
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
         self.decoder, self.embeddings, self.per_layer = decoder, embeddings, per_layer
-        self._cached: list[int] | None = None  # None: not known, as after an error
+        self.encode, self.ready = encode, ready
+        self._cached: list[int] | None = None  # keys of a Prompt; None: not known, as after an error
         self._busy = threading.Lock()
 
     def reset(self) -> None:
@@ -111,7 +135,7 @@ class TokenGenerator:
 
     def stream_tokens(
         self,
-        prompt: Sequence[int],
+        prompt: Sequence[int] | Prompt,
         sampler: Sampler,
         *,
         max_tokens: int | None = None,
@@ -134,27 +158,29 @@ class TokenGenerator:
             UsageError: the prompt is empty or leaves no room in the context; another stream is running.
             GemmaEdgeError: the logits hold NaN.
         """
-        ids = [int(i) for i in prompt]
-        context = self.decoder.context
+        if not isinstance(prompt, Prompt):
+            prompt = Prompt([int(i) for i in prompt])
+        ids, context = prompt.ids, self.decoder.context
         if not ids:
             raise UsageError("the prompt is empty")
         if len(ids) >= context:
+            takes = prompt.takes()
             raise UsageError(
                 f"the prompt has {len(ids)} tokens, but the context of {context} must hold it and a new one: "
-                f"it is {len(ids) + 1 - context} too long. Shorten it, or load the bundle with a larger "
-                "context (--context)."
+                f"it is {len(ids) + 1 - context} too long{takes and f' ({takes})'}. Shorten it, or load the "
+                "bundle with a larger context (--context)."
             )
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens must be 1 or more, not {max_tokens}")
         room = context - len(ids)
         limit = room if max_tokens is None else min(max_tokens, room)
         progress = progress or Progress()
-        progress.prompt_tokens = len(ids)
-        return self._tokens(ids, sampler, limit, frozenset(end_ids), cancelled, progress)
+        progress.prompt_tokens, progress.soft_tokens = len(ids), prompt.soft_tokens
+        return self._tokens(prompt, sampler, limit, frozenset(end_ids), cancelled, progress)
 
     def _tokens(
         self,
-        prompt: list[int],
+        prompt: Prompt,
         sampler: Sampler,
         limit: int,
         end_ids: frozenset[int],
@@ -165,7 +191,7 @@ class TokenGenerator:
             raise UsageError("the model is still streaming another answer: finish it, or call its cancel()")
         try:
             logits = self._prefill(prompt, cancelled, progress)
-            history = set(prompt)
+            history = set(prompt.ids)
             started = time.perf_counter()
             while logits is not None:
                 token = sampler.pick(logits, history)
@@ -180,44 +206,75 @@ class TokenGenerator:
                 if token in end_ids or progress.completion_tokens >= limit or cancelled():
                     return
                 started = time.perf_counter()
-                logits = self._feed([token])
+                logits = self._feed(Prompt([token]))
         finally:
             self._busy.release()
 
-    def _prefill(self, prompt: list[int], cancelled: Callable[[], bool], progress: Progress) -> Floats | None:
+    def _prefill(self, prompt: Prompt, cancelled: Callable[[], bool], progress: Progress) -> Floats | None:
         """Logits of the prompt's last token, f32 (V,), with the prompt in the cache; None when cancelled."""
-        started = time.perf_counter()
-        reused = self._reusable(prompt)
+        reused = self._reusable(prompt.keys)
         if not reused:
             self.reset()
         progress.cached_tokens = reused
+        rows = self._encoded(prompt, reused, cancelled, progress)
+        if rows is None or cancelled():
+            return None
+        self.ready()
+        started = time.perf_counter()
         logits = None
-        for start in range(reused, len(prompt), self.decoder.chunk):
+        for start in range(reused, len(prompt.ids), self.decoder.chunk):
             if cancelled():
                 return None
             stop = start + self.decoder.chunk
-            logits = self._feed(prompt[start:stop], wanted=stop >= len(prompt))
+            logits = self._feed(prompt, start, stop, rows=rows, wanted=stop >= len(prompt.ids))
         progress.prefill_s = time.perf_counter() - started
         return logits
 
-    def _reusable(self, prompt: list[int]) -> int:
-        """Tokens in the cache that are the start of `prompt`: all that are there, or none.
+    def _encoded(
+        self, prompt: Prompt, reused: int, cancelled: Callable[[], bool], progress: Progress
+    ) -> Mapping[int, Floats] | None:
+        """Rows of the attachments that are not in the cache; None when cancelled."""
+        needed = [item.attachment for item in prompt.placed if item.stop > reused]
+        if not needed:
+            return {}
+        if self.encode is None:
+            raise UsageError("this model was made without encoders: it takes text alone")
+        started = time.perf_counter()
+        rows = self.encode(needed, cancelled)
+        progress.encode_s = time.perf_counter() - started
+        return rows
+
+    def _reusable(self, keys: list[int]) -> int:
+        """Tokens in the cache that are the start of a prompt: all that are there, or none.
 
         A sliding window's cache cannot be rolled back, so a cache that differs anywhere is of no use; and one
         token must be left to feed, for its logits.
         """
         cached = self._cached
-        if cached is None or self.decoder.position != len(cached) or len(cached) >= len(prompt):
+        if cached is None or self.decoder.position != len(cached) or len(cached) >= len(keys):
             return 0
-        return len(cached) if prompt[: len(cached)] == cached else 0
+        return len(cached) if keys[: len(cached)] == cached else 0
 
-    def _feed(self, ids: list[int], wanted: bool = True) -> Floats | None:
-        """Appends ids to the cache; logits of the last, f32 (V,), if they are wanted."""
+    def _feed(
+        self,
+        prompt: Prompt,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        rows: Mapping[int, Floats] | None = None,
+        wanted: bool = True,
+    ) -> Floats | None:
+        """Appends ids[start:stop] to the cache; logits of the last, f32 (V,), if they are wanted."""
         known, self._cached = self._cached or [], None  # an error or Ctrl-C in between leaves it unknown
-        rows = np.asarray(ids, np.int64)
-        embeddings, per_layer = self.embeddings.lookup(rows), self.per_layer.lookup(rows)
+        ids = np.asarray(prompt.ids[start:stop], np.int64)
+        embeddings, per_layer = self.embeddings.lookup(ids), self.per_layer.lookup(ids)
+        for item in prompt.placed:
+            first, last = max(item.start, start), min(item.stop, start + len(ids))
+            if rows and first < last:
+                soft = rows[item.attachment.key][first - item.start : last - item.start]
+                embeddings[first - start : last - start] = soft
         logits: Floats = self.decoder.forward(embeddings, per_layer, n_logits=int(wanted))
-        known.extend(ids)
+        known.extend(prompt.keys[start:stop])
         self._cached = known
         return logits[-1] if wanted else None
 

@@ -66,7 +66,7 @@ def load_image(path: str | Path, size: int, resample: Resample = "bilinear") -> 
             with Image.open(file, formats=FORMATS) as image:
                 _check_size(path, image.size)
                 image.load()
-                return pixels(_upright(image), size, resample)
+                return pixels(upright(image), size, resample)
         except Image.DecompressionBombError:
             raise _too_large(path, "more than Pillow opens") from None
         except UnidentifiedImageError:
@@ -144,7 +144,7 @@ def _too_large(path: Path, got: str) -> MediaError:
     return MediaError(path, "size", expected, got, "Scale it down first.")
 
 
-def _upright(image: Image) -> Image:
+def upright(image: Image) -> Image:
     """Turned as EXIF says; an orientation that cannot be read turns nothing."""
     from PIL import Image as pillow
 

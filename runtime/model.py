@@ -2,7 +2,7 @@
 
 model = Model.load("out/")
 print(model.generate("Why is the sky blue?").text)
-for piece in model.generate("Why is the sky blue?", stream=True):
+for piece in model.generate("What is this?", attach=["photo.jpg"], stream=True):
     print(piece, end="")
 """
 
@@ -12,21 +12,25 @@ import json
 import math
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from gemma_edge.runtime.attachments import MODALITY, Attachment, Part, Reader
+from gemma_edge.runtime.backends.deferred import DeferredDecoder
 from gemma_edge.runtime.chat import ChatTemplate, Message, normalize_messages
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.generate import Completion, Progress, StopStrings, Stream, Table, TokenGenerator
+from gemma_edge.runtime.prompt import Prompt, attached, build, expansion, open_messages, placeholder
 from gemma_edge.runtime.sampling import Sampler, Sampling
 from gemma_edge.runtime.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     from gemma_edge.runtime.backends import Decoder
+    from gemma_edge.runtime.encoders import Encoders
 
-Prompt = str | Sequence[Message]
+Question = str | Sequence[Message]
 
 
 class Model:
@@ -41,6 +45,7 @@ class Model:
         template: None for Gemma 3's.
         sampling: what `generate` falls back to.
         end_ids: ids that end an answer; default: the tokenizer's eos.
+        reader, encoders: of attachments; None for a model that takes text alone.
     """
 
     def __init__(
@@ -53,6 +58,8 @@ class Model:
         template: ChatTemplate | None = None,
         sampling: Sampling | None = None,
         end_ids: Collection[int] | None = None,
+        reader: Reader | None = None,
+        encoders: Encoders | None = None,
     ) -> None:
         self.decoder, self.embeddings, self.per_layer = decoder, embeddings, per_layer
         self.tokenizer = tokenizer
@@ -60,24 +67,48 @@ class Model:
         self.sampling = sampling or Sampling()
         eos = tokenizer.eos_id
         self.end_ids = frozenset(end_ids if end_ids is not None else () if eos is None else (eos,))
-        self._generator = TokenGenerator(decoder, embeddings, per_layer)
+        self.reader = reader or Reader({}, context=decoder.context)
+        self.encoders = encoders
+        self._generator = TokenGenerator(
+            decoder,
+            embeddings,
+            per_layer,
+            encode=None if encoders is None else encoders.encode,
+            ready=self._load_decoder,
+        )
 
     @classmethod
-    def load(cls, path: str | Path, *, threads: int | None = None, context: int | None = None) -> Model:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        defer_decoder: bool = False,
+        keep_encoders: bool = False,
+        video_tokens: int | None = None,
+        log: Callable[[str], None] = lambda text: None,
+    ) -> Model:
         """Loads the bundle in folder `path`.
 
         Args:
             threads: worker threads; None for one a physical core.
             context: tokens of KV cache; None for what the bundle was planned for.
+            defer_decoder: load the decoder with the first prompt, once the attachments of that are encoded
+                and their encoders released: what both need does not add up.
+            keep_encoders: leave encoders in memory once a prompt needed them.
+            video_tokens: see `Reader`.
+            log: is told which attachments were encoded, and what is left out of a video.
 
         Raises:
             BundleError, TokenizerError: the bundle is damaged.
-            UsageError: `threads` or `context` is out of range.
+            UsageError: `threads`, `context` or `video_tokens` is out of range.
         """
         from gemma_edge.runtime.backends import load_decoder
         from gemma_edge.runtime.bundle import Bundle
         from gemma_edge.runtime.ple import PleTable
         from gemma_edge.runtime.rows import RowTable
+        from gemma_edge.runtime.token_rows import TokenRows
 
         for name, value in (("threads", threads), ("context", context)):
             if value is not None and value < 1:
@@ -109,31 +140,73 @@ class Model:
         ):
             if not math.isclose(expected, got, rel_tol=1e-6):
                 raise BundleError(manifest, f"tables.embedding.{field}", expected, got)
+        for modality in bundle.modalities.values():
+            expansion(modality, tokenizer)  # raises unless the tokenizer has its tokens
+        decoder: Decoder
+        if defer_decoder:
+            decoder = DeferredDecoder(
+                lambda: load_decoder(bundle, threads=threads, context=context),
+                context=context or bundle.context,
+                chunk=bundle.chunk,
+            )
+        else:
+            decoder = load_decoder(bundle, threads=threads, context=context)
+        reader = Reader(
+            bundle.modalities,
+            context=decoder.context,
+            bundle=bundle.path,
+            video_tokens=video_tokens,
+            note=log,
+        )
+        encoders = None
+        if bundle.modalities:
+            from gemma_edge.runtime.encoders import Encoders
+
+            encoders = Encoders(
+                bundle.modalities, threads=threads, keep=keep_encoders, report=lambda done: log(str(done))
+            )
         return cls(
-            load_decoder(bundle, threads=threads, context=context),
-            embeddings,
+            decoder,
+            TokenRows(embeddings, list(bundle.modalities.values())),
             PleTable(bundle.file(per_layer["file"]), per_layer, bundle.config),
             tokenizer,
             template=template,
             sampling=sampling,
             end_ids=end_ids,
+            reader=reader,
+            encoders=encoders,
         )
 
-    def prompt_ids(self, prompt: Prompt, *, system: str | None = None, raw: bool = False) -> list[int]:
-        """The ids that `generate` feeds: the chat template's text, or with `raw` the prompt's, after one bos.
+    def _load_decoder(self) -> None:
+        if isinstance(self.decoder, DeferredDecoder):
+            self.decoder.load()
+
+    def prompt(
+        self,
+        prompt: Question,
+        *,
+        system: str | None = None,
+        attach: Sequence[str | Path | Attachment] = (),
+        raw: bool = False,
+    ) -> Prompt:
+        """What `generate` feeds: the chat template's text, or with `raw` the prompt's, after one bos.
+
+        Attachments are read, and take their places among the ids.
 
         Raises:
             UsageError: malformed messages, or a system message where there can be none.
+            MediaError: an attachment cannot be used.
+            BundleError: the bundle has no encoder for one.
         """
+        parts: list[Part] = []
+        for item in attach:
+            parts += [item] if isinstance(item, Attachment) else self.reader.file(item)
         if raw:
-            if not isinstance(prompt, str):
-                raise UsageError("raw=True completes a text: the prompt must be a str, not messages")
-            if system is not None:
-                raise UsageError("raw=True completes a text as it is: it has no place for a system message")
-            return self.tokenizer.encode(prompt, bos=True)
+            return self._raw_prompt(prompt, system, parts)
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
-        messages = normalize_messages(prompt)
+        opened, attachments = open_messages(attached(prompt, parts), self.reader)
+        messages = normalize_messages(opened)
         if system is not None:
             if messages[0]["role"] == "system":
                 raise UsageError("system is given twice: as an option and as the first message")
@@ -141,7 +214,37 @@ class Model:
         ends = (self.tokenizer.bos_id, self.tokenizer.eos_id)
         bos, eos = ("" if i is None else self.tokenizer.token_text(i) for i in ends)
         text = self.template.render(messages, bos_token=bos, eos_token=eos)
-        return self.tokenizer.encode(text, bos=True)
+        return self._build(text, attachments)
+
+    def prompt_ids(self, prompt: Question, **options: Any) -> list[int]:
+        """The ids of `prompt`, whose options these are."""
+        return self.prompt(prompt, **options).ids
+
+    def _raw_prompt(self, prompt: Question, system: str | None, parts: Sequence[Part]) -> Prompt:
+        """A text as it is; attachments go where it has their placeholders, or before it."""
+        if not isinstance(prompt, str):
+            raise UsageError("raw=True completes a text: the prompt must be a str, not messages")
+        if system is not None:
+            raise UsageError("raw=True completes a text as it is: it has no place for a system message")
+        places = {
+            kind: placeholder(self.reader.modalities[name], self.tokenizer)
+            for kind, name in MODALITY.items()
+            if name in self.reader.modalities
+        }
+        if parts and not any(text in prompt for text in places.values()):
+            prompt = "".join(p if isinstance(p, str) else places[p.kind] for p in parts) + prompt
+        return self._build(prompt, [part for part in parts if isinstance(part, Attachment)])
+
+    def _build(self, text: str, attachments: Sequence[Attachment]) -> Prompt:
+        return build(text, attachments, self.reader.modalities, self.tokenizer, template=self.template.path)
+
+    def encode(self, attachments: Sequence[Attachment]) -> None:
+        """Encodes attachments of prompts to come, so that their encoder is loaded once for all of them.
+
+        The latest 32 MB of encoded attachments are kept: 16 images at the published sizes.
+        """
+        if self.encoders is not None and attachments:
+            self.encoders.encode(attachments)
 
     def reset(self) -> None:
         """Empties the KV cache."""
@@ -149,7 +252,7 @@ class Model:
 
     def stream_tokens(
         self,
-        prompt: Sequence[int],
+        prompt: Sequence[int] | Prompt,
         *,
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
@@ -163,15 +266,15 @@ class Model:
         )
 
     @overload
-    def generate(self, prompt: Prompt, *, stream: Literal[True], **options: Any) -> Stream: ...
+    def generate(self, prompt: Question, *, stream: Literal[True], **options: Any) -> Stream: ...
 
     @overload
-    def generate(self, prompt: Prompt, *, stream: Literal[False] = False, **options: Any) -> Completion: ...
+    def generate(self, prompt: Question, *, stream: Literal[False] = False, **options: Any) -> Completion: ...
 
     # The overloads tell the result's type; what the options are is said once, here.
     def generate(  # type: ignore[misc]
         self,
-        prompt: Prompt,
+        prompt: Question,
         *,
         system: str | None = None,
         stream: bool = False,
@@ -183,21 +286,27 @@ class Model:
         repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] | str | None = None,
+        attach: Sequence[str | Path | Attachment] = (),
         raw: bool = False,
     ) -> Completion | Stream:
         """Answers a prompt.
 
         Args:
-            prompt: one user turn, or messages as `ChatTemplate.render` takes them.
+            prompt: one user turn, or messages, each with a text or with parts as `transformers` has them:
+                {"type": "text", "text": ...}, {"type": "image", "path": ...}, "audio" and "video"; see
+                `Reader.part`.
             system: a system message before them.
             stream: return a `Stream` of pieces of text instead of the `Completion`.
             max_tokens: None for as many as the context has room for.
             temperature, top_k, top_p, min_p, repetition_penalty, seed: see `Sampling`; None for the bundle's.
             stop: text that ends the answer and is not part of it; one or several.
+            attach: files that go before the text of the last message: images, recordings, videos.
             raw: complete the prompt as it is, without the chat template.
 
         Raises:
             UsageError: an option is out of range, or the prompt does not fit the context.
+            MediaError: an attachment cannot be used.
+            BundleError: the bundle has no encoder for one.
         """
         options: dict[str, Any] = {
             "temperature": temperature,
@@ -210,11 +319,11 @@ class Model:
         sampling = replace(self.sampling, **{k: v for k, v in options.items() if v is not None})
         stops = StopStrings([stop] if isinstance(stop, str) else list(stop or ()))
         started = time.perf_counter()
-        ids = self.prompt_ids(prompt, system=system, raw=raw)
+        made = self.prompt(prompt, system=system, attach=attach, raw=raw)
         progress = Progress(tokenize_s=time.perf_counter() - started)
         cancelled = threading.Event()
         tokens = self._generator.stream_tokens(
-            ids,
+            made,
             Sampler(sampling),
             max_tokens=max_tokens,
             end_ids=self.end_ids,

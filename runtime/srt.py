@@ -31,10 +31,12 @@ def srt(cues: Iterable[Cue]) -> str:
     A text becomes one line: an empty one within it would end its cue.
     """
     spoken = (cue for cue in cues if cue.line)
-    return "\n".join(
-        f"{number}\n{timestamp(cue.start)} --> {timestamp(cue.end)}\n{cue.line}\n"
-        for number, cue in enumerate(spoken, 1)
-    )
+    return "\n".join(subtitle(cue, number) for number, cue in enumerate(spoken, 1))
+
+
+def subtitle(cue: Cue, number: int) -> str:
+    """One cue of `srt`, numbered from 1."""
+    return f"{number}\n{timestamp(cue.start)} --> {timestamp(cue.end)}\n{cue.line}\n"
 
 
 def timestamp(seconds: float) -> str:
@@ -42,3 +44,10 @@ def timestamp(seconds: float) -> str:
     milliseconds = round(1000 * seconds)
     minutes, milliseconds = divmod(milliseconds, 60_000)
     return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02},{milliseconds % 1000:03}"
+
+
+def clock(seconds: float) -> str:
+    """For people: 61.5 -> "1:01", 3661.5 -> "1:01:01"."""
+    minutes, whole = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"

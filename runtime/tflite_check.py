@@ -18,6 +18,9 @@ from gemma_edge.runtime.tflite_reader import EMBEDDING_LOOKUP, Signature, Tensor
 OTHER_MODEL = "The file belongs to another model: export this one again."
 PREFILL = re.compile(r"prefill_([1-9][0-9]*)")
 DECODE = "decode"
+# Encoders: what LiteRT-LM calls their tensors, and the signatures `vision` and `audio_F` of F frames.
+VISION, AUDIO = "vision", re.compile(r"audio_([1-9][0-9]*)")
+IMAGES, LOG_MEL, MASK, FEATURES = "images", "src_inputs", "mask", "features"
 Expected = dict[str, tuple[str, tuple[int, ...]]]  # type and shape by name
 
 
@@ -182,3 +185,73 @@ def embedding_table(model: TfliteModel, columns: int, scale: float) -> dict[str,
     else:
         model.fail("embedder", "one scale a row", "one for all")
     return layout
+
+
+@dataclass(frozen=True)
+class EncoderGraph:
+    """What an encoder takes and gives: rows of `hidden` values for each of `soft_tokens`.
+
+    Attributes:
+        size: height and width of an image; 0 of an audio encoder.
+        bins: of a log-mel frame; 0 of an image encoder.
+        frames: of each signature of an audio encoder, ascending.
+    """
+
+    soft_tokens: int
+    hidden: int
+    size: int = 0
+    bins: int = 0
+    frames: tuple[int, ...] = ()
+
+
+def check_vision(model: TfliteModel) -> EncoderGraph:
+    """Checks the signature of an image encoder.
+
+    Raises:
+        BundleError: as `check_decoder`.
+    """
+    if list(model.signatures) != [VISION]:
+        model.fail("signatures", VISION, ", ".join(model.signatures))
+    signature = model.signatures[VISION]
+    size = _sizes(model, signature.inputs, VISION, IMAGES, 4)[1]
+    _, soft_tokens, hidden = _sizes(model, signature.outputs, VISION, FEATURES, 3)
+    _check(model, signature.inputs, VISION, {IMAGES: ("float32", (1, size, size, 3))})
+    _check(model, signature.outputs, VISION, {FEATURES: ("float32", (1, soft_tokens, hidden))})
+    return EncoderGraph(soft_tokens, hidden, size=size)
+
+
+def check_audio(model: TfliteModel) -> EncoderGraph:
+    """Checks the signatures of an audio encoder, one for each length of a clip.
+
+    Raises:
+        BundleError: as `check_decoder`.
+    """
+    lengths = {}
+    for name in model.signatures:
+        if not (match := AUDIO.fullmatch(name)):
+            model.fail("signatures", "audio_F, of F frames", name)
+        lengths[int(match[1])] = name
+    if not lengths:
+        model.fail("signatures", "one or more audio_F, of F frames", "none")
+    shortest = lengths[min(lengths)]
+    bins = _sizes(model, model.signatures[shortest].inputs, shortest, LOG_MEL, 3)[2]
+    _, soft_tokens, hidden = _sizes(model, model.signatures[shortest].outputs, shortest, FEATURES, 3)
+    for frames, name in lengths.items():
+        signature = model.signatures[name]
+        inputs: Expected = {LOG_MEL: ("float32", (1, frames, bins)), MASK: ("bool", (1, frames))}
+        _check(model, signature.inputs, name, inputs)
+        outputs: Expected = {
+            FEATURES: ("float32", (1, soft_tokens, hidden)),
+            MASK: ("bool", (1, soft_tokens)),
+        }
+        _check(model, signature.outputs, name, outputs)
+    return EncoderGraph(soft_tokens, hidden, bins=bins, frames=tuple(sorted(lengths)))
+
+
+def _sizes(
+    model: TfliteModel, tensors: Mapping[str, Tensor], signature: str, name: str, rank: int
+) -> tuple[int, ...]:
+    shape = _tensor(model, tensors, signature, name).shape
+    if len(shape) != rank:
+        model.fail(f"signature {signature} {name}", f"{rank} axes", list(shape), OTHER_MODEL)
+    return shape

@@ -95,6 +95,13 @@ def sample_frames(
             raise MediaError(path, "video", "at least one frame", "none", "The file is damaged.")
 
 
+def has_pictures(path: str | Path) -> bool:
+    """Whether a file has moving pictures; the cover of a recording is none. Raises as `sample_frames`."""
+    with _opened(Path(path)) as container:
+        disposition = _av(Path(path)).stream.Disposition
+        return any(not stream.disposition & disposition.attached_pic for stream in container.streams.video)
+
+
 def has_sound(path: str | Path) -> bool:
     """Whether a video has a sound track. Raises as `sample_frames` does."""
     with _opened(Path(path)) as container:

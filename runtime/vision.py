@@ -1,4 +1,4 @@
-"""`VisionEncoder`: pixels to the soft tokens that stand for an image in a prompt, on ONNX Runtime."""
+"""`VisionEncoder`: pixels to the soft tokens that stand for an image in a prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.backends.encoder import OnnxEncoder
+from gemma_edge.runtime.backends.encoder import open_encoder
 from gemma_edge.runtime.errors import BundleError
 
 F32 = "tensor(float)"
@@ -22,7 +22,7 @@ class VisionEncoder:
             rows = encoder.encode(load_image("photo.jpg", encoder.image_size))
 
     Args:
-        path: vision.onnx, with its weights beside it.
+        path: vision.onnx, with its weights beside it, or vision.tflite.
         threads: of the engine; a thread a physical core if None.
 
     Attributes:
@@ -35,7 +35,7 @@ class VisionEncoder:
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
-        self._encoder = OnnxEncoder(path, SIGNATURE, threads=threads)
+        self._encoder = open_encoder(path, SIGNATURE, threads=threads)
         pixels, tokens = self._encoder.shapes["pixels"], self._encoder.shapes["soft_tokens"]
         height, soft_tokens, hidden = pixels[2], tokens[1], tokens[2]
         if height is None or soft_tokens is None or hidden is None or pixels != (1, 3, height, height):

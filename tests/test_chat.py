@@ -74,7 +74,7 @@ def test_roles_must_alternate() -> None:
         (["hello"], r"messages\[0\] must be"),
         ([USER, {"role": "", "content": "x"}], r"messages\[1\]\['role'\]"),
         ([{"role": "user"}], r"messages\[0\]\['content'\] must be a text"),
-        ([{"role": "user", "content": [{"type": "image"}]}], r"\['content'\]\[0\] .* 'image'"),
+        ([{"role": "user", "content": [{"type": "video"}]}], r"\['content'\]\[0\] .* 'video'"),
     ],
 )
 def test_malformed_messages_are_named(messages: Any, message: str) -> None:

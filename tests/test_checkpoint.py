@@ -117,7 +117,7 @@ def test_rows_are_slices_of_the_tensor(original: Path) -> None:
 
 @pytest.mark.parametrize(("dtype", "numpy_dtype"), [("F16", np.float16), ("F32", np.float32)])
 def test_other_float_dtypes_are_read(folder: Path, dtype: str, numpy_dtype: type) -> None:
-    edit(weights(folder), lambda header: header.update({"model.vision_tower.old_norm": header.pop(NORM)}))
+    edit(weights(folder), lambda header: header.update({"multi_modal_projector.old_norm": header.pop(NORM)}))
     values: np.ndarray = np.linspace(-2, 2, 128).astype(numpy_dtype)
     append(folder, NORM, values, dtype)
     with Checkpoint.open(folder) as checkpoint:
@@ -175,7 +175,7 @@ def test_close_may_be_repeated(original: Path) -> None:
 
 
 def test_a_missing_tensor_is_named(folder: Path) -> None:
-    edit(weights(folder), lambda header: header.update({"model.vision_tower.x": header.pop(NORM)}))
+    edit(weights(folder), lambda header: header.update({"model.multi_modal_projector.x": header.pop(NORM)}))
     error = refusal(folder)
     assert error.field == "norm.weight" and error.path == weights(folder) and "(128,)" in str(error)
 

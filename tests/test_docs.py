@@ -39,7 +39,7 @@ def test_every_command_of_the_readme_parses(argv: list[str]) -> None:
     module = importlib.import_module(VERBS[argv[0]][0])
     parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     module.configure(parser)
-    parser.parse_args(argv[1:])
+    parser.parse_intermixed_args(argv[1:])
 
 
 def test_the_readme_shows_every_verb() -> None:

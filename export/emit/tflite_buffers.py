@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ from gemma_edge.export.emit.external_data import (
 )
 from gemma_edge.export.emit.reference import WeightSource
 from gemma_edge.export.model.ops import Weight
-from gemma_edge.export.model.tensors import Part
+from gemma_edge.export.model.tensors import Part, TensorSpec
 from gemma_edge.export.quantize import Clip, quantize_stream
 from gemma_edge.export.recipe import FP32, Precision
 
@@ -140,6 +140,14 @@ class Graph:
         self.known[name] = edge
         return edge
 
+    def kernel(
+        self, weight: Weight, spec: TensorSpec, order: tuple[int, ...], shape: tuple[int, ...] | None = None
+    ) -> int:
+        """A convolution's fp32 weight, its axes in another order than the checkpoint's, seen as `shape`."""
+        self.file.orders[weight.name] = order
+        shape = shape or tuple(spec.shape[axis] for axis in order)
+        return self.weight(weight.name, [weight], shape, spec.part, FP32)
+
     def op(
         self,
         code: str,
@@ -194,9 +202,15 @@ class Graph:
 
 
 class TfliteFile:
-    """One .tflite: add graphs, then `layout` it, then `write` it. A plan needs `tensors` and `size`."""
+    """One .tflite: add graphs, then `layout` it, then `write` it. A plan needs `tensors` and `size`.
 
-    def __init__(self) -> None:
+    Args:
+        specs: the tensors that its weights come from; None for those of the text model.
+    """
+
+    def __init__(self, specs: Mapping[str, TensorSpec] | None = None) -> None:
+        self.specs = specs
+        self.orders: dict[str, tuple[int, ...]] = {}  # of the axes of convolutions' weights
         self.graphs: list[Graph] = []
         self.tensors: list[StoredTensor] = []
         self.size = 0  # bytes behind the FlatBuffer
@@ -325,11 +339,11 @@ class TfliteFile:
             stored = shared.stored
             pad(out, len(self.head) + stored.data.offset)
             if stored.precision.bits == 32:
-                for chunk in row_chunks(source, stored):
+                for chunk in self._chunks(source, shared):
                     out.write(np.ascontiguousarray(chunk, dtype="<f4").data)
                     report(progress, chunk.size)
                 continue
-            scales = list(_stream(out, source, stored, clip, progress))
+            scales = list(_stream(out, stored, self._chunks(source, shared), clip, progress))
             if stored.scales:
                 pad(out, len(self.head) + stored.scales.offset)
                 for scale in scales:
@@ -341,11 +355,19 @@ class TfliteFile:
         if self._scale_places:
             out.patch(0, self.head)
 
+    def _chunks(self, source: WeightSource, shared: SharedWeight) -> Iterator[NDArray[np.float32]]:
+        """The values of a weight, in the order in which they are stored."""
+        order = self.orders.get(shared.name)
+        if order is None:
+            yield from row_chunks(source, shared.stored, self.specs)
+        else:
+            yield source.read(shared.name).transpose(order)
+
 
 def _stream(
     out: PatchableOutput,
-    source: WeightSource,
     stored: StoredTensor,
+    chunks: Iterator[NDArray[np.float32]],
     clip: Clip,
     progress: Callable[[int], None] | None,
 ) -> Iterator[NDArray[Any]]:
@@ -355,7 +377,7 @@ def _stream(
     sign = np.uint8(0x88 if bits == 4 else 0x80)
     columns = stored.shape[-1]
     for block in quantize_stream(
-        row_chunks(source, stored),
+        chunks,
         bits,
         group,
         clip,

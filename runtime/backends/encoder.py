@@ -1,9 +1,12 @@
-"""An encoder of images or audio on ONNX Runtime (CPU): one graph, one call, loaded when a prompt needs it."""
+"""An encoder of images or audio: one graph, one call, loaded when a prompt needs it.
+
+`open_encoder` takes a graph of either engine: ONNX Runtime's here, LiteRT's in `litert_encoder.py`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -14,17 +17,44 @@ from gemma_edge.runtime.errors import BundleError
 Signature = dict[str, tuple[str, int]]  # name: (type, dimensions)
 
 
+class Encoder(Protocol):
+    """An encoder of any engine.
+
+    Attributes:
+        shapes: of the inputs and the output by name; None for a dimension that varies.
+        metadata: what the graph says of itself.
+    """
+
+    shapes: dict[str, tuple[int | None, ...]]
+    metadata: dict[str, str]
+
+    def run(self, **inputs: NDArray[Any]) -> NDArray[Any]:
+        """The output for these inputs, by name; all with their batch axis of 1.
+
+        Raises:
+            ValueError: `close` was called.
+        """
+
+    def close(self) -> None:
+        """Gives the memory of the weights back. Harmless when repeated."""
+
+
+def open_encoder(path: str | Path, signature: Signature, *, threads: int | None = None) -> Encoder:
+    """The encoder in a file: a .tflite is LiteRT's, all others ONNX Runtime's; arguments as `OnnxEncoder`."""
+    if Path(path).suffix == ".tflite":
+        from gemma_edge.runtime.backends.litert_encoder import open_litert_encoder
+
+        return open_litert_encoder(Path(path), signature, threads)
+    return OnnxEncoder(path, signature, threads=threads)
+
+
 class OnnxEncoder:
-    """A graph with one output, and what it takes and gives.
+    """A graph with one output; see `Encoder`.
 
     Args:
         path: the graph; its weights lie beside it.
         signature: what it must have: its inputs and its output by name, with type and number of dimensions.
         threads: of the engine; a thread a physical core if None.
-
-    Attributes:
-        shapes: of the inputs and the output by name; None for a dimension that varies.
-        metadata: what the graph says of itself.
 
     Raises:
         BundleError: there is no such file, or it is not a graph of that signature.
@@ -55,11 +85,6 @@ class OnnxEncoder:
         release_free_memory()  # packing weights leaves holes
 
     def run(self, **inputs: NDArray[Any]) -> NDArray[Any]:
-        """The output for these inputs, by name; all with their batch axis of 1.
-
-        Raises:
-            ValueError: `close` was called.
-        """
         if self._session is None:
             raise ValueError("the encoder is closed")
         (output,) = self._session.run(None, inputs)
@@ -67,6 +92,5 @@ class OnnxEncoder:
         return output
 
     def close(self) -> None:
-        """Gives the memory of the weights back. Harmless when repeated."""
         self._session = None
         release_free_memory()

@@ -120,7 +120,7 @@ def load_model(path: Path, digest: str, threads: int) -> CompiledModel:
             if building is not None:
                 building.unlink(missing_ok=True)
             lines = [line for line in log() if "ERROR" in line] or [str(error)]
-            raise BundleError(path, "graph", "a decoder that LiteRT loads", "; ".join(lines[-3:])) from None
+            raise BundleError(path, "graph", "a model that LiteRT loads", "; ".join(lines[-3:])) from None
     if building is not None and building.exists():
         # Under its name it is complete; it stays mapped.
         os.replace(building, packed_weights(digest))

@@ -1,0 +1,99 @@
+"""Arguments that the verbs which run a bundle share: which bundle, how it is loaded, what is attached.
+
+The bundle is the first argument, or `-m BUNDLE` anywhere, or $GEMMA_EDGE_MODEL. When `-m` is given, no
+argument is taken for the bundle; when only the environment names one, the first argument is, if it is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from gemma_edge.runtime.errors import UsageError
+
+MODEL = "GEMMA_EDGE_MODEL"
+
+
+def add_words(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+    """The arguments without a flag: the bundle, then what `name` and `text` say."""
+    parser.usage = "%(prog)s [options] [BUNDLE] " + name
+    parser.add_argument(
+        "words", nargs="*", metavar="BUNDLE", help=f"a bundle, unless -m or ${MODEL} names it; {text}"
+    )
+    parser.add_argument("-m", "--model", metavar="BUNDLE", help=f"the bundle (default: ${MODEL})")
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """How the bundle is loaded."""
+    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one a core)")
+    parser.add_argument("--context", type=int, metavar="N", help="tokens of KV cache (default: the bundle's)")
+    parser.add_argument(
+        "--keep-encoders",
+        action="store_true",
+        help="leave the encoders of images and audio in memory while answering, for quicker later prompts",
+    )
+
+
+def add_attachments(parser: argparse.ArgumentParser) -> None:
+    """Files that go into a prompt."""
+    parser.add_argument(
+        "-a",
+        "--attach",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an image, a recording or a video, before the text; may be repeated",
+    )
+    add_video(parser)
+
+
+def add_video(parser: argparse.ArgumentParser) -> None:
+    """How much of a video goes into a prompt."""
+    parser.add_argument(
+        "--video-tokens",
+        type=int,
+        metavar="N",
+        help="tokens that a video may take (default: half of the context, at most 2048)",
+    )
+
+
+def take_bundle(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """The bundle's path, and the words that are left.
+
+    Raises:
+        UsageError: nothing names a bundle.
+    """
+    words = list(args.words)
+    if args.model:
+        return args.model, words
+    default = os.environ.get(MODEL)
+    if default and not (words and is_bundle(words[0])):
+        return default, words
+    if not words or (Path(words[0]).is_file() and not is_bundle(words[0])):
+        got = f"{words[0]} is not a bundle: " if words else ""
+        raise UsageError(f"{got}name one as the first argument, with -m BUNDLE, or in ${MODEL}")
+    return words[0], words[1:]
+
+
+def is_bundle(path: str) -> bool:
+    """Does it look like one? Whether it is one, `Bundle.open` finds out."""
+    return Path(path, "manifest.json").is_file() or (path.endswith(".litertlm") and Path(path).is_file())
+
+
+def loading(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `Model.load` from those of `add_loading` and, where used, `add_video`."""
+    return {
+        "threads": args.threads,
+        "context": args.context,
+        "keep_encoders": args.keep_encoders,
+        "video_tokens": getattr(args, "video_tokens", None),
+        "log": tell,
+    }
+
+
+def tell(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)
