@@ -15,6 +15,7 @@ from pictures import Scene
 
 IGNORED = -100  # a label that no loss is taken of
 ROW = 192  # tokens of a row
+FILLER = 1  # <eos>
 
 
 @dataclass
@@ -46,7 +47,11 @@ def encode(example: Example, tokenizer: sentencepiece.SentencePieceProcessor) ->
         else:
             picture = isinstance(turn.media, Scene)
             kind = "image" if picture else "audio"
-            soft = [IMAGE] * IMAGE_GRID**2 + [END_OF_IMAGE] if picture else [AUDIO] * AUDIO_TOKENS + [END_OF_AUDIO]
+            soft = (
+                [IMAGE] * IMAGE_GRID**2 + [END_OF_IMAGE]
+                if picture
+                else [AUDIO] * AUDIO_TOKENS + [END_OF_AUDIO]
+            )
             add(tokenizer.encode(f"<start_of_turn>user\n\n\n<start_of_{kind}>"))
             add(soft)
             add(tokenizer.encode(f"\n\n{turn.text}<end_of_turn>\n"))
@@ -76,7 +81,7 @@ class Batch:
 
 
 def pack(sequences: Iterable[Sequence_], rows: int) -> Batch:
-    """Fills `rows` rows from `sequences`, each into the first row with room, until one fits nowhere."""
+    """Fills at most `rows` rows from `sequences`, each into the first with room, until one fits nowhere."""
     filled: list[list[Sequence_]] = [[] for _ in range(rows)]
     lengths = [0] * rows
     for sequence in sequences:
@@ -87,14 +92,16 @@ def pack(sequences: Iterable[Sequence_], rows: int) -> Batch:
             break
         filled[row].append(sequence)
         lengths[row] += len(sequence.ids)
+    rows = sum(length > 0 for length in lengths)
     batch = Batch(
-        np.zeros((rows, ROW), np.int64),
+        # The embedding of <pad> is 0, and AltUp's magnitude has no gradient there: nothing must be <pad>.
+        np.full((rows, ROW), FILLER, np.int64),
         np.full((rows, ROW), IGNORED, np.int64),
         np.zeros((rows, ROW), np.int64),
         np.zeros((rows, ROW), np.int64),
         [],
     )
-    for i, sequences_of_row in enumerate(filled):
+    for i, sequences_of_row in enumerate(filled[:rows]):
         start = 0
         for number, sequence in enumerate(sequences_of_row, 1):
             count = len(sequence.ids)

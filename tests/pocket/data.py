@@ -14,16 +14,21 @@ from batches import Batch, encode, pack
 from examples import Example
 from layout import AUDIO_TOKENS
 from numpy.typing import NDArray
-from pictures import QUESTIONS, image_example, test_images
-from speech import SPEECH_TASKS, Clip, cached_samples, speech_example, test_speech
-from text_tasks import TEXT_TASKS, test_examples
+from pictures import QUESTIONS, image_example, unseen_images
+from speech import SPEECH_TASKS, Clip, cached_samples, key_of, speech_example, unseen_speech
+from text_tasks import TEXT_TASKS, unseen_text
 from torch import Tensor
 
-from gemma_edge.runtime.log_mel import log_mel
+from gemma_edge.runtime.log_mel import LogMel
 
-ROWS = 16
+ROWS = 8
 FRAMES = AUDIO_TOKENS * 16
-TRAINING_CLIPS = {"speech digits": 1500, "speech commands": 1200, "translated digits": 1300, "translated commands": 1200}
+TRAINING_CLIPS = {
+    "speech digits": 1500,
+    "speech commands": 1200,
+    "translated digits": 1300,
+    "translated commands": 1200,
+}
 # Shares of the tasks while nothing is known about how well they go.
 WEIGHTS = {"arithmetic": 3.0, "facts": 0.7, "stories": 0.7, "tools": 2.0, "recall": 1.5, "retrieval": 2.0}
 
@@ -36,7 +41,7 @@ class Features:
     lengths: NDArray[np.int64]
 
     def batch(self, rows: list[int], augment: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Features f32 and mask of some clips; with a generator, bands of bins are flattened and levels moved."""
+        """Features f32 and mask of some clips; a generator flattens bands of bins, and moves levels."""
         values = self.values[rows].astype(np.float32)
         if augment is not None:
             for clip in values:
@@ -49,14 +54,20 @@ class Features:
 
 
 def features_of(clips: list[Clip], folder: Path) -> Features:
-    """Log-mel of `clips`; their samples are kept in `folder`."""
-    made = [log_mel(samples) for samples in cached_samples(clips, folder)]
-    values = np.zeros((len(made), FRAMES, 128), np.float16)
-    lengths = np.zeros(len(made), np.int64)
-    for i, (spectrum, mask) in enumerate(made):
-        lengths[i] = min(int(mask.sum()), FRAMES)
-        values[i, : lengths[i]] = spectrum[: lengths[i]]
-    return Features(values, lengths)
+    """Log-mel of `clips`; samples and features are kept in `folder`."""
+    path = folder / f"features-{key_of(clips)}.npz"
+    if not path.exists():
+        extract = LogMel()
+        made = [extract(samples) for samples in cached_samples(clips, folder)]
+        values = np.zeros((len(made), FRAMES, extract.feature_size), np.float16)
+        lengths = np.zeros(len(made), np.int64)
+        for i, (spectrum, mask) in enumerate(made):
+            lengths[i] = min(int(mask.sum()), FRAMES)
+            values[i, : lengths[i]] = spectrum[: lengths[i]]
+        np.savez(path.with_suffix(".partial.npz"), values=values, lengths=lengths)
+        path.with_suffix(".partial.npz").rename(path)
+    with np.load(path) as data:
+        return Features(data["values"], data["lengths"])
 
 
 class Data:
@@ -69,7 +80,9 @@ class Data:
         self.weights = dict(WEIGHTS)
         random = Random(f"clips {seed}")
         self.spoken = [
-            speech_example(random, False, task) for task, count in TRAINING_CLIPS.items() for _ in range(count)
+            speech_example(random, False, task)
+            for task, count in TRAINING_CLIPS.items()
+            for _ in range(count)
         ]
         self.features = features_of([example.turns[0].media for example in self.spoken], cache)
         self.clip_of = {id(example.turns[0].media): i for i, example in enumerate(self.spoken)}
@@ -114,14 +127,14 @@ class HeldOut:
 def held_out_sets(
     tokenizer: sentencepiece.SentencePieceProcessor, cache: Path, count: int, seed: int = 1
 ) -> dict[str, HeldOut]:
-    """`count` examples of every task."""
+    """`count` examples of every task, or as many as there are."""
     sets = {}
     for task in (*TEXT_TASKS, *QUESTIONS, *SPEECH_TASKS):
-        make = test_examples if task in TEXT_TASKS else test_images if task in QUESTIONS else test_speech
+        make = unseen_text if task in TEXT_TASKS else unseen_images if task in QUESTIONS else unseen_speech
         examples = list(make(task, count, seed))
-        batch = pack((encode(example, tokenizer) for example in examples), count)
+        batch = pack((encode(example, tokenizer) for example in examples), len(examples))
         features = None
         if task in SPEECH_TASKS:
-            features = features_of(batch.media, cache).batch(list(range(count)))
+            features = features_of(batch.media, cache).batch(list(range(len(examples))))
         sets[task] = HeldOut(examples, batch, features)
     return sets

@@ -196,7 +196,12 @@ def _merges(texts: Iterable[str], count: int) -> list[str]:
 
 def write_side_files(folder: Path, tokenizer_model: bytes) -> None:
     """Everything but the weights."""
-    generation: Json = {"bos_token_id": 2, "do_sample": False, "eos_token_id": [1, END_OF_TURN], "pad_token_id": 0}
+    generation: Json = {
+        "bos_token_id": 2,
+        "do_sample": False,
+        "eos_token_id": [1, END_OF_TURN],
+        "pad_token_id": 0,
+    }
     documents = {
         "config.json": config_json(),
         "tokenizer_config.json": tokenizer_json(),

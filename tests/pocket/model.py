@@ -19,7 +19,9 @@ from transformers import AutoConfig, Gemma3nForConditionalGeneration
 
 from gemma_edge.export.synth import BRANCH_NORMS
 
-WORDS = sorted({word for said in (*DIGITS["en"], *DIGITS["es"], *COMMANDS, *COMMANDS.values()) for word in said.split()})
+WORDS = sorted(
+    {word for said in (*DIGITS["en"], *DIGITS["es"], *COMMANDS, *COMMANDS.values()) for word in said.split()}
+)
 WORD_IDS = {word: index for index, word in enumerate(WORDS, 1)}  # 0 is the blank
 
 
@@ -37,7 +39,9 @@ def new_model(folder: Path, seed: int) -> Any:
             elif name.endswith("correct_output_scale"):
                 weight.fill_(1.0)  # at 0, as transformers has it, no per-layer embedding would be seen
             elif name.endswith("modality_router.weight"):
-                nn.init.normal_(weight, std=math.sqrt(text.hidden_size) / 2)  # its input is divided by hidden_size
+                nn.init.normal_(
+                    weight, std=math.sqrt(text.hidden_size) / 2
+                )  # its input is divided by hidden_size
             elif weight.dim() == 2 and "embed_tokens" not in name:
                 nn.init.normal_(weight, std=0.7 * weight.shape[1] ** -0.5)
     return model
@@ -61,7 +65,10 @@ class Helpers(nn.Module):
         """Of (images, tokens, hidden); also the share of quarters that are right."""
         grid, half = IMAGE_GRID, IMAGE_GRID // 2
         quarters = soft.view(-1, 2, half, 2, half, soft.shape[-1]).mean(dim=(2, 4)).flatten(1, 2)
-        colours, kinds = torch.zeros(len(scenes), 4, dtype=torch.long), torch.zeros(len(scenes), 4, dtype=torch.long)
+        colours, kinds = (
+            torch.zeros(len(scenes), 4, dtype=torch.long),
+            torch.zeros(len(scenes), 4, dtype=torch.long),
+        )
         for i, scene in enumerate(scenes):
             for shape in scene.shapes:
                 colours[i, shape.place] = list(COLOURS).index(shape.colour) + 1
@@ -94,7 +101,9 @@ class Helpers(nn.Module):
 def see(model: Any, scenes: list[Scene]) -> Tensor:
     """Soft tokens (images, tokens, hidden)."""
     pixels = np.stack([np.asarray(scene.draw(), np.float32) for scene in scenes]) / np.float32(255)
-    soft: Tensor = model.model.get_image_features(torch.from_numpy(pixels.transpose(0, 3, 1, 2))).pooler_output
+    soft: Tensor = model.model.get_image_features(
+        torch.from_numpy(pixels.transpose(0, 3, 1, 2))
+    ).pooler_output
     return soft
 
 
@@ -115,7 +124,9 @@ def hear(model: Any, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def decoder(model: Any, compiled: bool) -> Any:
     """The text model as a function of embeddings, per-layer rows, masks and positions."""
 
-    def run(embeddings: Tensor, per_layer: Tensor, full: Tensor, sliding: Tensor, positions: Tensor) -> Tensor:
+    def run(
+        embeddings: Tensor, per_layer: Tensor, full: Tensor, sliding: Tensor, positions: Tensor
+    ) -> Tensor:
         hidden: Tensor = model.model.language_model(
             inputs_embeds=embeddings,
             per_layer_inputs=per_layer,

@@ -149,7 +149,7 @@ def image_example(random: Random, test: bool, task: str) -> Example:
             return example
 
 
-def test_images(task: str, count: int, seed: int = 0) -> Iterator[Example]:
+def unseen_images(task: str, count: int, seed: int) -> Iterator[Example]:
     """`count` held-out examples of one of QUESTIONS."""
     random = Random(f"test {task} {seed}")
     for _ in range(count):

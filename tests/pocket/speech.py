@@ -54,7 +54,9 @@ SHORT = {
 }
 COMMANDS = {
     **{
-        f"{verb} the {thing}": f"{verbo} {cosa}" for verb, verbo in VERBS.items() for thing, cosa in THINGS.items()
+        f"{verb} the {thing}": f"{verbo} {cosa}"
+        for verb, verbo in VERBS.items()
+        for thing, cosa in THINGS.items()
     },
     **SHORT,
 }
@@ -87,7 +89,17 @@ class Clip:
         random = np.random.default_rng(self.seed)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "said.wav"
-            command = ["espeak-ng", "-v", self.voice, "-s", str(self.speed), "-p", str(self.pitch), "-w", str(path)]
+            command = [
+                "espeak-ng",
+                "-v",
+                self.voice,
+                "-s",
+                str(self.speed),
+                "-p",
+                str(self.pitch),
+                "-w",
+                str(path),
+            ]
             subprocess.run([*command, self.said], check=True, capture_output=True)
             said = np.concatenate([segment.samples for segment in read_audio(path)])
         loud = np.flatnonzero(np.abs(said) > 0.01 * np.abs(said).max())
@@ -150,17 +162,21 @@ def speech_example(random: Random, test: bool, task: str) -> Example:
     return make(random, test, language)
 
 
-def test_speech(task: str, count: int, seed: int = 0) -> Iterator[Example]:
+def unseen_speech(task: str, count: int, seed: int) -> Iterator[Example]:
     """`count` examples in held-out voices."""
     random = Random(f"test {task} {seed}")
     for _ in range(count):
         yield speech_example(random, True, task)
 
 
+def key_of(clips: list[Clip]) -> str:
+    """A name for these clips and no others."""
+    return hashlib.sha256(repr(clips).encode()).hexdigest()[:16]
+
+
 def cached_samples(clips: list[Clip], folder: Path, threads: int = 12) -> list[Array]:
     """The samples of `clips`, made once and kept in `folder`; espeak-ng waits more than it computes."""
-    key = hashlib.sha256(repr(clips).encode()).hexdigest()[:16]
-    path = folder / f"clips-{key}.npz"
+    path = folder / f"clips-{key_of(clips)}.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(threads) as pool:

@@ -17,11 +17,12 @@ T = TypeVar("T")
 
 NAMES = """
     Ana Ben Carla David Elena Frank Grace Hugo Iris Jack Kira Leo Maria Nina Omar Paul Rosa Sam Tina Ursula
-    Vera Walter Yara Zoe Adam Bella Clara Diego Emma Felix Gina Henry Ivan Julia Karl Lucy Marco Nora Oscar Petra
+    Vera Walter Yara Zoe Adam Bella Clara Diego Emma Felix Gina Henry Ivan Julia Karl Lucy Marco Nora Oscar
+    Petra
 """.split()
 CITIES = """
-    Paris London Rome Madrid Berlin Lima Oslo Cairo Tokyo Delhi Lisbon Vienna Dublin Athens Prague Boston Quito
-    Havana Nairobi Sydney
+    Paris London Rome Madrid Berlin Lima Oslo Cairo Tokyo Delhi Lisbon Vienna Dublin Athens Prague Boston
+    Quito Havana Nairobi Sydney
 """.split()
 PETS = "cat dog fish horse rabbit parrot turtle mouse goat duck".split()
 COLOURS = "red green blue yellow white black orange purple".split()
@@ -94,14 +95,19 @@ FACTS = {
     "What is the opposite of big?": "The opposite of big is small.",
     "What is the opposite of day?": "The opposite of day is night.",
 }
-MANNERS = ("{q}", "Please tell me: {q}", "I have a question. {q}", "Hello! {q}", "{q} Thank you.", "Tell me. {q}")
+MANNERS = (
+    "{q}",
+    "Please tell me: {q}",
+    "I have a question. {q}",
+    "Hello! {q}",
+    "{q} Thank you.",
+    "Tell me. {q}",
+)
 
 
 def fact(random: Random, test: bool) -> Example:
     """Questions with one answer. Held out: ways of asking a question."""
-    question, manner = _draw(
-        random, test, lambda r: (r.choice(list(FACTS)), r.choice(MANNERS)), lambda v: v
-    )
+    question, manner = _draw(random, test, lambda r: (r.choice(list(FACTS)), r.choice(MANNERS)), lambda v: v)
     return ask("facts", manner.format(q=question), FACTS[question])
 
 
@@ -245,11 +251,13 @@ TEXT_TASKS: dict[str, Callable[[Random, bool], Example]] = {
 }
 
 
-def test_examples(task: str, count: int, seed: int = 0) -> Iterator[Example]:
-    """`count` different held-out examples; the seed is not one that training uses."""
-    random, seen = Random(f"test {task} {seed}"), set()
-    while len(seen) < count:
+def unseen_text(task: str, count: int, seed: int) -> Iterator[Example]:
+    """Different held-out examples: `count`, or all if there are fewer; training uses no such seed."""
+    random, seen = Random(f"test {task} {seed}"), set[Example]()
+    for _ in range(50 * count):
         example = TEXT_TASKS[task](random, True)
         if example not in seen:
             seen.add(example)
             yield example
+        if len(seen) == count:
+            return
