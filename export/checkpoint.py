@@ -1,5 +1,4 @@
-"""A checkpoint folder, read lazily: the tensors of the text model and of the encoders of images and audio, from
-one or many safetensors shards.
+"""A checkpoint folder, read lazily: tensors of the text model and of the encoders, from safetensors shards.
 
 Everything that can be wrong with a header, an index or a shape is found when the folder is opened, from the
 headers alone. Tensors are read with `os.preadv` into arrays of their own: memory is bounded by what is

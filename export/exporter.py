@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from gemma_edge.export.calibrate import kv_scales
 from gemma_edge.export.checkpoint import Checkpoint, resolve
 from gemma_edge.export.emit.external_data import ExternalData
 from gemma_edge.export.emit.onnx import EmittedDecoder, emit_decoder
+from gemma_edge.export.encoder_bundle import write_encoders
+from gemma_edge.export.encoders import Encoder
 from gemma_edge.export.inspect import format_plan
 from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.tensors import EMBEDDING_NAME, PLE_NAME, Part, head_name
@@ -32,9 +36,11 @@ from gemma_edge.export.recipe import Bounds, Recipe, load_recipe
 from gemma_edge.export.rows import write_row_table
 from gemma_edge.export.tokenizer import tokenizer_files
 from gemma_edge.export.verify import Agreement, check_bounds, verify_sequences
+from gemma_edge.export.verify_encoders import encoder_errors
 from gemma_edge.runtime.bundle import FORMATS, SCHEMA_VERSION, Bundle
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.modalities import Kind
 from gemma_edge.runtime.tokenizer import Tokenizer
 from gemma_edge.runtime.units import parse_size
 from gemma_edge.runtime.version import __version__
@@ -47,6 +53,8 @@ SUFFIX = ".litertlm"
 # The gate's prompts are cut to this, so that its logits (a megabyte a token) stay small.
 GATE_TOKENS = 48
 DECODER, DECODER_DATA, PLE, EMBEDDINGS = "decoder.onnx", "decoder.onnx.data", "ple.bin", "embeddings.bin"
+# What people call a modality, and the bundle's name for its encoder.
+MODALITIES: dict[str, Kind] = {"image": "vision", "audio": "audio"}
 TOKENIZER, TEMPLATE, GENERATION = "tokenizer.model", "chat_template.jinja", "generation_config.json"
 
 
@@ -71,6 +79,7 @@ def export_bundle(
     verify: bool = True,
     progress: bool = False,
     format: str = "onnx",
+    modalities: Collection[str] | None = None,
 ) -> Exported:
     """Exports a checkpoint to a bundle.
 
@@ -86,18 +95,20 @@ def export_bundle(
         verify: compare the bundle with the checkpoint before it is published.
         progress: show progress bars on stderr (when it is a terminal).
         format: "onnx" for ONNX Runtime, "tflite" for LiteRT, "litertlm" for LiteRT-LM.
+        modalities: "text", and "image" and "audio" for their encoders; None for all that the checkpoint has.
 
     Raises:
         CheckpointError, ConfigError, TokenizerError: the checkpoint is bad; the message names the file.
-        UsageError: an unknown recipe, or a target that is not a bundle.
+        UsageError: an unknown recipe, a target that is not a bundle, or an encoder that the checkpoint lacks.
         CeilingError: the plan does not fit; the message says what would.
         ParityError: the result does not agree with the checkpoint; nothing is published.
     """
     recipe = _recipe(recipe, kv_cache, format)
-    with Checkpoint.open(resolve(str(source))) as checkpoint:
-        plan = plan_export(checkpoint.config, recipe, context, chunk, format)
+    with open_checkpoint(source, modalities) as checkpoint:
+        encoders = checkpoint.encoders
+        plan = plan_export(checkpoint.config, recipe, context, chunk, format, encoders)
         if ceiling is not None:
-            check_ceiling(plan, ceiling, checkpoint.config, recipe)
+            check_ceiling(plan, ceiling, checkpoint.config, recipe, encoders)
         if format == "litertlm":
             with FileWriter(Path(out)) as file_writer:
                 file_writer.check_room(2 * plan.file_bytes)  # the models, and the file made of them
@@ -107,8 +118,36 @@ def export_bundle(
             return _export(checkpoint, recipe, plan, writer, str(source), verify, progress)
 
 
+def open_checkpoint(source: str | Path, modalities: Collection[str] | None) -> Checkpoint:
+    """The checkpoint with the encoders of `modalities`, which are as in `export_bundle`.
+
+    Raises:
+        UsageError: one of them is unknown, or the checkpoint does not have it.
+    """
+    names = ("text", *MODALITIES) if modalities is None else tuple(modalities)
+    for name in names:
+        if name not in ("text", *MODALITIES):
+            raise UsageError(f"unknown modality {name!r}: choose from text, {', '.join(MODALITIES)}")
+    if "text" not in names:
+        raise UsageError("text is always exported: add it to the modalities")
+    wanted = [kind for name, kind in MODALITIES.items() if name in names]
+    checkpoint = Checkpoint.open(resolve(str(source)), wanted)
+    for name, kind in MODALITIES.items():
+        if modalities is not None and name in names and kind not in checkpoint.encoders:
+            checkpoint.close()
+            raise UsageError(
+                f"{source}: the checkpoint has no {name} encoder: leave {name} out of the modalities"
+            )
+    return checkpoint
+
+
 def plan_export(
-    config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int, format: str = "onnx"
+    config: Gemma3nConfig,
+    recipe: Recipe,
+    context: int,
+    chunk: int,
+    format: str = "onnx",
+    encoders: Mapping[Kind, Encoder] = MappingProxyType({}),
 ) -> Plan:
     """The plan alone: no weight is read.
 
@@ -121,7 +160,7 @@ def plan_export(
         )
     if chunk < 1:
         raise UsageError(f"--chunk must be 1 or more, not {chunk}")
-    return make_plan(config, recipe, context, min(chunk, context), format)
+    return make_plan(config, recipe, context, min(chunk, context), format, encoders)
 
 
 def _recipe(recipe: str | Path | Recipe, kv_cache: str | None, format: str) -> Recipe:
@@ -137,7 +176,8 @@ def _recipe(recipe: str | Path | Recipe, kv_cache: str | None, format: str) -> R
         raise UsageError(f"kv_cache must be fp32 or int8, not {kv_cache!r}")
     if kv_cache == "int8" != recipe.kv_cache:
         own = recipe.bounds
-        bounds = Bounds(max(own.mean_kl, INT8_CACHE_BOUNDS.mean_kl), min(own.top1, INT8_CACHE_BOUNDS.top1))
+        mean_kl, top1 = max(own.mean_kl, INT8_CACHE_BOUNDS.mean_kl), min(own.top1, INT8_CACHE_BOUNDS.top1)
+        bounds = replace(own, mean_kl=mean_kl, top1=top1, max_abs=None)
         return replace(recipe, kv_cache="int8", bounds=bounds)
     return replace(recipe, kv_cache="fp32") if kv_cache else recipe
 
@@ -173,16 +213,20 @@ def _export(
                 scales = kv_scales(checkpoint, sequences)
         emitted = emit_decoder(config, recipe, DECODER_DATA, scales)
         tables = _write_weights(checkpoint, recipe, emitted, writer, progress)
+    modalities = _write_encoders(checkpoint, recipe, plan, writer, progress)
     manifest = {
         **_facts(checkpoint, recipe, plan, source),
         "config": config.to_dict(),
         "tables": tables,
         "added_tokens": tokens.added_tokens,
+        **({"modalities": modalities} if modalities else {}),
     }
     writer.write_manifest(manifest)
     agreement = None
     if verify:
-        agreement = verify_sequences(Bundle.open(writer.folder), checkpoint, sequences, progress=progress)
+        bundle = Bundle.open(writer.folder)
+        agreement = verify_sequences(bundle, checkpoint, sequences, progress=progress)
+        agreement = replace(agreement, encoders=encoder_errors(bundle, checkpoint, progress=progress))
         check_bounds(agreement, recipe.bounds)
         writer.write_manifest({**manifest, "agreement": agreement.to_dict()})
     return Exported(writer.publish(), plan, agreement)
@@ -212,7 +256,9 @@ def _export_file(
             Tokenizer(tokenizer, tokens.added_tokens, checkpoint.config.vocab_size),
             min(GATE_TOKENS, plan.context),
         )
-        agreement = verify_sequences(Bundle.open(made), checkpoint, sequences, progress=progress)
+        bundle = Bundle.open(made)
+        agreement = verify_sequences(bundle, checkpoint, sequences, progress=progress)
+        agreement = replace(agreement, encoders=encoder_errors(bundle, checkpoint, progress=progress))
         check_bounds(agreement, recipe.bounds)
         record_agreement(made, agreement.to_dict())
     return Exported(writer.publish_file(made), plan, agreement)
@@ -231,6 +277,19 @@ def _facts(checkpoint: Checkpoint, recipe: Recipe, plan: Plan, source: str) -> d
         "kv_cache": recipe.kv_cache,
         "plan": plan.to_dict(),
     }
+
+
+def _write_encoders(
+    checkpoint: Checkpoint, recipe: Recipe, plan: Plan, writer: BundleWriter, progress: bool
+) -> dict[str, Any]:
+    """The manifest's `modalities`."""
+    if not checkpoint.encoders:
+        return {}
+    if plan.format == "tflite":
+        from gemma_edge.export.tflite_bundle import write_encoders_tflite
+
+        return write_encoders_tflite(checkpoint, recipe, writer, progress)
+    return write_encoders(checkpoint, recipe, writer, progress)
 
 
 def _write_weights(
@@ -324,6 +383,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv-cache", choices=("fp32", "int8"), help="precision of the KV cache (the recipe's)"
     )
+    parser.add_argument(
+        "--modalities",
+        metavar="LIST",
+        help="what the bundle takes, of text,image,audio (default: all that the checkpoint has)",
+    )
     parser.add_argument("--ceiling", metavar="SIZE", help="refuse a plan that needs more memory, e.g. 2GiB")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--no-verify", action="store_true", help="publish without the parity gate")
@@ -335,9 +399,12 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run and args.out is None:
         raise UsageError("name the folder of the bundle: gemma-edge export SOURCE OUT")
     formats = list(dict.fromkeys(args.format or [FORMATS[0]]))
-    config = Gemma3nConfig.from_file(resolve(args.source))
+    modalities = None if args.modalities is None else [m.strip() for m in args.modalities.split(",")]
+    with open_checkpoint(args.source, modalities) as checkpoint:
+        config, encoders = checkpoint.config, checkpoint.encoders
     for format in formats:
-        _run_format(args, config, format, _target(args.out, format, len(formats) == 1))
+        out = _target(args.out, format, len(formats) == 1)
+        _run_format(args, config, encoders, modalities, format, out)
     return 0
 
 
@@ -348,14 +415,21 @@ def _target(out: str | None, format: str, only: bool) -> str | None:
     return str(Path(out) / (f"model{SUFFIX}" if format == "litertlm" else format))
 
 
-def _run_format(args: argparse.Namespace, config: Gemma3nConfig, format: str, out: str | None) -> None:
+def _run_format(
+    args: argparse.Namespace,
+    config: Gemma3nConfig,
+    encoders: Mapping[Kind, Encoder],
+    modalities: Collection[str] | None,
+    format: str,
+    out: str | None,
+) -> None:
     recipe = _recipe(args.recipe, args.kv_cache, format)
     ceiling = parse_size(args.ceiling) if args.ceiling else None
-    plan = plan_export(config, recipe, args.context, args.chunk, format)
+    plan = plan_export(config, recipe, args.context, args.chunk, format, encoders)
     if not args.json:
         print(format_plan(plan.to_dict()), file=sys.stdout if args.dry_run else sys.stderr)
     if ceiling is not None:
-        check_ceiling(plan, ceiling, config, recipe)
+        check_ceiling(plan, ceiling, config, recipe, encoders)
     if args.dry_run or out is None:
         if args.json:
             print(json.dumps(plan.to_dict()))
@@ -370,6 +444,7 @@ def _run_format(args: argparse.Namespace, config: Gemma3nConfig, format: str, ou
         verify=not args.no_verify,
         progress=True,
         format=format,
+        modalities=modalities,
     )
     if args.json:
         agreement = result.agreement.to_dict() if result.agreement else None

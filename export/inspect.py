@@ -12,6 +12,7 @@ from gemma_edge.runtime.bundle import Bundle
 from gemma_edge.runtime.errors import BundleError
 from gemma_edge.runtime.units import format_size
 
+ON_DEMAND = "on demand"  # residency of encoders
 TITLES = {
     "decoder": "decoder layers",
     "head": "output head",
@@ -19,7 +20,10 @@ TITLES = {
     "vector": "norms and scales",
     "ple": "per-layer embeddings",
     "embedding": "token embeddings",
+    "vision": "image encoder",
+    "audio": "audio encoder",
 }
+NAMES = {"vision": "images", "audio": "audio"}
 
 
 def format_plan(plan: dict[str, Any]) -> str:
@@ -51,6 +55,9 @@ def format_plan(plan: dict[str, Any]) -> str:
         lines.append("  ".join(cells).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
     lines.insert(len(lines) - 1, lines[1])
+    if any(part["residency"] == ON_DEMAND for part in plan["parts"]):
+        beside = format_size(plan["beside_bytes"])
+        lines.append(f"encoders run before the decoder is loaded; in a later turn, beside it: {beside}")
     lines.append(
         f"recipe {plan['recipe']}; a decode step reads {format_size(plan['bytes_per_token'])} of weights"
     )
@@ -81,13 +88,25 @@ def run(args: argparse.Namespace) -> int:
     plan, source = bundle.member("plan", dict), bundle.member("source", dict)
     agreement = bundle.manifest.get("agreement")
     if args.json:
-        keys = ("format", "generator", "source", "recipe", "context", "chunk", "kv_cache", "plan", "files")
+        keys = (
+            "format",
+            "generator",
+            "source",
+            "recipe",
+            "context",
+            "chunk",
+            "kv_cache",
+            "plan",
+            "modalities",
+            "files",
+        )
         print(json.dumps({**{k: bundle.manifest.get(k) for k in keys}, "agreement": agreement}))
         return 0
     try:
         print(format_plan(plan))
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(bundle.path / "manifest.json", "plan", "a plan", f"no {error}") from None
+    print(f"takes {', '.join(['text', *(NAMES[kind] for kind in bundle.modalities)])}")
     print(f"source {source.get('name')} ({str(source.get('revision'))[:12]}), KV cache {bundle.kv_cache}")
     if agreement:
         from gemma_edge.export.verify import Agreement

@@ -4,7 +4,11 @@
 |---|---|---|
 | resident | decoder layers, projections, head | the engine's packed copy on the heap |
 | mapped | per-layer table, token embeddings | none: rows are read from the file when a token needs them |
-| on demand | encoders of images and sound | their own size, only while a prompt is encoded |
+| on demand | encoders of images and audio | their own size, only while a prompt is encoded |
+
+There are two phases, and the peak is the larger one's: attachments are encoded, one encoder at a time, before
+the decoder is loaded; then the prompt is prefilled and answered. In a conversation a later image is encoded
+beside the decoder, which `beside_bytes` is about.
 
 The prediction is of anonymous memory (RssAnon), which cannot be reclaimed; file pages can, and are under a
 limit.
@@ -12,15 +16,20 @@ limit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from gemma_edge.export.emit.external_data import StoredTensor
+from gemma_edge.export.encoders import Encoder
+from gemma_edge.export.inspect import ON_DEMAND
 from gemma_edge.export.model.tensors import EMBEDDING_NAME, PLE_NAME, Part, TensorSpec, tensor_specs
 from gemma_edge.export.recipe import Recipe, list_recipes, load_recipe
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import CeilingError
 from gemma_edge.runtime.kv_cache import cache_layouts, windowed_cache_bytes
+from gemma_edge.runtime.modalities import Kind
 from gemma_edge.runtime.units import format_size
 
 # Measured as RssAnon with ONNX Runtime 1.31 and CPython 3.11 on x86-64: interpreter, NumPy and engine 21 MiB,
@@ -40,7 +49,10 @@ LITERT_BASE_BYTES = 110 << 20
 
 @dataclass(frozen=True)
 class PartPlan:
-    """One part of the bundle. Sizes are bytes; `bits` are stored bits a weight, scales included."""
+    """One part of the bundle. Sizes are bytes; `bits` are stored bits a weight, scales included.
+
+    The memory of a part on demand is that of one run of it, its activations included.
+    """
 
     part: str
     residency: str  # "resident", "mapped" or "on demand"
@@ -67,9 +79,21 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """Predicted peak of anonymous memory."""
-        weights = sum(part.memory_bytes for part in self.parts)
-        return weights + self.kv_cache_bytes + self.activation_bytes + self.base_bytes
+        """Predicted peak of anonymous memory: the larger of its phases."""
+        return max(self._decoder_bytes + self.activation_bytes, self._encoder_bytes) + self.base_bytes
+
+    @property
+    def beside_bytes(self) -> int:
+        """The same where an encoder is loaded beside the decoder."""
+        return self._decoder_bytes + max(self.activation_bytes, self._encoder_bytes) + self.base_bytes
+
+    @property
+    def _decoder_bytes(self) -> int:
+        return self.kv_cache_bytes + sum(p.memory_bytes for p in self.parts if p.residency != ON_DEMAND)
+
+    @property
+    def _encoder_bytes(self) -> int:
+        return max((p.memory_bytes for p in self.parts if p.residency == ON_DEMAND), default=0)
 
     @property
     def needed_bytes(self) -> int:
@@ -77,7 +101,7 @@ class Plan:
         return self.peak_bytes + WORKING_FILE_BYTES
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "peak_bytes": self.peak_bytes}
+        return {**asdict(self), "peak_bytes": self.peak_bytes, "beside_bytes": self.beside_bytes}
 
 
 class WeightLayout(Protocol):
@@ -105,7 +129,26 @@ def weight_layout(
     return emit_decoder(config, recipe, "decoder.onnx.data").data
 
 
-def make_plan(config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int, format: str = "onnx") -> Plan:
+def encoder_layout(encoder: Encoder, recipe: Recipe, format: str) -> tuple[WeightLayout, int]:
+    """An encoder's weights as the emitter of `format` stores them, and the memory it takes; reads none."""
+    if format != "onnx":
+        from gemma_edge.export import tflite_bundle
+
+        return tflite_bundle.emit_encoder(encoder, recipe), sum(tflite_bundle.encoder_memory(encoder))
+    from gemma_edge.export.encoder_bundle import emit_encoder, encoder_memory
+
+    data = emit_encoder(encoder, recipe)[1]
+    return data, sum(encoder_memory(encoder, data))
+
+
+def make_plan(
+    config: Gemma3nConfig,
+    recipe: Recipe,
+    context: int,
+    chunk: int,
+    format: str = "onnx",
+    encoders: Mapping[Kind, Encoder] = MappingProxyType({}),
+) -> Plan:
     """The plan of a bundle. With LiteRT the packed weights are a mapped file, so that they cost no memory."""
     data = weight_layout(config, recipe, context, chunk, format)
     mapped = format != "onnx"
@@ -123,6 +166,8 @@ def make_plan(config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int, f
         rotary = 2 * len(set(config.layer_types)) * context * config.head_dim * 2
     base = LITERT_BASE_BYTES if mapped else BASE_BYTES
     tables = sum(p.file_bytes for p in parts if p.part in (Part.PLE, Part.EMBEDDING))
+    on_demand = [_encoder_part(encoder, recipe, format) for encoder in encoders.values()]
+    parts += on_demand
     return Plan(
         recipe=recipe.name,
         context=context,
@@ -134,7 +179,7 @@ def make_plan(config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int, f
         bytes_per_token=sum(t.bytes for t in data.tensors)
         if mapped
         else sum(p.memory_bytes or p.file_bytes for p in parts if p.residency == "resident"),
-        file_bytes=data.size + tables,
+        file_bytes=data.size + tables + sum(p.file_bytes for p in on_demand),
         format=format,
     )
 
@@ -152,7 +197,13 @@ def activation_bytes(config: Gemma3nConfig, chunk: int) -> int:
     return 4 * (chunk * (per_token + attention) + 3 * config.vocab_size)
 
 
-def check_ceiling(plan: Plan, ceiling: int, config: Gemma3nConfig, recipe: Recipe) -> None:
+def check_ceiling(
+    plan: Plan,
+    ceiling: int,
+    config: Gemma3nConfig,
+    recipe: Recipe,
+    encoders: Mapping[Kind, Encoder] = MappingProxyType({}),
+) -> None:
     """Refuses a plan above `ceiling` bytes and says which changes would make it fit.
 
     Raises:
@@ -160,7 +211,7 @@ def check_ceiling(plan: Plan, ceiling: int, config: Gemma3nConfig, recipe: Recip
     """
     if plan.needed_bytes <= ceiling:
         return
-    remedies = _remedies(ceiling, config, recipe, plan)
+    remedies = _remedies(ceiling, config, recipe, plan, encoders)
     text = "; ".join(remedies) if remedies else "no recipe of ours fits this model under it"
     raise CeilingError(
         f"recipe {plan.recipe} with a context of {plan.context} needs {format_size(plan.needed_bytes)}, "
@@ -168,11 +219,13 @@ def check_ceiling(plan: Plan, ceiling: int, config: Gemma3nConfig, recipe: Recip
     )
 
 
-def _remedies(ceiling: int, config: Gemma3nConfig, recipe: Recipe, plan: Plan) -> list[str]:
+def _remedies(
+    ceiling: int, config: Gemma3nConfig, recipe: Recipe, plan: Plan, encoders: Mapping[Kind, Encoder]
+) -> list[str]:
     """Changes that fit: an int8 cache, a smaller chunk, a shorter context, then fewer bits."""
 
     def needed(recipe: Recipe, context: int, chunk: int) -> int:
-        return make_plan(config, recipe, context, chunk, plan.format).needed_bytes
+        return make_plan(config, recipe, context, chunk, plan.format, encoders).needed_bytes
 
     found = []
     if recipe.kv_cache != "int8":
@@ -213,6 +266,13 @@ def _decoder_part(data: WeightLayout, part: Part, mapped: bool) -> PartPlan:
             memory += BLOCK_OVERHEAD_BYTES * tensor.shape[0] * tensor.blocks
     residency = "mapped" if mapped else "resident"
     return PartPlan(part.value, residency, elements, file_bytes, memory, 8 * file_bytes / elements)
+
+
+def _encoder_part(encoder: Encoder, recipe: Recipe, format: str) -> PartPlan:
+    layout, memory = encoder_layout(encoder, recipe, format)
+    elements = sum(t.elements for t in layout.tensors)
+    bits = 8 * layout.size / elements
+    return PartPlan(encoder.kind, ON_DEMAND, elements, layout.size, memory, bits)
 
 
 def _table_part(spec: TensorSpec, recipe: Recipe) -> PartPlan:

@@ -5,7 +5,7 @@ A recipe is a JSON file, ours (`export/recipes/`) or the user's:
     {"name": "int4", "description": "...",
      "parts": {"decoder": {"bits": 4, "group": 64}, "head": ..., "small": ..., "ple": ..., "embedding": ...},
      "clip": "mse", "kv_cache": "fp32",
-     "bounds": {"mean_kl": 0.3, "top1": 0.7}}
+     "bounds": {"mean_kl": 0.3, "top1": 0.7, "encoder": 0.3}}
 
 `bits` is 4, 8 or 32; `group`, for 4 and 8, the weights that share a scale: a power of two, or "channelwise"
 for a whole row (an output channel), which only the LiteRT formats take. Every part
@@ -68,11 +68,13 @@ class Bounds:
     mean_kl: mean Kullback-Leibler divergence of the next-token distributions, in nats a token.
     top1: smallest fraction of positions whose most likely token agrees.
     max_abs: largest absolute difference of a logit, if bounded.
+    encoder: largest error of an encoder's soft tokens relative to their size, if bounded.
     """
 
     mean_kl: float
     top1: float
     max_abs: float | None = None
+    encoder: float | None = None
 
 
 @dataclass(frozen=True)
@@ -232,15 +234,14 @@ class _Parser:
         return Precision(bits, group)
 
     def bounds(self) -> Bounds:
-        value = self.record("bounds", self.data["bounds"], ("mean_kl", "top1"), ("max_abs",))
-        for key, limit in (("mean_kl", math.inf), ("top1", 1.0), ("max_abs", math.inf)):
-            number = value.get(key, 0)
+        value = self.record("bounds", self.data["bounds"], ("mean_kl", "top1"), ("max_abs", "encoder"))
+        for key, number in value.items():
+            limit = 1.0 if key == "top1" else math.inf
             ok = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
             if not ok or not 0 <= number <= limit:
                 expected = "a fraction from 0 to 1" if limit == 1 else "a number of 0 or more"
                 self.fail(f"bounds.{key}", expected, repr(number))
-        maximum = float(value["max_abs"]) if "max_abs" in value else None
-        return Bounds(float(value["mean_kl"]), float(value["top1"]), maximum)
+        return Bounds(**{key: float(number) for key, number in value.items()})
 
 
 def _is_int(value: object) -> TypeGuard[int]:

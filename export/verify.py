@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from gemma_edge.export.prompts import prompt_ids
 from gemma_edge.export.recipe import Bounds, load_recipe
 from gemma_edge.runtime.bundle import Bundle
 from gemma_edge.runtime.errors import BundleError, ConfigError, ParityError, UsageError
+from gemma_edge.runtime.modalities import KINDS
 from gemma_edge.runtime.tokenizer import Tokenizer
 
 Array = NDArray[np.float32]
@@ -53,6 +54,8 @@ class Agreement:
     max_abs: float  # largest absolute difference of a logit
     perplexity: float  # of the checkpoint, over the same text
     bundle_perplexity: float
+    # Of "vision" and "audio": how far soft tokens are from the checkpoint's, see `verify_encoders`.
+    encoders: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,6 +66,7 @@ class Agreement:
             f"agreement over {self.tokens} tokens: KL {self.mean_kl:.3g} nats (max {self.max_kl:.3g}), "
             f"top-1 {self.top1:.1%}, max logit error {self.max_abs:.3g}, "
             f"perplexity {self.bundle_perplexity:.4g} (checkpoint {self.perplexity:.4g})"
+            + "".join(f", {kind} encoder off by {error:.2g}" for kind, error in self.encoders.items())
         )
 
 
@@ -87,8 +91,11 @@ def verify_bundle(
     opened = Bundle.open(bundle)
     with Progress("checking hashes", sum(f.bytes for f in opened.files.values()), progress, "B") as bar:
         opened.check_hashes(bar.advance)
-    with Checkpoint.open(resolve(str(source))) as checkpoint:
-        if checkpoint.config != opened.config:
+    from gemma_edge.export.verify_encoders import encoder_errors
+
+    with Checkpoint.open(resolve(str(source)), [k for k in KINDS if k in opened.modalities]) as checkpoint:
+        same = [opened.modalities[k].config == e.config for k, e in checkpoint.encoders.items()]
+        if checkpoint.config != opened.config or not all(same) or len(same) != len(opened.modalities):
             raise ConfigError(
                 checkpoint.path / "config.json",
                 "model",
@@ -104,7 +111,8 @@ def verify_bundle(
         else:
             ids = tokenizer.encode(text, bos=True)[:max_tokens]
             sequences = [ids[i : i + opened.context] for i in range(0, len(ids), opened.context)]
-        return verify_sequences(opened, checkpoint, sequences, progress=progress)
+        agreement = verify_sequences(opened, checkpoint, sequences, progress=progress)
+        return replace(agreement, encoders=encoder_errors(opened, checkpoint, progress=progress))
 
 
 def verify_sequences(
@@ -120,7 +128,7 @@ def verify_sequences(
     with tempfile.TemporaryDirectory(prefix="gemma-edge-") as folder:
         path = Path(folder) / "logits.f32"
         with Progress("running the bundle", 0, progress):
-            _run_isolated(bundle.path, sequences, path)
+            run_isolated(bundle.path, write_bundle_logits, sequences, path)
         rows = sum(map(len, sequences))
         theirs = np.memmap(path, dtype=np.float32, mode="r", shape=(rows, bundle.config.vocab_size))
         with Progress("running the reference", weights, progress, "weights") as bar:
@@ -143,6 +151,9 @@ def check_bounds(agreement: Agreement, bounds: Bounds) -> None:
         failures.append(f"top-1 agreement {agreement.top1:.3f}, the bound is {bounds.top1:g}")
     if bounds.max_abs is not None and not agreement.max_abs <= bounds.max_abs:
         failures.append(f"max logit error {agreement.max_abs:.3g}, the bound is {bounds.max_abs:g}")
+    for kind, error in agreement.encoders.items():
+        if bounds.encoder is not None and not error <= bounds.encoder:
+            failures.append(f"the {kind} encoder is off by {error:.3g}, the bound is {bounds.encoder:g}")
     if failures:
         raise ParityError(
             f"the export does not agree with its checkpoint: {'; '.join(failures)}. Nothing was published. "
@@ -197,10 +208,15 @@ def _log_softmax(x: Array) -> NDArray[np.float64]:
     return shifted - math.log(float(np.exp(shifted).sum()))
 
 
-def _run_isolated(path: Path, sequences: Sequence[Sequence[int]], out: Path) -> None:
+def run_isolated(path: Path, function: Callable[..., None], *args: Any) -> None:
+    """Calls `function(path, *args)` in a process of its own, and raises here what it raises there.
+
+    Raises:
+        BundleError: the process died; `path` is the bundle's.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(sender, write_bundle_logits, path, sequences, out))
+    process = context.Process(target=_work, args=(sender, function, path, *args))
     with _interrupts_ignored():  # which the process inherits: Ctrl-C is for this one to handle
         process.start()
     sender.close()

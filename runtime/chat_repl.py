@@ -35,7 +35,7 @@ Ctrl-C  end the answer that is being given"""
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    add_words(parser, "", "no more arguments")
+    add_words(parser)
     add_options(parser)
 
 

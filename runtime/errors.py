@@ -5,7 +5,7 @@
 | 0 | ok |
 | 1 | the system refused: disk full, no permission, not enough memory |
 | 2 | usage: an unknown recipe, a bad option, a prompt that does not fit the context |
-| 3 | a bad checkpoint, config, tokenizer, bundle, image or recording |
+| 3 | a bad checkpoint, config, tokenizer, bundle or attachment |
 | 4 | a device is not available |
 | 5 | a memory ceiling is exceeded |
 | 6 | the parity gate: the export does not agree with its checkpoint |

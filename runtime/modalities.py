@@ -39,6 +39,7 @@ class Modality:
 
     Attributes:
         kind: "vision" or "audio".
+        config: of the encoder.
         graph: file of the encoder.
         soft_tokens: rows that the encoder gives for one image or clip.
         soft_id: the token that each of these rows stands in the place of.
@@ -50,6 +51,7 @@ class Modality:
     """
 
     kind: Kind
+    config: VisionConfig | AudioConfig
     graph: Path
     soft_tokens: int
     soft_id: int

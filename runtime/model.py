@@ -104,7 +104,7 @@ class Model:
             BundleError, TokenizerError: the bundle is damaged.
             UsageError: `threads`, `context` or `video_tokens` is out of range.
         """
-        from gemma_edge.runtime.backends import load_decoder
+        from gemma_edge.runtime.backends import largest_context, load_decoder
         from gemma_edge.runtime.bundle import Bundle
         from gemma_edge.runtime.ple import PleTable
         from gemma_edge.runtime.rows import RowTable
@@ -144,6 +144,8 @@ class Model:
             expansion(modality, tokenizer)  # raises unless the tokenizer has its tokens
         decoder: Decoder
         if defer_decoder:
+            if context is not None and context > (most := largest_context(bundle)):
+                raise UsageError(f"context must be 1 to {most}, not {context}")
             decoder = DeferredDecoder(
                 lambda: load_decoder(bundle, threads=threads, context=context),
                 context=context or bundle.context,

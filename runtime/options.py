@@ -17,11 +17,14 @@ from gemma_edge.runtime.errors import UsageError
 MODEL = "GEMMA_EDGE_MODEL"
 
 
-def add_words(parser: argparse.ArgumentParser, name: str, text: str) -> None:
-    """The arguments without a flag: the bundle, then what `name` and `text` say."""
-    parser.usage = "%(prog)s [options] [BUNDLE] " + name
+def add_words(parser: argparse.ArgumentParser, name: str = "", text: str = "") -> None:
+    """The arguments without a flag: the bundle, then what `name` and `text` say, if anything."""
+    parser.usage = f"%(prog)s [options] [BUNDLE] {name}".rstrip()
     parser.add_argument(
-        "words", nargs="*", metavar="BUNDLE", help=f"a bundle, unless -m or ${MODEL} names it; {text}"
+        "words",
+        nargs="*",
+        metavar="BUNDLE",
+        help=f"a bundle, unless -m or ${MODEL} names it{text and '; ' + text}",
     )
     parser.add_argument("-m", "--model", metavar="BUNDLE", help=f"the bundle (default: ${MODEL})")
 

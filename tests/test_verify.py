@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,12 +156,12 @@ def test_logits_that_are_not_numbers_do_not_agree(
 ) -> None:
     """One such row among good ones: it must not be lost in a maximum or a mean."""
 
-    def logits(path: Path, sequences: list[list[int]], out: Path) -> None:
-        write_bundle_logits(path, sequences, out)
+    def logits(path: Path, function: Callable[..., None], sequences: list[list[int]], out: Path) -> None:
+        function(path, sequences, out)
         values = np.memmap(out, np.float32, "r+").reshape(-1, 544)
         values[3, 17] = poison
 
-    monkeypatch.setattr(verify, "_run_isolated", logits)
+    monkeypatch.setattr(verify, "run_isolated", logits)
     with Checkpoint.open(tiny_checkpoint) as checkpoint:
         agreement = verify_sequences(Bundle.open(tiny_bundle), checkpoint, SEQUENCES)
     assert not np.isfinite(agreement.max_abs)

@@ -45,6 +45,11 @@ class Decoder(Protocol):
         """Empties the cache."""
 
 
+def largest_context(bundle: Bundle) -> int:
+    """Tokens of KV cache that a bundle can be loaded with at most: a .tflite has them in its shapes."""
+    return bundle.config.max_position_embeddings if bundle.format == "onnx" else bundle.context
+
+
 def load_decoder(bundle: Bundle, *, threads: int | None = None, context: int | None = None) -> Decoder:
     """The decoder of a bundle on the engine its format asks for.
 

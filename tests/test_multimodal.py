@@ -1,0 +1,152 @@
+"""End to end: text, two pictures and a recording over two turns give the tokens that transformers gives."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from multimodal import (
+    ANSWER_TOKENS,
+    FIRST,
+    SECOND,
+    continued,
+    our_logits,
+    picture,
+    recording,
+    text,
+    transformers_answer,
+    transformers_model,
+    write_checkpoint,
+)
+
+from gemma_edge.export.exporter import export_bundle
+from gemma_edge.runtime.backends.deferred import DeferredDecoder
+from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.generate import Progress
+from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.prompt import Prompt
+
+FILE = json.loads((Path(__file__).parent / "golden" / "multimodal.json").read_text())
+GOLDEN: dict[str, list[int]] = {name: answer["tokens"] for name, answer in FILE.items()}
+LOGITS = {name: np.array(answer["logits"]) for name, answer in FILE.items()}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("multimodal") / "ckpt")
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path) -> Path:
+    out = checkpoint.with_name("out")
+    return export_bundle(checkpoint, out, recipe="fp32", context=1024, chunk=64, verify=False).path
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> Model:
+    return Model.load(bundle, threads=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pillow() -> None:
+    pytest.importorskip("PIL")
+
+
+def answer(model: Model, prompt: Prompt, progress: Progress | None = None) -> list[int]:
+    return list(model.stream_tokens(prompt, max_tokens=ANSWER_TOKENS, progress=progress))
+
+
+def test_the_conversation_is_what_it_should_be(model: Model) -> None:
+    prompt = model.prompt(SECOND)
+    assert [item.attachment.kind for item in prompt.placed] == ["audio", "image", "image"]
+    assert prompt.soft_tokens == 16 + 188 + 16
+    assert all(len(set(tokens)) > 8 for tokens in GOLDEN.values())
+    assert GOLDEN["first"] != GOLDEN["second"]
+
+
+@pytest.mark.parametrize("chunk", [64, 37, 1])
+def test_greedy_tokens_are_those_of_transformers(model: Model, chunk: int) -> None:
+    model.decoder.chunk = chunk
+    for name, messages in (("first", FIRST), ("second", SECOND)):
+        model.reset()
+        assert answer(model, model.prompt(messages)) == GOLDEN[name], name
+
+
+def test_a_second_turn_continues_the_cache_and_agrees_still(model: Model) -> None:
+    model.decoder.chunk = 64
+    model.reset()
+    first, progress = model.prompt(FIRST), Progress()
+    assert answer(model, first) == GOLDEN["first"]
+    prompt = continued(first, GOLDEN["first"], model.prompt(SECOND))
+    assert answer(model, prompt, progress) == GOLDEN["continued"]
+    assert progress.cached_tokens == len(first.ids) + ANSWER_TOKENS - 1
+
+
+def test_another_picture_in_the_same_place_is_another_prompt(model: Model) -> None:
+    def asked(seed: int) -> Prompt:
+        return model.prompt(
+            [{"role": "user", "content": [{"type": "image", "image": picture(seed)}, text("x")]}]
+        )
+
+    assert asked(3).ids == asked(4).ids
+    logits = [our_logits(model, asked(seed)) for seed in (3, 4)]
+    assert np.abs(logits[0] - logits[1]).max() > 0.1
+    # Without emptying the cache: what it holds is not taken for the other picture.
+    progress = Progress()
+    list(model.stream_tokens(asked(3), max_tokens=2))
+    longer = Prompt([*asked(4).ids, 300, 301], asked(4).placed)
+    tokens = answer(model, longer, progress)
+    model.reset()
+    assert progress.cached_tokens == 0 and tokens == answer(model, longer)
+
+
+def test_a_deferred_decoder_gives_the_same(bundle: Path) -> None:
+    log: list[str] = []
+    model = Model.load(bundle, threads=1, defer_decoder=True, log=log.append)
+    assert isinstance(model.decoder, DeferredDecoder)
+    assert answer(model, model.prompt(FIRST)) == GOLDEN["first"]
+    assert [line.split()[0] for line in log] == ["image", "audio"]
+
+
+def test_a_context_that_cannot_be_is_refused_before_anything_is_encoded(bundle: Path) -> None:
+    with pytest.raises(UsageError, match="context must be 1 to 4096, not 5000"):
+        Model.load(bundle, defer_decoder=True, context=5000)
+
+
+def test_kept_encoders_give_the_same(bundle: Path) -> None:
+    model = Model.load(bundle, threads=1, keep_encoders=True)
+    for _ in range(2):
+        model.reset()
+        assert answer(model, model.prompt(FIRST)) == GOLDEN["first"]
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_logits_are_those_of_transformers_and_hang_on_every_attachment(model: Model, name: str) -> None:
+    messages = {"first": FIRST, "second": SECOND}[name]
+    model.decoder.chunk = 64
+    prompt = model.prompt(messages)
+    assert np.abs(our_logits(model, prompt) - LOGITS[name]).max() <= 1e-3
+    others = {"image": picture(9), "audio": np.flip(recording(13.0)).copy()}
+    for place in prompt.placed:
+        kind = place.attachment.kind
+        (other,) = (p.attachment for p in model.prompt([_alone(kind, others[kind])]).placed)
+        changed = [replace(p, attachment=other) if p is place else p for p in prompt.placed]
+        difference = our_logits(model, Prompt(prompt.ids, tuple(changed))) - LOGITS[name]
+        assert np.abs(difference).max() > 0.02, place.attachment.name
+
+
+def _alone(kind: str, value: object) -> dict[str, object]:
+    return {"role": "user", "content": [{"type": kind, kind: value}]}
+
+
+def test_live_transformers_agrees_with_the_golden_tokens(model: Model, checkpoint: Path) -> None:
+    for package in ("torch", "transformers", "timm"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    theirs = transformers_model(checkpoint)
+    tokens, logits = transformers_answer(theirs, model, model.prompt(SECOND))
+    assert tokens == GOLDEN["second"] and np.abs(LOGITS["second"] - logits).max() <= 1e-4
