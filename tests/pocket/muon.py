@@ -27,7 +27,10 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices. A step has the size of AdamW's (0.2 a weight), so that both take one learning rate."""
+    """For matrices, and convolutions as matrices.
+
+    A step has the size of AdamW's, 0.2 a weight, so that both take one learning rate.
+    """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
@@ -39,7 +42,7 @@ class Muon(torch.optim.Optimizer):
             alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is not None:
-                    alike[weight.shape].append(weight)
+                    alike[weight.flatten(1).shape].append(weight)
             for shape, weights in alike.items():
                 updates = []
                 for weight in weights:
@@ -47,9 +50,8 @@ class Muon(torch.optim.Optimizer):
                     if not state:
                         state["momentum"] = torch.zeros_like(weight)
                     state["momentum"].lerp_(weight.grad, 1 - MOMENTUM)
-                    updates.append(weight.grad.lerp(state["momentum"], MOMENTUM))
+                    updates.append(weight.grad.lerp(state["momentum"], MOMENTUM).flatten(1))
                 size = 0.2 * math.sqrt(max(shape))
                 for weight, update in zip(weights, orthogonalized(torch.stack(updates)), strict=True):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(
-                        update, alpha=-group["lr"] * size
-                    )
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(update.view_as(weight), alpha=-group["lr"] * size)

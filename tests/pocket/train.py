@@ -64,13 +64,14 @@ def texts(seed: int, count: int = 2000) -> list[str]:
 
 
 class Optimizers:
-    """Muon for the matrices of linear layers, AdamW for everything else, one schedule."""
+    """Muon for linear layers and convolutions, AdamW for everything else, one schedule."""
 
     def __init__(self, named: list[tuple[str, nn.Parameter]]) -> None:
         matrices, others = [], []
         for name, weight in named:
             table = "embed_tokens" in name or name.endswith("embedding.weight")
-            (matrices if weight.dim() == 2 and min(weight.shape) > 4 and not table else others).append(weight)
+            mixes = weight.dim() > 1 and min(weight.shape[:2]) > 4  # no vector, no depthwise convolution
+            (matrices if mixes and not table else others).append(weight)
         self.parameters = [*matrices, *others]
         self.both: list[torch.optim.Optimizer] = [
             Muon(matrices, LEARNING_RATE, WEIGHT_DECAY),
