@@ -31,6 +31,9 @@ def new_model(folder: Path, seed: int) -> Any:
     model: Any = Gemma3nForConditionalGeneration(AutoConfig.from_pretrained(folder))
     text = model.config.text_config
     with torch.no_grad():
+        for name, weight in model.model.named_parameters():
+            if weight.dim() == 4 or (weight.dim() == 2 and name.startswith("audio_tower.")):
+                nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
         for name, weight in model.model.language_model.named_parameters():
             if name.endswith(("q_norm.weight", "k_norm.weight")):
                 weight.fill_(text.head_dim**-0.25)  # attention has no scale: scores begin at a deviation of 1
@@ -39,9 +42,8 @@ def new_model(folder: Path, seed: int) -> Any:
             elif name.endswith("correct_output_scale"):
                 weight.fill_(1.0)  # at 0, as transformers has it, no per-layer embedding would be seen
             elif name.endswith("modality_router.weight"):
-                nn.init.normal_(
-                    weight, std=math.sqrt(text.hidden_size) / 2
-                )  # its input is divided by hidden_size
+                # Its input is divided by hidden_size.
+                nn.init.normal_(weight, std=math.sqrt(text.hidden_size) / 2)
             elif weight.dim() == 2 and "embed_tokens" not in name:
                 nn.init.normal_(weight, std=0.7 * weight.shape[1] ** -0.5)
     return model
@@ -60,6 +62,11 @@ class Helpers(nn.Module):
         self.colour = nn.Linear(hidden, len(COLOURS) + 1)
         self.kind = nn.Linear(hidden, len(KINDS) + 1)
         self.words = nn.Linear(hidden, len(WORDS) + 1)
+        # How often each answer is right anyway: learning that first makes all soft tokens alike, for long.
+        for layer, rest in ((self.colour, 3 / 8), (self.kind, 3 / 8), (self.words, 0.8)):
+            share = (1 - rest) / (layer.out_features - 1)
+            nn.init.constant_(layer.bias, math.log(share))
+            nn.init.constant_(layer.bias[:1], math.log(rest))
 
     def image_loss(self, soft: Tensor, scenes: list[Scene]) -> tuple[Tensor, float]:
         """Of (images, tokens, hidden); also the share of quarters that are right."""

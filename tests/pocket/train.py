@@ -41,7 +41,8 @@ from text_tasks import TEXT_TASKS
 from torch import Tensor, nn
 
 SEED = 2026
-LEARNING_RATE, WARMUP, WEIGHT_DECAY, CLIP = 3e-3, 60, 0.01, 1.0
+LEARNING_RATES = {"text": 3e-3, "encoders": 2e-3}
+WARMUP, WEIGHT_DECAY, CLIP = 60, 0.01, 1.0
 SEEN, HEARD = 32, 24  # images and clips of a step of the encoders alone
 HELPER_SHARE = 0.3  # of the helpers' loss when all learn together
 # What the helpers must get right before all learn together, and before the decoder hears.
@@ -66,7 +67,8 @@ def texts(seed: int, count: int = 2000) -> list[str]:
 class Optimizers:
     """Muon for linear layers and convolutions, AdamW for everything else, one schedule."""
 
-    def __init__(self, named: list[tuple[str, nn.Parameter]]) -> None:
+    def __init__(self, named: list[tuple[str, nn.Parameter]], rate: float) -> None:
+        self.rate = rate
         matrices, others = [], []
         for name, weight in named:
             table = "embed_tokens" in name or name.endswith("embedding.weight")
@@ -74,8 +76,8 @@ class Optimizers:
             (matrices if mixes and not table else others).append(weight)
         self.parameters = [*matrices, *others]
         self.both: list[torch.optim.Optimizer] = [
-            Muon(matrices, LEARNING_RATE, WEIGHT_DECAY),
-            torch.optim.AdamW(others, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY),
+            Muon(matrices, rate, WEIGHT_DECAY),
+            torch.optim.AdamW(others, rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY),
         ]
 
     def step(self, factor: float) -> None:
@@ -83,7 +85,7 @@ class Optimizers:
         nn.utils.clip_grad_norm_(self.parameters, CLIP)
         for optimizer in self.both:
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * factor
+                group["lr"] = self.rate * factor
             optimizer.step()
             optimizer.zero_grad()
 
@@ -105,8 +107,10 @@ class Training:
         text = [pair for pair in named if ".language_model." in pair[0]]
         encoders = [pair for pair in named if ".language_model." not in pair[0]]
         self.optimizers = {
-            "text": Optimizers(text),
-            "encoders": Optimizers([*encoders, *self.helpers.named_parameters()]),
+            "text": Optimizers(text, LEARNING_RATES["text"]),
+            "encoders": Optimizers(
+                [*encoders, *self.helpers.named_parameters()], LEARNING_RATES["encoders"]
+            ),
         }
         self.steps = {"text": 0, "encoders": 0}
         self.together = False
