@@ -93,7 +93,7 @@ def write_record(
     """Appends one record to a JSONL file, making its folder.
 
     Args:
-        kind: what script measured it: "compare", "ceiling", "export", "load", "parity".
+        kind: what script measured it: "compare", "ceiling", "encode", "export", "load", "parity".
         name: the short name of what was measured, as it stands in the table.
         metrics: what follows from the samples, units in the keys.
         raw: every sample.

@@ -91,11 +91,8 @@ class Checkpoint:
         self._finalizer = weakref.finalize(self, close_shards, shards)
 
     def _read_encoders(self, wanted: Collection[Kind]) -> dict[Kind, Encoder]:
-        path = self.path / "config.json"
-        data = read_json(path)
         stored = {tower_of(_below_model(tensor.key)) for shard in self._shards for tensor in shard.tensors}
-        kinds = [k for k in KINDS if k in wanted and k in stored and data.get(f"{k}_config") is not None]
-        return {kind: read_encoder(kind, data, path, self.json, self.config) for kind in kinds}
+        return described(self.path, [kind for kind in wanted if kind in stored])[1]
 
     @classmethod
     def open(cls, path: str | Path, encoders: Collection[Kind] = KINDS) -> Checkpoint:
@@ -253,6 +250,27 @@ class Checkpoint:
                 )
             return templates["default"]
         return None
+
+
+def has_weights(path: Path) -> bool:
+    """Whether a folder has any: without, it can be planned for and not be exported."""
+    return any((path / name).exists() for name in (SINGLE_NAME, INDEX_NAME))
+
+
+def described(path: Path, encoders: Collection[Kind] = KINDS) -> tuple[Gemma3nConfig, dict[Kind, Encoder]]:
+    """What config.json says of the text model, and of those of `encoders` that it describes.
+
+    Raises:
+        ConfigError: a field is malformed or unsupported.
+    """
+    config, file = Gemma3nConfig.from_file(path), path / "config.json"
+    data = read_json(file)
+
+    def processors(name: str) -> dict[str, Any]:
+        return read_json(path / name) if (path / name).is_file() else {}
+
+    kinds = [kind for kind in KINDS if kind in encoders and data.get(f"{kind}_config") is not None]
+    return config, {kind: read_encoder(kind, data, file, processors, config) for kind in kinds}
 
 
 def resolve(source: str) -> Path:

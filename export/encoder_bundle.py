@@ -28,8 +28,8 @@ from gemma_edge.runtime.modalities import Kind
 from gemma_edge.runtime.vision_config import VisionConfig
 
 GRAPHS: dict[Kind, str] = {"vision": "vision.onnx", "audio": "audio.onnx"}
-# Measured with ONNX Runtime 1.31 on encoders of published size at int8. Loaded: 10 MiB (audio), 26 (images). A
-# run: 332 MiB for an image, whose largest map has 108; 408 to 489 for 30 s of audio, whose first has 47.
+# Measured with ONNX Runtime 1.31 on encoders of published size at int8. Loaded: 10 MiB (audio), 26 (images).
+# A run: 332 MiB for an image, whose largest map has 108; 202 to 489 for 30 s of audio, whose first has 47.
 GRAPH_BYTES = 16 << 20
 VISION_MAPS, AUDIO_MAPS = 3.2, 10
 TOKENS: dict[Kind, str] = {"vision": "vision_tokens.bin", "audio": "audio_tokens.bin"}

@@ -21,7 +21,7 @@ from onnx import ModelProto
 
 from gemma_edge.export.bundle_writer import BundleWriter, FileWriter
 from gemma_edge.export.calibrate import kv_scales
-from gemma_edge.export.checkpoint import Checkpoint, resolve
+from gemma_edge.export.checkpoint import Checkpoint, described, has_weights, resolve
 from gemma_edge.export.emit.external_data import ExternalData
 from gemma_edge.export.emit.onnx import EmittedDecoder, emit_decoder
 from gemma_edge.export.encoder_bundle import write_encoders
@@ -124,21 +124,36 @@ def open_checkpoint(source: str | Path, modalities: Collection[str] | None) -> C
     Raises:
         UsageError: one of them is unknown, or the checkpoint does not have it.
     """
-    names = ("text", *MODALITIES) if modalities is None else tuple(modalities)
-    for name in names:
-        if name not in ("text", *MODALITIES):
-            raise UsageError(f"unknown modality {name!r}: choose from text, {', '.join(MODALITIES)}")
-    if "text" not in names:
-        raise UsageError("text is always exported: add it to the modalities")
-    wanted = [kind for name, kind in MODALITIES.items() if name in names]
+    wanted = _kinds(modalities)
     checkpoint = Checkpoint.open(resolve(str(source)), wanted)
     for name, kind in MODALITIES.items():
-        if modalities is not None and name in names and kind not in checkpoint.encoders:
+        if modalities is not None and kind in wanted and kind not in checkpoint.encoders:
             checkpoint.close()
             raise UsageError(
                 f"{source}: the checkpoint has no {name} encoder: leave {name} out of the modalities"
             )
     return checkpoint
+
+
+def _kinds(modalities: Collection[str] | None) -> list[Kind]:
+    names = ("text", *MODALITIES) if modalities is None else modalities
+    for name in names:
+        if name not in ("text", *MODALITIES):
+            raise UsageError(f"unknown modality {name!r}: choose from text, {', '.join(MODALITIES)}")
+    if "text" not in names:
+        raise UsageError("text is always exported: add it to the modalities")
+    return [kind for name, kind in MODALITIES.items() if name in names]
+
+
+def _describe(
+    source: str, modalities: Collection[str] | None
+) -> tuple[Gemma3nConfig, Mapping[Kind, Encoder]]:
+    """What a plan needs. Where there are no weights yet, config.json is taken at its word."""
+    folder = resolve(source)
+    if has_weights(folder):
+        with open_checkpoint(folder, modalities) as checkpoint:
+            return checkpoint.config, checkpoint.encoders
+    return described(folder, _kinds(modalities))
 
 
 def plan_export(
@@ -400,8 +415,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("name the folder of the bundle: gemma-edge export SOURCE OUT")
     formats = list(dict.fromkeys(args.format or [FORMATS[0]]))
     modalities = None if args.modalities is None else [m.strip() for m in args.modalities.split(",")]
-    with open_checkpoint(args.source, modalities) as checkpoint:
-        config, encoders = checkpoint.config, checkpoint.encoders
+    config, encoders = _describe(args.source, modalities)
     for format in formats:
         out = _target(args.out, format, len(formats) == 1)
         _run_format(args, config, encoders, modalities, format, out)

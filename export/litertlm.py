@@ -17,19 +17,29 @@ from typing import Any
 
 from gemma_edge.export.bundle_writer import BundleWriter
 from gemma_edge.export.checkpoint import Checkpoint
+from gemma_edge.export.emit.reference import WeightSource
 from gemma_edge.export.emit.tflite import emit_decoder, emit_embedder, emit_per_layer_embedder
 from gemma_edge.export.emit.tflite_buffers import TfliteFile
+from gemma_edge.export.encoders import Encoder
+from gemma_edge.export.litertlm_encoders import describe_encoders, encoder_sections
 from gemma_edge.export.plan import Plan
 from gemma_edge.export.progress import Progress
 from gemma_edge.export.recipe import Recipe
 from gemma_edge.export.sentencepiece_build import Kind, spm
-from gemma_edge.export.tflite_bundle import EMBEDDER, PER_LAYER_EMBEDDER, prefill_sizes
+from gemma_edge.export.tflite_bundle import (
+    EMBEDDER,
+    GRAPHS,
+    PER_LAYER_EMBEDDER,
+    encoder_memory,
+    prefill_sizes,
+)
 from gemma_edge.export.tokenizer import tokenizer_files
 from gemma_edge.runtime.chat import GEMMA3_TEMPLATE
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import ConfigError, TokenizerError
-from gemma_edge.runtime.litertlm_bundle import DECODER, MANIFEST_KEY, TOKENIZER
+from gemma_edge.runtime.litertlm_bundle import DECODER, MANIFEST_KEY, TOKENIZER, TOKENS
 from gemma_edge.runtime.litertlm_reader import CONFIG_KEY, HEADER_LIMIT, read_litertlm
+from gemma_edge.runtime.modalities import Kind as Modality
 from gemma_edge.runtime.model import read_generation_config
 from gemma_edge.runtime.sampling import Sampling
 from gemma_edge.runtime.tokenizer import BOS_PIECE
@@ -65,13 +75,21 @@ def write_container(
     sampling, stop_ids = Sampling(), config.eos_token_ids
     if generation := checkpoint.files().get("generation_config.json"):
         sampling, stop_ids = read_generation_config(generation, stop_ids)
-    models = emit_models(config, recipe, plan.context, plan.chunk)
-    total = sum(tensor.elements for model in models.values() for tensor in model.tensors)
+    models: dict[str, tuple[TfliteFile, WeightSource]] = {
+        name: (model, checkpoint)
+        for name, model in emit_models(config, recipe, plan.context, plan.chunk).items()
+    }
+    sections = encoder_sections(checkpoint.encoders, recipe, checkpoint)
+    models |= {name: (section.model, section.source) for name, section in sections.items()}
+    total = sum(tensor.elements for model, _ in models.values() for tensor in model.tensors)
     with Progress("writing weights", total, progress, unit="weights") as bar:
-        for name, model in models.items():
-            produce = partial(model.write, source=checkpoint, clip=recipe.clip, progress=bar.advance)
+        for name, (model, source) in models.items():
+            produce = partial(model.write, source=source, clip=recipe.clip, progress=bar.advance)
             writer.write(name, produce)
     writer.write_bytes(TOKENIZER, pad_tokenizer(tokens.model, tokens.added_tokens, config.vocab_size))
+    modalities = {}
+    if checkpoint.encoders:
+        modalities = write_tokens(checkpoint, writer)
     hashes = {name: record["sha256"] for name, record in writer.records.items()}
     made = write_litertlm(
         writer.folder / "model.litertlm",
@@ -84,7 +102,10 @@ def write_container(
         stop_ids=stop_ids,
         max_tokens=plan.context,
         sampling=sampling,
-        manifest={**manifest, "generation": checkpoint.generation_config(), "sha256": hashes},
+        manifest={**manifest, **modalities, "generation": checkpoint.generation_config(), "sha256": hashes},
+        encoders=checkpoint.encoders,
+        encoder_models={section.model_type: writer.folder / name for name, section in sections.items()},
+        encoder_tokens=writer.folder / TOKENS if modalities else None,
     )
     for name in writer.records:
         (writer.folder / name).unlink()
@@ -99,6 +120,27 @@ def emit_models(config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int)
         EMBEDDER: emit_embedder(config, recipe),
         PER_LAYER_EMBEDDER: emit_per_layer_embedder(config, recipe),
     }
+
+
+def write_tokens(checkpoint: Checkpoint, writer: BundleWriter) -> dict[str, Any]:
+    """Writes the rows of the encoders' own token ids, fp32, into one file; returns the manifest's part."""
+    tables = {kind: encoder.token_table(checkpoint) for kind, encoder in checkpoint.encoders.items()}
+    modalities: dict[str, Any] = {}
+    offset = 0
+    for kind, encoder in checkpoint.encoders.items():
+        table = tables[kind]
+        layout = {
+            "file": TOKENS,
+            "rows": len(table),
+            "columns": table.shape[1],
+            "encoding": "float32",
+            "data": {"offset": offset, "stride": table.strides[0]},
+            "scale": 1.0,
+        }
+        modalities[kind] = encoder.entry(GRAPHS[kind], layout, *encoder_memory(encoder))
+        offset += table.nbytes
+    writer.write_bytes(TOKENS, b"".join(table.astype("<f4").tobytes() for table in tables.values()))
+    return {"modalities": modalities}
 
 
 def record_agreement(path: Path, agreement: Mapping[str, Any]) -> None:
@@ -127,6 +169,9 @@ def write_litertlm(
     added_tokens: Mapping[str, int] | None = None,
     sampling: Sampling | None = None,
     manifest: Mapping[str, Any] | None = None,
+    encoders: Mapping[Modality, Encoder] | None = None,
+    encoder_models: Mapping[str, Path] | None = None,
+    encoder_tokens: Path | None = None,
 ) -> Path:
     """Writes a .litertlm beside `out`, checks it, and renames it to `out`.
 
@@ -141,6 +186,8 @@ def write_litertlm(
         added_tokens: text -> id of tokens beyond the tokenizer's pieces.
         sampling: what LiteRT-LM samples with unless told otherwise; default: Gemma's.
         manifest: what our runtime must know of the file; without one, only LiteRT-LM runs it.
+        encoders, encoder_models, encoder_tokens: what sees and hears: its description for LiteRT-LM, its
+            models by model type, and the rows of its own token ids, which our runtime reads.
 
     Returns:
         `out`.
@@ -153,8 +200,10 @@ def write_litertlm(
     from litert_lm_builder import litertlm_builder as builder
 
     out = Path(out)
-    metadata = llm_metadata(config, chat_template, stop_ids, max_tokens, sampling or Sampling())
     tokenizer = pad_tokenizer(tokenizer_model.read_bytes(), added_tokens or {}, config.vocab_size)
+    metadata = llm_metadata(
+        config, chat_template, stop_ids, max_tokens, sampling or Sampling(), encoders or {}, tokenizer
+    )
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         parts = Path(folder)
         (parts / "metadata.pb").write_bytes(metadata)
@@ -177,6 +226,10 @@ def write_litertlm(
             (prefill_decode, builder.TfLiteModelType.PREFILL_DECODE),
         ):
             made.add_tflite_model(str(path), kind, additional_metadata=precise)
+        for model_type, path in (encoder_models or {}).items():
+            made.add_tflite_model(str(path), builder.TfLiteModelType(model_type), additional_metadata=precise)
+        if encoder_tokens:
+            made.add_generic_binary_data(str(encoder_tokens))
         whole = parts / "model.litertlm"
         with whole.open("wb") as file:
             made.build(file, validate_metadata=True)
@@ -194,8 +247,13 @@ def llm_metadata(
     stop_ids: Sequence[int],
     max_tokens: int,
     sampling: Sampling,
+    encoders: Mapping[Modality, Encoder] | None = None,
+    tokenizer: bytes = b"",
 ) -> bytes:
-    """The serialized LlmMetadata of a Gemma 3n text model.
+    """The serialized LlmMetadata of a Gemma 3n model.
+
+    Args:
+        tokenizer: the SentencePiece model; the tokens around images and clips are taken from it.
 
     Raises:
         ConfigError: the config has no bos token.
@@ -209,7 +267,7 @@ def llm_metadata(
     for stop_id in stop_ids:
         metadata.stop_tokens.add().token_ids.ids.append(stop_id)
     metadata.max_num_tokens = max_tokens
-    metadata.llm_model_type.gemma3n.SetInParent()
+    describe_encoders(metadata, encoders or {}, _pieces(tokenizer))
     # LiteRT-LM puts the start token in front; a template's bos_token is empty there, a literal one a second.
     template = GEMMA3_TEMPLATE if chat_template is None else chat_template
     metadata.jinja_prompt_template = template.removeprefix(BOS_PIECE)
@@ -223,6 +281,10 @@ def llm_metadata(
         parameters.temperature, parameters.p = sampling.temperature, sampling.top_p
         parameters.k = sampling.top_k or config.vocab_size
     return bytes(metadata.SerializeToString(deterministic=True))
+
+
+def _pieces(tokenizer: bytes) -> dict[int, str]:
+    return {i: piece.piece for i, piece in enumerate(spm.ModelProto.FromString(tokenizer).pieces)}
 
 
 def pad_tokenizer(source: bytes, added_tokens: Mapping[str, int], vocab_size: int) -> bytes:

@@ -43,7 +43,7 @@ Kind = Literal["image", "audio", "video"]
 VIDEO_TOKENS = 2048  # soft tokens of a video unless told, if the context has twice as many: 8 images
 MODALITY = {"image": "vision", "audio": "audio"}  # kind of an attachment: the bundle's name for its encoder
 EXPORTS = {"image": "text,image", "audio": "text,audio"}
-DOWNLOAD = "Only files are read: download it first."
+DOWNLOAD = "only files are read: download it first."
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ def kind_of(path: str | Path) -> Kind:
         MediaError: there is no such file, or it is none of these.
     """
     path = Path(path)
-    if not path.is_file():
-        got = "a folder" if path.is_dir() else "no regular file" if path.exists() else "no such file"
-        raise MediaError(path, "file", "an image, a recording or a video", got)
     try:
+        if not path.is_file():
+            got = "a folder" if path.is_dir() else "no regular file" if path.exists() else "no such file"
+            raise MediaError(path, "file", "an image, a recording or a video", got)
         with open(path, "rb") as file:
             head = file.read(512)
     except OSError as error:
@@ -100,7 +100,9 @@ def _kind(head: bytes) -> Kind | None:
         riff: dict[bytes, Kind] = {b"WEBP": "image", b"WAVE": "audio", b"AVI ": "video"}
         return riff.get(brand)
     if head[4:8] == b"ftyp":
-        return "image" if brand in (b"avif", b"avis", b"mif1") else "video"
+        # HEIC too: Pillow does not read it, and says so better than FFmpeg.
+        images = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")
+        return "image" if brand in images else "video"
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")):
         return "image"
     if head[:1] == b"P" and head[1:2] in b"123456f" and head[2:3].isspace():
@@ -176,7 +178,9 @@ class Reader:
         if isinstance(source, Attachment) and source.kind == kind:
             return [source]
         if isinstance(source, str | Path):
-            path = _local(str(source), where) if key == "url" or "://" in str(source) else Path(source)
+            text = str(source)
+            remote = key == "url" or "://" in text or text.startswith("data:")
+            path = _local(text, where) if remote else Path(source)
             if kind == "video":
                 return self._video(path)
             return list(self._images(path) if kind == "image" else self._audio(path))
@@ -319,5 +323,5 @@ class Reader:
 def _local(url: str, where: str) -> Path:
     parts = urlsplit(url)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise UsageError(f"{where}: {url}: {DOWNLOAD}")
+        raise UsageError(f"{where}: {url[:80]}: {DOWNLOAD}")
     return Path(url2pathname(parts.path))

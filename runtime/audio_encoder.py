@@ -25,6 +25,7 @@ class AudioEncoder:
     Args:
         path: audio.onnx, with its weights beside it, or audio.tflite.
         threads: of the engine; a thread a physical core if None.
+        digest: SHA-256 of a .tflite, if it is known: it need not be read through then.
 
     Attributes:
         bins: mel bins of a frame.
@@ -36,8 +37,8 @@ class AudioEncoder:
         BundleError: missing, damaged, or not an audio encoder.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
-        self._encoder = open_encoder(path, SIGNATURE, threads=threads)
+    def __init__(self, path: str | Path, *, threads: int | None = None, digest: str = "") -> None:
+        self._encoder = open_encoder(path, SIGNATURE, threads=threads, digest=digest)
         features, tokens = self._encoder.shapes["log_mel"], self._encoder.shapes["soft_tokens"]
         bins, soft_tokens, hidden = features[2], tokens[1], tokens[2]
         if bins is None or soft_tokens is None or hidden is None or features[1] is not None:

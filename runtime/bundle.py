@@ -79,6 +79,8 @@ class Bundle:
         )
         bundle._check_files()
         modalities = read_modalities(manifest_path, manifest, config, bundle.file)
+        digests = {bundle.path / name: record.sha256 for name, record in bundle.files.items()}
+        modalities = {k: replace(m, digest=digests[m.graph]) for k, m in modalities.items()}
         return replace(bundle, modalities=modalities)
 
     @property

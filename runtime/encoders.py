@@ -91,6 +91,10 @@ class Encoders:
             self._remember(key, rows)
         return found
 
+    def missing(self, attachments: Sequence[Attachment]) -> list[Attachment]:
+        """Those whose rows are not kept: what `encode` would have to work for."""
+        return [item for item in attachments if item.key not in self._rows]
+
     def close(self) -> None:
         """Gives the memory of loaded encoders back; the next prompt loads what it needs."""
         for name in list(self._loaded):
@@ -100,7 +104,7 @@ class Encoders:
         if name not in self._loaded:
             modality = self.modalities[name]
             make = AudioEncoder if isinstance(modality, AudioModality) else VisionEncoder
-            self._loaded[name] = encoder = make(modality.graph, threads=self.threads)
+            self._loaded[name] = encoder = make(modality.graph, threads=self.threads, digest=modality.digest)
             expected = (modality.soft_tokens, int(modality.tokens["columns"]))
             if (encoder.soft_tokens, encoder.hidden_size) != expected:
                 got = (encoder.soft_tokens, encoder.hidden_size)

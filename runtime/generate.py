@@ -110,7 +110,8 @@ class TokenGenerator:
         embeddings: rows (T, hidden).
         per_layer: rows (T, layers * ple width).
         encode: makes rows of attachments; it is called before anything is asked of the decoder.
-        ready: is called then, before the decoder is fed.
+        make_room: is called before that; it may release the decoder, and what its cache holds with it.
+        ready: is called after it, before the decoder is fed.
     """
 
     def __init__(
@@ -120,10 +121,11 @@ class TokenGenerator:
         per_layer: Table,
         *,
         encode: Encode | None = None,
+        make_room: Callable[[Sequence[Attachment]], None] = lambda attachments: None,
         ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.decoder, self.embeddings, self.per_layer = decoder, embeddings, per_layer
-        self.encode, self.ready = encode, ready
+        self.encode, self.make_room, self.ready = encode, make_room, ready
         self._cached: list[int] | None = None  # keys of a Prompt; None: not known, as after an error
         self._busy = threading.Lock()
 
@@ -213,6 +215,9 @@ class TokenGenerator:
     def _prefill(self, prompt: Prompt, cancelled: Callable[[], bool], progress: Progress) -> Floats | None:
         """Logits of the prompt's last token, f32 (V,), with the prompt in the cache; None when cancelled."""
         reused = self._reusable(prompt.keys)
+        if needed := prompt.after(reused):
+            self.make_room(needed)
+            reused = self._reusable(prompt.keys)
         if not reused:
             self.reset()
         progress.cached_tokens = reused
@@ -234,7 +239,7 @@ class TokenGenerator:
         self, prompt: Prompt, reused: int, cancelled: Callable[[], bool], progress: Progress
     ) -> Mapping[int, Floats] | None:
         """Rows of the attachments that are not in the cache; None when cancelled."""
-        needed = [item.attachment for item in prompt.placed if item.stop > reused]
+        needed = prompt.after(reused)
         if not needed:
             return {}
         if self.encode is None:

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,41 @@ from gemma_edge.runtime.bundle import Bundle, FileRecord, check_schema, choice, 
 from gemma_edge.runtime.cache_folder import CACHE_VARIABLE, cache_folder
 from gemma_edge.runtime.errors import BundleError
 from gemma_edge.runtime.litertlm_reader import (
+    AUDIO_ADAPTER,
+    AUDIO_ENCODER,
     EMBEDDER,
+    END_OF_AUDIO,
     PER_LAYER_EMBEDDER,
     PREFILL_DECODE,
+    VISION_ADAPTER,
+    VISION_ENCODER,
     Litertlm,
     Section,
     read_litertlm,
 )
+from gemma_edge.runtime.modalities import read_modalities
+from gemma_edge.runtime.rows import RowLayout
 from gemma_edge.runtime.tflite_check import embedding_table
 
 MANIFEST_KEY = "gemma_edge.manifest"  # of the system metadata: what a bundle's manifest.json holds, as JSON
 EXPORT_AGAIN = "Export the checkpoint again."
 DECODER, TOKENIZER = "decoder.tflite", "tokenizer.model"
 TEMPLATE, GENERATION = "chat_template.jinja", "generation_config.json"
+VISION, AUDIO, TOKENS = "vision.tflite", "audio.tflite", "tokens.bin"
 SECTIONS = {
     DECODER: ("TFLiteModel", PREFILL_DECODE),
     "embedder.tflite": ("TFLiteModel", EMBEDDER),
     "per_layer_embedder.tflite": ("TFLiteModel", PER_LAYER_EMBEDDER),
     TOKENIZER: ("SP_Tokenizer", ""),
+}
+# What sees and hears, where there is any.
+ENCODER_SECTIONS = {
+    VISION: ("TFLiteModel", VISION_ENCODER),
+    "vision_adapter.tflite": ("TFLiteModel", VISION_ADAPTER),
+    AUDIO: ("TFLiteModel", AUDIO_ENCODER),
+    "audio_adapter.tflite": ("TFLiteModel", AUDIO_ADAPTER),
+    "end_of_audio.tflite": ("TFLiteModel", END_OF_AUDIO),
+    TOKENS: ("GenericBinaryData", ""),
 }
 BLOCK = 16 << 20
 
@@ -69,8 +86,7 @@ class LitertlmBundle(Bundle):
         manifest["added_tokens"] = {}  # the tokenizer has a piece for each id
         digests = manifest.get("sha256")
         files = {}
-        for name, kind in SECTIONS.items():
-            section = litertlm.section(*kind)
+        for name, section in _parts(litertlm).items():
             digest = digests.get(name) if isinstance(digests, dict) else None
             if not isinstance(digest, str):
                 raise BundleError(path, f"{MANIFEST_KEY}.sha256", f"the hash of {name}", digest, EXPORT_AGAIN)
@@ -80,7 +96,8 @@ class LitertlmBundle(Bundle):
             texts[GENERATION] = json.dumps(generation).encode()
         for name, text in texts.items():
             files[name] = FileRecord(len(text), hashlib.sha256(text).hexdigest())
-        return cls(
+        _place_modalities(litertlm, manifest)
+        bundle = cls(
             path,
             manifest,
             config,
@@ -91,6 +108,7 @@ class LitertlmBundle(Bundle):
             format="litertlm",
             litertlm=litertlm,
         )
+        return replace(bundle, modalities=read_modalities(path, manifest, config, bundle.file))
 
     def file(self, name: str) -> Path:
         """A file of its own with this part of the .litertlm; the .litertlm itself for its own name."""
@@ -117,8 +135,8 @@ class LitertlmBundle(Bundle):
 
     def check_hashes(self, progress: Callable[[int], None] | None = None) -> None:
         """Hashes every section; `progress` is given the bytes done since its last call."""
-        for name in SECTIONS:
-            section = self._section(name)
+        assert self.litertlm is not None
+        for name, section in _parts(self.litertlm).items():
             digest = sha256(self.path, progress, section.begin, section.end)
             if digest != self.files[name].sha256:
                 remedy = "The file was altered: copy it again."
@@ -126,7 +144,7 @@ class LitertlmBundle(Bundle):
 
     def _section(self, name: str) -> Section:
         assert self.litertlm is not None
-        return self.litertlm.section(*SECTIONS[name])
+        return _parts(self.litertlm)[name]
 
     def _take_out(self, name: str, target: Path) -> Path:
         """Writes one part to a name beside `target`, then renames it, so that `target` is always whole."""
@@ -146,6 +164,34 @@ class LitertlmBundle(Bundle):
             Path(building).unlink(missing_ok=True)
             raise
         return target
+
+
+def _parts(litertlm: Litertlm) -> dict[str, Section]:
+    """The sections by their names as files."""
+    there = {(section.type, section.model_type) for section in litertlm.sections}
+    names = SECTIONS | {name: kind for name, kind in ENCODER_SECTIONS.items() if kind in there}
+    return {name: litertlm.section(*kind) for name, kind in names.items()}
+
+
+def _place_modalities(litertlm: Litertlm, manifest: dict[str, Any]) -> None:
+    """Makes the manifest's modalities point into the file: to its encoders, and to its tables of tokens."""
+    modalities, parts = manifest.get("modalities", {}), _parts(litertlm)
+    expected = [kind for kind, graph in (("vision", VISION), ("audio", AUDIO)) if graph in parts]
+    if not isinstance(modalities, dict) or set(modalities) != set(expected):
+        got = list(modalities) if isinstance(modalities, dict) else modalities
+        raise BundleError(litertlm.path, f"{MANIFEST_KEY}.modalities", expected, got, EXPORT_AGAIN)
+    for kind in expected:
+        entry = modalities[kind]
+        tokens = entry.get("tokens") if isinstance(entry, dict) else None
+        if TOKENS not in parts or not isinstance(tokens, dict):
+            field = f"{MANIFEST_KEY}.modalities.{kind}.tokens"
+            raise BundleError(litertlm.path, field, f"a table in {TOKENS}", tokens, EXPORT_AGAIN)
+        section = parts[TOKENS]
+        layout = {key: value for key, value in tokens.items() if key != "first_id"}
+        RowLayout.parse(layout, litertlm.path, section.end - section.begin)
+        data = {**tokens["data"], "offset": tokens["data"]["offset"] + section.begin}
+        entry["graph"] = litertlm.path.name
+        entry["tokens"] = {**tokens, "file": litertlm.path.name, "data": data}
 
 
 def _copy(path: Path, begin: int, end: int, out: int) -> None:

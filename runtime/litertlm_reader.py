@@ -24,7 +24,15 @@ from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import BundleError, ConfigError
 from gemma_edge.runtime.flatbuffer import EXPORT_AGAIN, FlatBuffer, Table
 from gemma_edge.runtime.protobuf import fields, integers
-from gemma_edge.runtime.tflite_check import Decoder, check_decoder, check_embedder
+from gemma_edge.runtime.tflite_check import (
+    Decoder,
+    EncoderGraph,
+    check_audio,
+    check_decoder,
+    check_embedder,
+    check_rows,
+    check_vision,
+)
 from gemma_edge.runtime.tflite_reader import TfliteModel, read_tflite
 
 MAGIC = b"LITERTLM"
@@ -49,7 +57,11 @@ REQUIRED = (
     ("TFLiteModel", EMBEDDER),
     ("TFLiteModel", PER_LAYER_EMBEDDER),
 )
-GEMMA3N = 2  # field of LlmModelType
+# What sees and hears: all of these or none, of either.
+VISION_ENCODER, VISION_ADAPTER = "tf_lite_vision_encoder", "tf_lite_vision_adapter"
+AUDIO_ENCODER, AUDIO_ADAPTER = "tf_lite_audio_encoder_hw", "tf_lite_audio_adapter"
+END_OF_AUDIO = "tf_lite_end_of_audio"
+GENERIC, GEMMA3N = 1, 2  # fields of LlmModelType
 STRING_VALUE = 9  # of the union of values in the header
 # struct format of the other kinds of values, by their number in that union
 NUMBERS = {1: "B", 2: "b", 3: "H", 4: "h", 5: "I", 6: "i", 8: "?", 10: "Q", 11: "q"}
@@ -90,6 +102,8 @@ class Litertlm:
     signatures: Decoder
     embedder: TfliteModel
     per_layer_embedder: TfliteModel
+    vision: EncoderGraph | None = None
+    audio: EncoderGraph | None = None
 
     def section(self, kind: str, model_type: str = "") -> Section:
         """The section of this type; a required one is always there."""
@@ -169,11 +183,49 @@ class _Reader:
             self.fail(PREFILL_DECODE, "full-length caches and one mask", f"the {signatures.layout} layout")
         check_embedder(models[1], (config.hidden_size,))
         check_embedder(models[2], (config.num_hidden_layers, config.hidden_size_per_layer_input))
-        llm = self._llm_metadata(found["LlmMetadataProto", ""], config)
+        vision, audio = self._encoders(found, config)
+        llm = self._llm_metadata(found["LlmMetadataProto", ""], config, GENERIC if audio else GEMMA3N)
         if llm.max_tokens != signatures.context:
             self.fail("max_num_tokens", f"{signatures.context}, the length of the caches", llm.max_tokens)
         self._check_tokenizer(found["SP_Tokenizer", ""], config)
-        return Litertlm(self.path, version, sections, system, llm, config, models[0], signatures, *models[1:])
+        return Litertlm(
+            self.path,
+            version,
+            sections,
+            system,
+            llm,
+            config,
+            models[0],
+            signatures,
+            models[1],
+            models[2],
+            vision,
+            audio,
+        )
+
+    def _encoders(
+        self, found: dict[tuple[str, str], Section], config: Gemma3nConfig
+    ) -> tuple[EncoderGraph | None, EncoderGraph | None]:
+        """Checks the models that see and hear, and that each fits the next."""
+
+        def models(*names: str) -> list[TfliteModel]:
+            there = [found["TFLiteModel", name] for name in names if ("TFLiteModel", name) in found]
+            if len(there) not in (0, len(names)):
+                self.fail("sections", ", ".join(names), ", ".join(s.model_type for s in there))
+            return [read_tflite(self.path, s.begin, s.end) for s in there]
+
+        vision = audio = None
+        if seen := models(VISION_ENCODER, VISION_ADAPTER):
+            vision = check_vision(seen[0])
+            check_rows(seen[1], [("float32", (1, vision.soft_tokens, vision.hidden))], config.hidden_size)
+        if heard := models(AUDIO_ENCODER, AUDIO_ADAPTER, END_OF_AUDIO):
+            audio = check_audio(heard[0])
+            if len(audio.frames) != 1:
+                self.fail(AUDIO_ENCODER, "one signature", f"{len(audio.frames)}")
+            rows = 1, audio.soft_tokens
+            check_rows(heard[1], [("bool", rows), ("float32", (*rows, audio.hidden))], config.hidden_size)
+            check_rows(heard[2], [], config.hidden_size)
+        return vision, audio
 
     def _config(self, system: dict[str, str]) -> Gemma3nConfig:
         try:
@@ -237,7 +289,7 @@ class _Reader:
 
     # The small sections. --------------------------------------------------------------------------
 
-    def _llm_metadata(self, section: Section, config: Gemma3nConfig) -> LlmMetadata:
+    def _llm_metadata(self, section: Section, config: Gemma3nConfig, expected: int) -> LlmMetadata:
         data = self.load(section.begin, section.end, section.type)
         start: tuple[int, ...] = ()
         stops: list[tuple[int, ...]] = []
@@ -254,8 +306,9 @@ class _Reader:
                     model_type = next((n for n, _ in fields(value, "llm_model_type", self.fail)), 0)
                 elif number == 7:
                     template = value.decode("utf-8", "replace")
-        if model_type != GEMMA3N:
-            self.fail("llm_model_type", f"gemma3n, field {GEMMA3N}", model_type)
+        if model_type != expected:
+            name = "gemma3n" if expected == GEMMA3N else "generic_model"
+            self.fail("llm_model_type", f"{name}, field {expected}", model_type)
         if not start or not stops or not all(stops):
             self.fail("start_token, stop_tokens", "token ids", f"{start}, {stops}")
         if (highest := max(*start, *(i for stop in stops for i in stop))) >= config.vocab_size:

@@ -15,7 +15,7 @@ The manifest's `modalities` has "vision", "audio", both, or is absent from a bun
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,8 @@ class Modality:
         begin_id, end_id: the tokens before and after them.
         tokens_file, tokens: the table of the modality's own token ids: its file, and its layout.
         first_id: the token id of the table's first row.
+        digest: SHA-256 of the encoder's file as the manifest has it, by which LiteRT finds packed weights; ""
+            if it is to be computed.
         resident, activations: bytes of anonymous memory that the encoder takes once it is loaded, and that
             one run of it takes on top, as the plan predicts them.
     """
@@ -62,6 +64,7 @@ class Modality:
     first_id: int
     resident: int
     activations: int
+    digest: str = field(default="", kw_only=True)
 
     @property
     def ids(self) -> range:

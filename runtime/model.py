@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from gemma_edge.runtime.attachments import MODALITY, Attachment, Part, Reader
+from gemma_edge.runtime.available import available_memory
 from gemma_edge.runtime.backends.deferred import DeferredDecoder
 from gemma_edge.runtime.chat import ChatTemplate, Message, normalize_messages
 from gemma_edge.runtime.errors import BundleError, UsageError
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from gemma_edge.runtime.encoders import Encoders
 
 Question = str | Sequence[Message]
+
+SPARE_BYTES = 64 << 20  # left free beside an encoder and the decoder: rows, and file pages of a step
 
 
 class Model:
@@ -74,6 +77,7 @@ class Model:
             embeddings,
             per_layer,
             encode=None if encoders is None else encoders.encode,
+            make_room=self._make_room,
             ready=self._load_decoder,
         )
 
@@ -95,7 +99,8 @@ class Model:
             threads: worker threads; None for one a physical core.
             context: tokens of KV cache; None for what the bundle was planned for.
             defer_decoder: load the decoder with the first prompt, once the attachments of that are encoded
-                and their encoders released: what both need does not add up.
+                and their encoders released: what both need does not add up. Later, it is released for the
+                time that takes, if there is not enough memory for both.
             keep_encoders: leave encoders in memory once a prompt needed them.
             video_tokens: see `Reader`.
             log: is told which attachments were encoded, and what is left out of a video.
@@ -143,7 +148,7 @@ class Model:
         for modality in bundle.modalities.values():
             expansion(modality, tokenizer)  # raises unless the tokenizer has its tokens
         decoder: Decoder
-        if defer_decoder:
+        if defer_decoder or bundle.modalities:
             if context is not None and context > (most := largest_context(bundle)):
                 raise UsageError(f"context must be 1 to {most}, not {context}")
             decoder = DeferredDecoder(
@@ -151,6 +156,8 @@ class Model:
                 context=context or bundle.context,
                 chunk=bundle.chunk,
             )
+            if not defer_decoder:
+                decoder.load()
         else:
             decoder = load_decoder(bundle, threads=threads, context=context)
         reader = Reader(
@@ -178,6 +185,18 @@ class Model:
             reader=reader,
             encoders=encoders,
         )
+
+    def _make_room(self, attachments: Sequence[Attachment]) -> None:
+        """Releases the decoder if the encoders of these need more memory than there is beside it."""
+        if not isinstance(self.decoder, DeferredDecoder) or not self.decoder.loaded:
+            return
+        if self.encoders is not None:
+            attachments = self.encoders.missing(attachments)
+        found = [self.reader.modalities[MODALITY[item.kind]] for item in attachments]
+        need = max((modality.resident + modality.activations for modality in found), default=0)
+        room = available_memory() if need else None
+        if room is not None and room < need + SPARE_BYTES:
+            self.decoder.release()
 
     def _load_decoder(self) -> None:
         if isinstance(self.decoder, DeferredDecoder):
@@ -246,6 +265,7 @@ class Model:
         The latest 32 MB of encoded attachments are kept: 16 images at the published sizes.
         """
         if self.encoders is not None and attachments:
+            self._make_room(attachments)
             self.encoders.encode(attachments)
 
     def reset(self) -> None:

@@ -50,6 +50,10 @@ class Prompt:
         """How many of the ids stand for attachments."""
         return sum(item.stop - item.start for item in self.placed)
 
+    def after(self, token: int) -> list[Attachment]:
+        """The attachments that reach beyond the first `token` ids."""
+        return [item.attachment for item in self.placed if item.stop > token]
+
     def takes(self) -> str:
         """For people: "photo.jpg takes 256 tokens, clip.mp4 1,212"; "" without attachments."""
         tokens: dict[str, int] = {}

@@ -248,6 +248,23 @@ def check_audio(model: TfliteModel) -> EncoderGraph:
     return EncoderGraph(soft_tokens, hidden, bins=bins, frames=tuple(sorted(lengths)))
 
 
+def check_rows(model: TfliteModel, inputs: list[tuple[str, tuple[int, ...]]], hidden: int) -> None:
+    """Checks a model of one signature that turns `inputs`, in this order, into rows, float32 [1, n, hidden].
+
+    Raises:
+        BundleError: as `check_decoder`.
+    """
+    if len(model.signatures) != 1:
+        model.fail("signatures", "one", sorted(model.signatures))
+    name, signature = next(iter(model.signatures.items()))
+    got = [(t.type, t.shape) for t in signature.inputs.values()]
+    if got != inputs:
+        model.fail(f"signature {name} inputs", inputs, got, OTHER_MODEL)
+    outputs = [(t.type, t.shape) for t in signature.outputs.values()]
+    if len(outputs) != 1 or outputs[0][0] != "float32" or outputs[0][1][::2] != (1, hidden):
+        model.fail(f"signature {name} outputs", f"float32 [1, n, {hidden}]", outputs, OTHER_MODEL)
+
+
 def _sizes(
     model: TfliteModel, tensors: Mapping[str, Tensor], signature: str, name: str, rank: int
 ) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ class VisionEncoder:
     Args:
         path: vision.onnx, with its weights beside it, or vision.tflite.
         threads: of the engine; a thread a physical core if None.
+        digest: SHA-256 of a .tflite, if it is known: it need not be read through then.
 
     Attributes:
         image_size: height and width of the pixels.
@@ -34,8 +35,8 @@ class VisionEncoder:
         BundleError: missing, damaged, or not an image encoder.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
-        self._encoder = open_encoder(path, SIGNATURE, threads=threads)
+    def __init__(self, path: str | Path, *, threads: int | None = None, digest: str = "") -> None:
+        self._encoder = open_encoder(path, SIGNATURE, threads=threads, digest=digest)
         pixels, tokens = self._encoder.shapes["pixels"], self._encoder.shapes["soft_tokens"]
         height, soft_tokens, hidden = pixels[2], tokens[1], tokens[2]
         if height is None or soft_tokens is None or hidden is None or pixels != (1, 3, height, height):

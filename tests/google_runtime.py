@@ -32,6 +32,26 @@ answer = {
 os.write(1, ("ANSWER" + json.dumps(answer) + "\\n").encode())
 """
 
+CHAT = """
+import json, os, sys
+path, parts, count, cache = sys.argv[1:]
+from litert_lm import Engine, interfaces
+cpu = interfaces.Backend.CPU()
+kinds = {part["type"] for part in json.loads(parts)}
+engine = Engine(
+    path,
+    cache_dir=cache,
+    enable_benchmark=True,
+    vision_backend=cpu if "image" in kinds else None,
+    audio_backend=cpu if "audio" in kinds else None,
+)
+greedy = interfaces.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0)
+chat = engine.create_conversation(sampler_config=greedy, max_output_tokens=int(count))
+said = chat.send_message({"role": "user", "content": json.loads(parts)})
+answer = {"text": str(said), "prompt_tokens": chat.get_benchmark_info().last_prefill_token_count}
+os.write(1, ("ANSWER" + json.dumps(answer) + "\\n").encode())
+"""
+
 
 def run_greedy(path: Path, prompt: str, count: int, cache: Path) -> dict[str, object]:
     """Greedy continuation of `prompt`, after a bos, by `count` tokens.
@@ -40,7 +60,20 @@ def run_greedy(path: Path, prompt: str, count: int, cache: Path) -> dict[str, ob
         "pieces" (text of each step), "tokens", "prompt_tokens", "start", "stop", and "chat_tokens", the
         tokens of the prompt as one user turn.
     """
-    argv = [sys.executable, "-c", CHILD, str(path), prompt, str(count), str(cache)]
+    return _answer([CHILD, str(path), prompt, str(count), str(cache)])
+
+
+def run_chat(path: Path, parts: list[dict[str, str]], count: int, cache: Path) -> dict[str, object]:
+    """The greedy answer, of `count` tokens, to one user turn of parts as transformers has them.
+
+    Returns:
+        "text" and "prompt_tokens".
+    """
+    return _answer([CHAT, str(path), json.dumps(parts), str(count), str(cache)])
+
+
+def _answer(arguments: list[str]) -> dict[str, object]:
+    argv = [sys.executable, "-c", *arguments]
     done = subprocess.run(argv, capture_output=True, timeout=120)
     for line in done.stdout.decode("utf-8", "replace").splitlines():
         if line.startswith("ANSWER"):

@@ -61,6 +61,7 @@ HEADS = {
         b"P6\n1 1\n255\n",
         b"RIFF\x10\0\0\0WEBPVP8 ",
         b"\0\0\0\x20ftypavif",
+        b"\0\0\0\x18ftypheic",
     ],
     "audio": [
         b"RIFF\x10\0\0\0WAVEfmt ",
@@ -111,7 +112,8 @@ def test_a_file_that_is_none_of_these(content: bytes, got: str, tmp_path: Path) 
 
 
 def test_no_file_at_all(tmp_path: Path) -> None:
-    for path, got in ((tmp_path / "absent.png", "no such file"), (tmp_path, "a folder")):
+    long = tmp_path / ("x" * 300)
+    for path, got in ((tmp_path / "absent.png", "no such"), (tmp_path, "a folder"), (long, "too long")):
         with pytest.raises(MediaError, match=got) as error:
             reader().file(path)
         assert str(path) in str(error.value) and error.value.exit_code == 3

@@ -144,9 +144,19 @@ def test_an_untied_head_is_read_and_a_tied_one_may_be_stored_twice(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["model.vision_tower.a", "audio_tower.b.weight", "model.embed_audio.c"])
-def test_other_towers_are_ignored_whatever_their_dtype(folder: Path, name: str) -> None:
+def test_towers_that_the_config_does_not_describe_are_ignored(folder: Path, name: str) -> None:
     append(folder, name, np.zeros((3, 2), np.int64), "I64")
-    Checkpoint.open(folder).close()
+    config = json.loads((folder / "config.json").read_text())
+    del config["vision_config"], config["audio_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with Checkpoint.open(folder) as checkpoint:
+        assert checkpoint.encoders == {}
+
+
+def test_a_checkpoint_without_any_tensor_of_a_tower_has_no_encoder(original: Path) -> None:
+    assert "vision_config" in json.loads((original / "config.json").read_text())
+    with Checkpoint.open(original) as checkpoint:
+        assert checkpoint.encoders == {}
 
 
 def test_shards_give_the_same_tensors_as_one_file(original: Path, sharded: Path) -> None:
@@ -172,6 +182,49 @@ def test_close_may_be_repeated(original: Path) -> None:
 
 
 # Names, shapes, dtypes, values. -------------------------------------------------------------------
+
+
+EXPAND = "model.vision_tower.timm_model.blocks.1.0.pw_exp.conv.weight"
+
+
+@pytest.fixture(scope="module")
+def multimodal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synth.synthesize(tmp_path_factory.mktemp("synth") / "towers", encoders=True).path
+
+
+@pytest.fixture
+def towers(multimodal: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(multimodal, tmp_path / "towers"))
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_encoders_are_read_in_both_layouts(multimodal: Path, towers: Path, prefix: str) -> None:
+    edit(weights(towers), lambda h: {key.replace("model.vision", prefix + "vision"): h[key] for key in h})
+    with Checkpoint.open(multimodal) as first, Checkpoint.open(towers) as second:
+        assert list(second.encoders) == ["vision", "audio"]
+        for name in (EXPAND.removeprefix("model."), "embed_audio.embedding.weight"):
+            np.testing.assert_array_equal(first.read(name), second.read(name))
+            assert second.read(name).shape == second.specs[name].shape  # stored as (out, in, 1, 1)
+    with Checkpoint.open(towers, encoders=["audio"]) as third:
+        assert list(third.encoders) == ["audio"] and not any("vision" in name for name in third.specs)
+
+
+def test_a_missing_tensor_of_a_tower_is_named(towers: Path) -> None:
+    edit(weights(towers), lambda h: h.update({"model.multi_modal_projector.x": h.pop(EXPAND)}))
+    error = refusal(towers)
+    assert error.field == EXPAND.removeprefix("model.") and "no such tensor" in str(error)
+    Checkpoint.open(towers, encoders=["audio"]).close()
+
+
+def test_an_extra_or_misshapen_tensor_of_a_tower_is_named(towers: Path) -> None:
+    shape = json.loads(json.dumps(read_header(weights(towers))[0][EXPAND]["shape"]))
+    edit(weights(towers), lambda header: header[EXPAND].update(shape=shape[:2]))
+    error = refusal(towers)
+    assert error.field == EXPAND and error.got == tuple(shape[:2])
+    edit(weights(towers), lambda header: header[EXPAND].update(shape=shape))
+    append(towers, "model.audio_tower.conformer.99.norm.weight", np.zeros(3, np.float32), "F32")
+    assert refusal(towers).field == "model.audio_tower.conformer.99.norm.weight"
 
 
 def test_a_missing_tensor_is_named(folder: Path) -> None:
@@ -396,6 +449,7 @@ def test_side_files_are_listed_and_read(folder: Path) -> None:
             "tokenizer_config.json",
             "chat_template.jinja",
             "generation_config.json",
+            "preprocessor_config.json",
         }
         assert checkpoint.generation_config()["top_k"] == 64
         (folder / "generation_config.json").write_text("[1]")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from audio_clips import write_wav
 from multimodal import (
     ANSWER_TOKENS,
     FIRST,
@@ -24,6 +27,7 @@ from multimodal import (
 )
 
 from gemma_edge.export.exporter import export_bundle
+from gemma_edge.runtime import model as model_module
 from gemma_edge.runtime.backends.deferred import DeferredDecoder
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.generate import Progress
@@ -40,10 +44,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("multimodal") / "ckpt")
 
 
-@pytest.fixture(scope="module")
-def bundle(checkpoint: Path) -> Path:
-    out = checkpoint.with_name("out")
-    return export_bundle(checkpoint, out, recipe="fp32", context=1024, chunk=64, verify=False).path
+@pytest.fixture(scope="module", params=["onnx", "tflite"])
+def bundle(checkpoint: Path, request: pytest.FixtureRequest) -> Path:
+    options = {"recipe": "fp32", "context": 1024, "chunk": 64, "verify": False, "format": request.param}
+    return export_bundle(checkpoint, checkpoint.with_name(request.param), **options).path
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def test_the_conversation_is_what_it_should_be(model: Model) -> None:
     assert GOLDEN["first"] != GOLDEN["second"]
 
 
-@pytest.mark.parametrize("chunk", [64, 37, 1])
+@pytest.mark.parametrize("chunk", [64, 37])
 def test_greedy_tokens_are_those_of_transformers(model: Model, chunk: int) -> None:
     model.decoder.chunk = chunk
     for name, messages in (("first", FIRST), ("second", SECOND)):
@@ -112,8 +116,30 @@ def test_a_deferred_decoder_gives_the_same(bundle: Path) -> None:
     assert [line.split()[0] for line in log] == ["image", "audio"]
 
 
+def test_the_decoder_makes_room_where_there_is_not_enough_memory_for_both(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model.load(bundle, threads=1)
+    assert isinstance(model.decoder, DeferredDecoder) and model.decoder.loaded
+    assert answer(model, model.prompt(FIRST)) == GOLDEN["first"]
+    follow_up = continued(model.prompt(FIRST), GOLDEN["first"], model.prompt(SECOND))
+    for room, cached in (
+        (1 << 20, 0),
+        (1 << 40, len(model.prompt(FIRST).ids) + ANSWER_TOKENS - 1),
+        (None, 0),
+    ):
+        monkeypatch.setattr(model_module, "available_memory", lambda room=room: room)
+        model.encoders._rows.clear()  # type: ignore[union-attr]
+        if cached:
+            model.reset()
+            answer(model, model.prompt(FIRST))
+        progress = Progress()
+        assert answer(model, follow_up, progress) == GOLDEN["continued"]
+        assert progress.cached_tokens == cached
+
+
 def test_a_context_that_cannot_be_is_refused_before_anything_is_encoded(bundle: Path) -> None:
-    with pytest.raises(UsageError, match="context must be 1 to 4096, not 5000"):
+    with pytest.raises(UsageError, match=r"context must be 1 to (4096|1024), not 5000"):
         Model.load(bundle, defer_decoder=True, context=5000)
 
 
@@ -141,6 +167,40 @@ def test_logits_are_those_of_transformers_and_hang_on_every_attachment(model: Mo
 
 def _alone(kind: str, value: object) -> dict[str, object]:
     return {"role": "user", "content": [{"type": kind, kind: value}]}
+
+
+def test_the_command_sees_and_hears(bundle: Path, tmp_path: Path) -> None:
+    """In a process of its own, as a user types it."""
+    from PIL import Image
+
+    Image.fromarray(picture(0)).save(tmp_path / "photo.png")
+    write_wav(tmp_path / "note.wav", recording(3.0))
+    argv = ["run", bundle, "-a", "photo.png", "What is it?", "-a", "note.wav", "--temperature", "0"]
+    done = command(tmp_path, *argv, "--max-tokens", "4", "--json")
+    usage = json.loads(done.stdout)["usage"]
+    assert usage["soft_tokens"] == 16 + 188 and usage["encode_s"] > 0
+    assert [line.split(",")[0] for line in done.stderr.splitlines()] == [
+        "image photo.png: 16 tokens",
+        "audio note.wav: 188 tokens",
+    ]
+    spoken = command(tmp_path, "transcribe", bundle, "note.wav", "--max-tokens", "4", "--json")
+    assert json.loads(spoken.stdout)["segments"][0]["end"] == 3.0
+    (tmp_path / "note.wav").write_bytes((tmp_path / "note.wav").read_bytes()[:5000])
+    refused = command(tmp_path, *argv, code=3)
+    assert refused.stdout == "" and "note.wav: data chunk: expected" in refused.stderr
+
+
+def command(folder: Path, *arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "gemma_edge.cli.main", *arguments],
+        cwd=folder,
+        input="",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    return done
 
 
 def test_live_transformers_agrees_with_the_golden_tokens(model: Model, checkpoint: Path) -> None:

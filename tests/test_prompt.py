@@ -223,6 +223,7 @@ def test_a_tokenizer_without_the_tokens_is_refused(tokenizer: Tokenizer) -> None
         ({"type": "audio", "image": "a.png"}, "needs one of"),
         ({"type": "image", "url": "https://example.org/a.png"}, "download it first"),
         ({"type": "image", "image": "http://example.org/a.png"}, "download it first"),
+        ({"type": "image", "image": "data:image/png;base64,iVBORw0KGgo="}, "only files are read"),
         ({"type": "image", "image": np.zeros((2, 2, 3))}, "a Pillow image or u8"),
         ({"type": "image", "image": np.zeros((2, 2, 7), np.uint8)}, r"not \(2, 2, 7\)"),
         ({"type": "image", "image": 7}, "not int"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -188,6 +189,35 @@ def test_the_decoder_is_loaded_after_the_encoders_are_released() -> None:
     assert events == ["encode", "decoder"]
 
 
+def test_a_decoder_that_was_released_is_loaded_again_and_fed_all_of_the_prompt() -> None:
+    loads: list[RowDecoder] = []
+
+    def load() -> RowDecoder:
+        loads.append(RowDecoder(hash_rule))
+        return loads[-1]
+
+    deferred, encode = DeferredDecoder(load, context=512, chunk=16), Encode()
+    engine = TokenGenerator(
+        deferred, IdTable(), IdTable(), encode=encode, make_room=lambda items: deferred.release()
+    )
+    first = answer(engine, QUESTION)
+    text = Prompt([*QUESTION.ids, *first, 280], QUESTION.placed)
+    answer(engine, text)  # no new attachment: nothing is released
+    assert len(loads) == 1 and len(encode.calls) == 1
+    longer = Prompt(
+        [*text.ids, *[SOFT] * 4, 281], (*text.placed, Placed(len(text.ids), len(text.ids) + 4, picture(8)))
+    )
+    engine.reset()
+    answer(engine, text)
+    progress = Progress()
+    assert answer(engine, longer, progress=progress) == answer(generator()[0], longer)
+    assert progress.cached_tokens == 0 and encode.calls[-1] == ["1.png", "2.png", "3.png", "8.png"]
+    old = weakref.ref(loads.pop(0))
+    loads.clear()
+    deferred.release()
+    assert old() is None and not deferred.loaded
+
+
 class FakeEncoder:
     """In the place of VisionEncoder and AudioEncoder."""
 
@@ -195,7 +225,7 @@ class FakeEncoder:
     events: ClassVar[list[str]]
     soft_tokens, hidden_size = IMAGE_TOKENS, 4
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: Path, *, threads: int | None = None, digest: str = "") -> None:
         self.name = path.stem
         self.events.append(f"load {self.name}")
         self.loaded.append(self.name)

@@ -99,8 +99,10 @@ class TfliteGraphOps:
         """
         if bias is None:
             bias = self.graph.constant(np.zeros(shape[3]))  # the engine insists on one
-        options = {"padding": padding, "strideH": strides[0], "strideW": strides[1]}
-        options |= {"dilationHFactor": 1, "dilationWFactor": 1}
+        options: dict[str, Any] = {
+            **{"padding": padding, "strideH": strides[0], "strideW": strides[1]},
+            **{"dilationHFactor": 1, "dilationWFactor": 1},
+        }
         if self.shape(kernel)[0] == 1 != shape[3]:
             options["depthMultiplier"] = 1
             code, kind = "DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions"

@@ -12,8 +12,7 @@ hundredth of the published weights, stay fp32.
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from gemma_edge.export.emit.tflite_buffers import TfliteFile
 from gemma_edge.export.emit.tflite_ops import SAME, VALID, TfliteGraphOps
@@ -36,23 +35,6 @@ def emit_vision(config: VisionConfig, recipe: Recipe) -> TfliteFile:
     images = graph.input(IMAGES, (1, config.image_size, config.image_size, 3))
     rows = vision.soft_tokens(ops, config, images)
     graph.outputs[FEATURES] = ops.reshape(rows, (1, config.soft_tokens, config.text_hidden_size))
-    file.layout()
-    return file
-
-
-def emit_end_row(rows: int, end: NDArray[np.float32]) -> TfliteFile:
-    """What LiteRT-LM calls the adapter of images: puts the row of the end-of-image token, `end`, below them.
-
-    f32 (1, rows, hidden) -> (1, rows + 1, hidden). LiteRT-LM itself puts nothing between an image and the
-    text after it, where the model was trained with that token.
-    """
-    file = TfliteFile({})
-    graph = file.graph(VISION)
-    features = graph.input(FEATURES, (1, rows, len(end)))
-    below = graph.constant(end.reshape(1, 1, -1))
-    graph.outputs["soft_tokens"] = graph.op(
-        "CONCATENATION", [features, below], (1, rows + 1, len(end)), "ConcatenationOptions", axis=1
-    )
     file.layout()
     return file
 
@@ -95,8 +77,9 @@ class TfliteVisionOps(TfliteGraphOps):
     def average_pool(self, x: int, factor: int) -> int:
         _, height, width, channels = self.shape(x)
         shape = (1, height // factor, width // factor, channels)
-        size = {"strideH": factor, "strideW": factor, "filterHeight": factor, "filterWidth": factor}
-        return self.graph.op("AVERAGE_POOL_2D", [x], shape, "Pool2DOptions", padding=VALID, **size)
+        size: dict[str, Any] = {"strideH": factor, "strideW": factor}
+        size |= {"filterHeight": factor, "filterWidth": factor, "padding": VALID}
+        return self.graph.op("AVERAGE_POOL_2D", [x], shape, "Pool2DOptions", **size)
 
     def flatten(self, x: int, channels: int) -> int:
         _, height, width, _ = self.shape(x)

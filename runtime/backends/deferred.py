@@ -1,17 +1,19 @@
-"""A decoder that is loaded when it is first fed, so that what comes before has its memory."""
+"""A decoder that is loaded when it is fed, and can be released in between: its memory is for others then."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 from gemma_edge.runtime.backends import Array, Decoder
+from gemma_edge.runtime.backends.cores import release_free_memory
 
 
 class DeferredDecoder:
     """See `Decoder`.
 
     Args:
-        load: makes the decoder; called once.
+        load: makes the decoder; called when it is needed and not there.
         context, chunk: those of the decoder that it will make.
     """
 
@@ -24,8 +26,17 @@ class DeferredDecoder:
         """The decoder, loaded by now. Raises what loading it raises."""
         if self._decoder is None:
             self._decoder = self._load()
-            self.context, self.chunk = self._decoder.context, self._decoder.chunk
         return self._decoder
+
+    @property
+    def loaded(self) -> bool:
+        return self._decoder is not None
+
+    def release(self) -> None:
+        """Gives its memory back; what the KV cache held is lost."""
+        self._decoder, self.position = None, 0
+        gc.collect()  # an engine's buffers may be in a cycle
+        release_free_memory()
 
     def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
         decoder = self.load()

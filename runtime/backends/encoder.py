@@ -39,12 +39,17 @@ class Encoder(Protocol):
         """Gives the memory of the weights back. Harmless when repeated."""
 
 
-def open_encoder(path: str | Path, signature: Signature, *, threads: int | None = None) -> Encoder:
-    """The encoder in a file: a .tflite is LiteRT's, all others ONNX Runtime's; arguments as `OnnxEncoder`."""
-    if Path(path).suffix == ".tflite":
+def open_encoder(
+    path: str | Path, signature: Signature, *, threads: int | None = None, digest: str = ""
+) -> Encoder:
+    """The encoder in a file: a .tflite or .litertlm is LiteRT's, all others ONNX Runtime's.
+
+    Arguments and errors are those of `OnnxEncoder`; `digest` is the SHA-256 of a .tflite, "" to compute it.
+    """
+    if Path(path).suffix in (".tflite", ".litertlm"):
         from gemma_edge.runtime.backends.litert_encoder import open_litert_encoder
 
-        return open_litert_encoder(Path(path), signature, threads)
+        return open_litert_encoder(Path(path), signature, threads, digest)
     return OnnxEncoder(path, signature, threads=threads)
 
 

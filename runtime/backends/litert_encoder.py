@@ -17,34 +17,42 @@ from gemma_edge.runtime.backends.cores import physical_cores, release_free_memor
 from gemma_edge.runtime.backends.encoder import Encoder, Signature
 from gemma_edge.runtime.backends.litert_engine import Buffer, load_model, run_first
 from gemma_edge.runtime.bundle import sha256
+from gemma_edge.runtime.litertlm_bundle import AUDIO as AUDIO_FILE
+from gemma_edge.runtime.litertlm_bundle import VISION as VISION_FILE
+from gemma_edge.runtime.litertlm_bundle import LitertlmBundle
 from gemma_edge.runtime.tflite_check import FEATURES, IMAGES, LOG_MEL, MASK, VISION, check_audio, check_vision
 from gemma_edge.runtime.tflite_reader import TfliteModel, read_tflite
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def open_litert_encoder(path: Path, signature: Signature, threads: int | None) -> Encoder:
-    """The encoder in a .tflite, for a caller that knows ONNX Runtime's by `signature`.
+def open_litert_encoder(path: Path, signature: Signature, threads: int | None, digest: str = "") -> Encoder:
+    """The encoder in a .tflite, or of a .litertlm, for a caller that knows ONNX Runtime's by `signature`.
 
     Raises:
-        BundleError: there is no such file, it is damaged, or not such an encoder.
+        BundleError: there is no such file, it is damaged, or has no such encoder.
     """
+    sees = "pixels" in signature
+    if path.suffix == ".litertlm":
+        # The engine opens files, not parts of them.
+        bundle, name = LitertlmBundle.open(path), VISION_FILE if sees else AUDIO_FILE
+        path, digest = bundle.file(name), bundle.files[name].sha256
     # Engines follow what a file says, over its end too: it is checked before one sees it.
     model = read_tflite(path)
-    return (LitertVision if "pixels" in signature else LitertAudio)(model, threads)
+    return (LitertVision if sees else LitertAudio)(model, threads, digest or sha256(path))
 
 
 class LitertVision:
     """An image encoder: `run(pixels=f32 (1, 3, size, size))`."""
 
-    def __init__(self, model: TfliteModel, threads: int | None = None) -> None:
+    def __init__(self, model: TfliteModel, threads: int | None, digest: str) -> None:
         graph = check_vision(model)
         self.metadata: dict[str, str] = {}
         self.shapes: dict[str, tuple[int | None, ...]] = {
             "pixels": (1, 3, graph.size, graph.size),
             "soft_tokens": (1, graph.soft_tokens, graph.hidden),
         }
-        self._engine = _Engine(model, threads)
+        self._engine = _Engine(model, threads, digest)
 
     def run(self, **inputs: NDArray[Any]) -> NDArray[Any]:
         return self._engine.run(VISION, {IMAGES: inputs["pixels"].transpose(0, 2, 3, 1)})
@@ -59,7 +67,7 @@ class LitertAudio:
     The clip is padded to the shortest of the graph's lengths that it fits.
     """
 
-    def __init__(self, model: TfliteModel, threads: int | None = None) -> None:
+    def __init__(self, model: TfliteModel, threads: int | None, digest: str) -> None:
         graph = check_audio(model)
         self._lengths = graph.frames
         self.metadata = {"max_frames": str(graph.frames[-1])}
@@ -67,7 +75,7 @@ class LitertAudio:
             "log_mel": (1, None, graph.bins),
             "soft_tokens": (1, graph.soft_tokens, graph.hidden),
         }
-        self._engine = _Engine(model, threads)
+        self._engine = _Engine(model, threads, digest)
 
     def run(self, **inputs: NDArray[Any]) -> NDArray[Any]:
         log_mel, valid = inputs["log_mel"], inputs["valid"][:, :, 0] > 0
@@ -79,13 +87,15 @@ class LitertAudio:
 
 
 class _Engine:
-    """The engine's model, and the buffers of the signatures that were called."""
+    """The engine's model, and the buffers of the signatures that were called.
 
-    def __init__(self, model: TfliteModel, threads: int | None) -> None:
+    Args:
+        digest: SHA-256 of the file, by which its packed weights are found.
+    """
+
+    def __init__(self, model: TfliteModel, threads: int | None, digest: str) -> None:
         self.signatures = model.signatures
-        self.model: CompiledModel | None = load_model(
-            model.path, sha256(model.path), threads or physical_cores()
-        )
+        self.model: CompiledModel | None = load_model(model.path, digest, threads or physical_cores())
         self.buffers: dict[str, tuple[dict[str, Buffer], dict[str, Buffer]]] = {}
         release_free_memory()
 
