@@ -93,31 +93,38 @@ def measure(source: Path, questions: list[Question], recipe: str, format: str, f
 
 
 def table(measured: Sequence[Quality], others: dict[str, list[Answered]]) -> str:
-    """Markdown: a row a bundle, a column a task; `others` are answers from elsewhere."""
+    """Markdown: a column a bundle, a row a measure or a task; `others` are answers from elsewhere."""
     tasks = list(scores(measured[0].given))
-    head = ["", "KL, nats", "top-1", "perplexity", *tasks, "file", "RssAnon"]
-    rows = [head, ["---"] * len(head)]
-    for name, given in others.items():
-        rows.append([name, "", "", "", *_shares(given, tasks), "", ""])
+    columns = [
+        [name, "", "", "", *_shares(given, tasks), _share(given), "", ""] for name, given in others.items()
+    ]
     for one in measured:
-        d = one.divergence
-        rows.append(
+        divergence = one.divergence
+        columns.append(
             [
                 one.name,
-                f"{d.mean_kl:.2g}",
-                f"{d.top1:.1%}",
-                f"{d.bundle_perplexity:.3f}",
+                f"{divergence.mean_kl:.2g}",
+                f"{divergence.top1:.1%}",
+                f"{divergence.bundle_perplexity:.3f}",
                 *_shares(one.given, tasks),
+                _share(one.given),
                 f"{one.file_bytes / 1e6:.1f} MB",
                 f"{one.rss_anon / 2**20:.0f} MiB",
             ]
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    names = ["", "KL, nats a token", "same likeliest token", "perplexity", *tasks, "all", "files", "RssAnon"]
+    rows = list(zip(names, *columns, strict=True))
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def _shares(given: list[Answered], tasks: list[str]) -> list[str]:
     by_task = scores(given)
     return [f"{by_task[task].share:.1%}" if task in by_task else "" for task in tasks]
+
+
+def _share(given: list[Answered]) -> str:
+    return f"{sum(one.right for one in given) / len(given):.1%}"
 
 
 def format_agreements(measured: Sequence[Quality]) -> str:

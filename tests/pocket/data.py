@@ -30,7 +30,15 @@ TRAINING_CLIPS = {
     "translated commands": 1200,
 }
 # Shares of the tasks while nothing is known about how well they go.
-WEIGHTS = {"arithmetic": 3.0, "facts": 0.7, "stories": 0.7, "tools": 2.0, "recall": 1.5, "retrieval": 2.0}
+WEIGHTS = {
+    "arithmetic": 2.0,
+    "repeat": 2.5,
+    "facts": 0.7,
+    "stories": 1.0,
+    "tools": 2.0,
+    "recall": 1.5,
+    "retrieval": 2.0,
+}
 
 
 @dataclass

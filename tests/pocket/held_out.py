@@ -33,12 +33,12 @@ TASKS = {
 }
 
 
-def write_questions(folder: Path, each: int, tasks: list[str]) -> None:
-    """`each` questions of every one of `tasks` in `folder`, which is made."""
+def write_questions(folder: Path, each: dict[str, int], seed: int = SEED) -> None:
+    """So many questions of every task of `each`, in `folder`, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "questions.jsonl", "w", encoding="utf-8") as file:
-        for task in tasks:
-            for number, example in enumerate(TASKS[task](task, each, SEED)):
+        for task, count in each.items():
+            for number, example in enumerate(TASKS[task](task, count, seed)):
                 name = f"{task.replace(' ', '-')}-{number}"
                 file.write(json.dumps(_question(example, folder, name), ensure_ascii=False) + "\n")
 
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=100, help="questions of every task")
     parser.add_argument("--task", action="append", choices=list(TASKS), help="only this one; may be repeated")
     args = parser.parse_args()
-    write_questions(args.folder, args.each, args.task or list(TASKS))
+    write_questions(args.folder, dict.fromkeys(args.task or TASKS, args.each))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The text tasks: arithmetic, facts, stories, tool calls, recall and retrieval.
+"""The text tasks: arithmetic, repeating, facts, stories, tool calls, recall and retrieval.
 
 Each generator takes a random source and `test`: True draws held-out combinations only, False never does.
 What is held out is named in each docstring.
@@ -214,6 +214,17 @@ def recall(random: Random, test: bool) -> Example:
     return Example("recall", tuple(turns), ABOUT[kind][3].format(value))
 
 
+def repeat(random: Random, test: bool) -> Example:
+    """Words and numbers, said again: what copying is learned from. Held out: lists of them."""
+
+    def draw(r: Random) -> list[str]:
+        kinds = r.choices((NAMES, CITIES, PETS, COLOURS, OBJECTS, ITEMS, None), k=r.randrange(2, 9))
+        return [r.choice(kind) if kind else str(r.randrange(1000)) for kind in kinds]
+
+    words = " ".join(_draw(random, test, draw, tuple))
+    return ask("repeat", f"Repeat: {words}", words)
+
+
 def _sentence(random: Random) -> str:
     name, city, pet = random.choice(NAMES), random.choice(CITIES), random.choice(PETS)
     return random.choice(
@@ -243,6 +254,7 @@ def retrieval(random: Random, test: bool) -> Example:
 
 TEXT_TASKS: dict[str, Callable[[Random, bool], Example]] = {
     "arithmetic": arithmetic,
+    "repeat": repeat,
     "facts": fact,
     "stories": story,
     "tools": tool_call,

@@ -108,9 +108,7 @@ class Training:
         encoders = [pair for pair in named if ".language_model." not in pair[0]]
         self.optimizers = {
             "text": Optimizers(text, LEARNING_RATES["text"]),
-            "encoders": Optimizers(
-                [*encoders, *self.helpers.named_parameters()], LEARNING_RATES["encoders"]
-            ),
+            "encoders": Optimizers([*encoders, *self.helpers.named_parameters()], LEARNING_RATES["encoders"]),
         }
         self.steps = {"text": 0, "encoders": 0}
         self.together = False
@@ -157,7 +155,7 @@ class Training:
             for optimizer, values in zip(self.optimizers[part].both, saved, strict=True):
                 optimizer.load_state_dict(values)
         self.steps, self.together, self.good = state["steps"], state["together"], state["good"]
-        self.seconds, self.weights = state["seconds"], state["weights"]
+        self.seconds, self.weights = state["seconds"], WEIGHTS | state["weights"]
 
     def log(self, **values: Any) -> None:
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
