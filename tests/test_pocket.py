@@ -18,6 +18,9 @@ from gemma_edge.runtime.model import Model
 POCKET = Path(__file__).parent / "pocket"
 CHECKPOINT, QUESTIONS = POCKET / "checkpoint", POCKET / "questions" / "questions.jsonl"
 GIT_BYTES = 12_000_000
+published = pytest.mark.skipif(
+    not CHECKPOINT.exists(), reason="tests/pocket/publish.py writes the checkpoint"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -103,14 +106,16 @@ def test_muon_moves_matrices_by_orthogonal_steps_of_adamw_s_size() -> None:
 # The checkpoint. ----------------------------------------------------------------------------------
 
 
+@published
 def test_it_is_small_enough_for_git() -> None:
     assert sum(path.stat().st_size for path in CHECKPOINT.rglob("*") if path.is_file()) <= GIT_BYTES
 
 
+@published
 def test_it_has_every_mechanism() -> None:
     with Checkpoint.open(CHECKPOINT) as checkpoint:
         config = checkpoint.config
-        assert sorted(encoder.kind for encoder in checkpoint.encoders) == ["audio", "vision"]
+        assert sorted(checkpoint.encoders) == ["audio", "vision"]
     assert config.vocab_size_per_layer_input < config.vocab_size
     assert {config.layer_types[i] for i in range(config.first_shared_layer, config.num_hidden_layers)} == {
         "sliding_attention",
@@ -120,6 +125,7 @@ def test_it_has_every_mechanism() -> None:
     assert config.final_logit_softcapping and config.sliding_window < 100
 
 
+@published
 def test_transformers_and_the_reference_agree_on_it() -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -152,6 +158,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> list[Answered]:
     return list(answers(model, read_questions(QUESTIONS)))
 
 
+@published
 def test_it_answers_as_it_did_when_it_was_measured(given: list[Answered]) -> None:
     measured = json.loads((POCKET / "questions" / "measured.json").read_text())
     got = {task: score.right for task, score in scores(given).items()}

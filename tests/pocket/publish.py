@@ -14,8 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from curve import draw
 from held_out import TASKS, write_questions
@@ -27,6 +26,7 @@ from gemma_edge.benchmarks.evaluate import answers, read_questions, scores
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.model import Model
 
+HERE = Path(__file__).parent
 # Questions of a task in git: a recording takes 40 kB, a picture 300 bytes.
 EACH = {**dict.fromkeys(TEXT_TASKS, 10), **dict.fromkeys(QUESTIONS, 10), **dict.fromkeys(SPEECH_TASKS, 4)}
 SHOWN = ("facts", "image what", "speech commands", "tools")  # one of each is what the demo asks
