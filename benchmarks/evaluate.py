@@ -1,0 +1,239 @@
+"""Ask a bundle questions with one right answer each, and count.
+
+TASKS is a JSON lines file, one question a line:
+
+    {"task": "arithmetic", "messages": [{"role": "user", "content": "What is 3 + 4?"}], "answer": "7"}
+
+Messages are as `Model.generate` takes them; files of images and recordings are named relative to TASKS.
+Answers are greedy, and right when they are `answer` to the letter, but for white space around it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gemma_edge.export.progress import Progress
+from gemma_edge.runtime.errors import MediaError, UsageError
+from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.options import tell
+
+Json = dict[str, Any]
+
+MARGIN_TOKENS = 8  # that an answer may be longer than the right one before it is cut off
+MEDIA = ("image", "audio", "video")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A line of TASKS.
+
+    Attributes:
+        task: what it belongs to; results are counted by it.
+        messages: the conversation, up to the user's last turn; paths of files are whole.
+        answer: the right one.
+        place: file and line, for errors.
+    """
+
+    task: str
+    messages: list[Json]
+    answer: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a bundle said to one question."""
+
+    task: str
+    answer: str
+    got: str
+
+    @property
+    def right(self) -> bool:
+        return self.got == self.answer
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many questions of a task were answered as they should be."""
+
+    right: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        return self.right / self.total
+
+    def interval(self, z: float = 1.96) -> tuple[float, float]:
+        """Wilson's interval of 95 % for the share that more such questions would give."""
+        n, p = self.total, self.share
+        middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """The questions of a JSON lines file.
+
+    Raises:
+        UsageError: it cannot be read, is no such file, or has no question; the message names the line.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as a file of questions: {error}") from None
+    questions = [
+        _question(line, f"{path}:{number}", path.parent)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not questions:
+        raise UsageError(f"{path}: has no question")
+    return questions
+
+
+def _question(line: str, place: str, folder: Path) -> Question:
+    try:
+        data = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{place}: expected a JSON object, got {error}") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{place}: expected a JSON object")
+    task, messages, answer = (data.get(key) for key in ("task", "messages", "answer"))
+    if not (isinstance(task, str) and isinstance(answer, str) and isinstance(messages, list) and messages):
+        raise UsageError(f"{place}: expected the texts `task` and `answer`, and the list `messages`")
+    if not all(isinstance(message, dict) for message in messages):
+        raise UsageError(f"{place}: every message must be an object with `role` and `content`")
+    return Question(task, [_located(message, folder) for message in messages], answer, place)
+
+
+def _located(message: Json, folder: Path) -> Json:
+    """The message with the paths of its files below `folder`."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in MEDIA and isinstance(part.get(kind), str):
+            part = {**part, kind: str(folder / part[kind])}
+        parts.append(part)
+    return {**message, "content": parts}
+
+
+def answers(model: Model, questions: Iterable[Question]) -> Iterator[Answered]:
+    """What `model` says to each question, greedily.
+
+    Raises:
+        UsageError, MediaError: a question cannot be asked; the message names its line.
+    """
+    for question in questions:
+        limit = len(model.tokenizer.encode(question.answer, bos=False)) + MARGIN_TOKENS
+        try:
+            said = model.generate(question.messages, max_tokens=limit, temperature=0.0)
+        except UsageError as error:
+            raise UsageError(f"{question.place}: {error}") from None
+        except MediaError as error:
+            raise MediaError(
+                error.path, error.field, error.expected, error.got, f"Asked by {question.place}"
+            ) from None
+        yield Answered(question.task, question.answer.strip(), said.text.strip())
+
+
+def scores(given: Iterable[Answered]) -> dict[str, Score]:
+    """By task, in the order of the questions."""
+    counts: dict[str, list[bool]] = {}
+    for one in given:
+        counts.setdefault(one.task, []).append(one.right)
+    return {task: Score(sum(right), len(right)) for task, right in counts.items()}
+
+
+def agreement(one: Iterable[Answered], other: Iterable[Answered]) -> float:
+    """The share of questions to which two bundles gave the same answer, right or not."""
+    same = [a.got == b.got for a, b in zip(one, other, strict=True)]
+    return sum(same) / len(same)
+
+
+def take(questions: list[Question], each: int | None, tasks: Iterable[str] = ()) -> list[Question]:
+    """The first `each` questions of every task, or of those named.
+
+    Raises:
+        UsageError: a task that no question belongs to, or `each` below 1.
+    """
+    if each is not None and each < 1:
+        raise UsageError(f"--each must be 1 or more, not {each}")
+    known, wanted = {question.task for question in questions}, set(tasks)
+    if unknown := wanted - known:
+        raise UsageError(
+            f"no question belongs to {', '.join(sorted(unknown))}: there are {', '.join(sorted(known))}"
+        )
+    counts: dict[str, int] = {}
+    taken = []
+    for question in questions:
+        counts[question.task] = counts.get(question.task, 0) + 1
+        if (not wanted or question.task in wanted) and (each is None or counts[question.task] <= each):
+            taken.append(question)
+    return taken
+
+
+def to_json(given: list[Answered], seconds: float) -> Json:
+    """Scores by task, and every answer."""
+    by_task = {
+        task: {"right": score.right, "total": score.total, "share": round(score.share, 4)}
+        for task, score in scores(given).items()
+    }
+    return {"tasks": by_task, "seconds": round(seconds, 2), "answers": [asdict(one) for one in given]}
+
+
+def format_scores(by_task: Mapping[str, Score]) -> str:
+    """A line a task, and one for all of them."""
+    everything = Score(sum(s.right for s in by_task.values()), sum(s.total for s in by_task.values()))
+    rows = [*by_task.items(), *([("all", everything)] if len(by_task) > 1 else [])]
+    width = max(len(name) for name, _ in rows)
+    lines = []
+    for name, score in rows:
+        low, high = score.interval()
+        counts = f"{score.right:>5} of {score.total:<5} {score.share:>6.1%}"
+        lines.append(f"{name:<{width}}  {counts}  ({low:.1%} to {high:.1%})")
+    return "\n".join(lines)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("tasks", metavar="TASKS", help="JSON lines of questions")
+    parser.add_argument(
+        "--task", action="append", default=[], metavar="NAME", help="only this one; repeatable"
+    )
+    parser.add_argument("--each", type=int, metavar="N", help="only the first N questions of each task")
+    parser.add_argument("--wrong", action="store_true", help="also print what was answered wrongly")
+    parser.add_argument("--json", action="store_true", help="one JSON object with scores and all answers")
+    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one a core)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The verb. Raises what `Model.load`, `read_questions` and `answers` raise."""
+    questions = take(read_questions(args.tasks), args.each, args.task)
+    model = Model.load(args.bundle, threads=args.threads, keep_encoders=True, log=lambda text: None)
+    began, given = time.perf_counter(), []
+    with Progress("questions", len(questions), True, "") as bar:
+        for one in answers(model, questions):
+            given.append(one)
+            bar.advance(1)
+    seconds = time.perf_counter() - began
+    if args.json:
+        print(json.dumps(to_json(given, seconds), ensure_ascii=False))
+        return 0
+    for one in given:
+        if args.wrong and not one.right:
+            print(f"{one.task}: expected {one.answer!r}, got {one.got!r}")
+    print(format_scores(scores(given)))
+    tell(f"{len(given)} answers in {seconds:.1f} s")
+    return 0

@@ -1,0 +1,167 @@
+"""Pocket: what it is trained on, the checkpoint in git, and the answers of a bundle made of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+from gemma3n_models import random_ids
+
+from gemma_edge.benchmarks.evaluate import Answered, answers, read_questions, scores
+from gemma_edge.export.checkpoint import Checkpoint
+from gemma_edge.export.exporter import export_bundle
+from gemma_edge.runtime.model import Model
+
+POCKET = Path(__file__).parent / "pocket"
+CHECKPOINT, QUESTIONS = POCKET / "checkpoint", POCKET / "questions" / "questions.jsonl"
+GIT_BYTES = 12_000_000
+published = pytest.mark.skipif(
+    not CHECKPOINT.exists(), reason="tests/pocket/publish.py writes the checkpoint"
+)
+
+
+@pytest.fixture(autouse=True)
+def pocket_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts of tests/pocket import each other by name, as scripts do."""
+    monkeypatch.syspath_prepend(str(POCKET))
+
+
+def test_training_never_draws_what_is_held_out() -> None:
+    from text_tasks import TEXT_TASKS, unseen_text
+
+    for task, draw in TEXT_TASKS.items():
+        random = Random(1)
+        trained = {draw(random, False) for _ in range(3000)}
+        assert not trained & set(unseen_text(task, 50, seed=2)), task
+
+
+def test_pictures_that_are_held_out_show_what_training_never_shows() -> None:
+    pytest.importorskip("PIL")
+    from pictures import scene
+
+    random = Random(1)
+    trained = {(s.name, s.place) for _ in range(3000) for s in scene(random, False).shapes}
+    held_out = [{(s.name, s.place) for s in scene(random, True).shapes} for _ in range(200)]
+    assert len(trained) > 80
+    assert all(shapes - trained for shapes in held_out)
+
+
+def test_a_drawn_scene_has_its_shapes_in_their_places() -> None:
+    pytest.importorskip("PIL")
+    from pictures import COLOURS, Scene, Shape
+
+    scene = Scene((Shape("red", "square", 1, 10, (0, 0)), Shape("blue", "circle", 2, 10, (3, -3))), 240)
+    picture = scene.draw()
+    assert picture.size == (64, 64)
+    assert picture.getpixel((48, 16)) == COLOURS["red"]
+    assert picture.getpixel((19, 45)) == COLOURS["blue"]
+    assert picture.getpixel((16, 16)) == picture.getpixel((48, 48)) == (240, 240, 240)
+
+
+def test_held_out_voices_are_no_voices_of_training() -> None:
+    pytest.importorskip("soxr")
+    from speech import SPEECH_TASKS, TEST_VOICES, VOICES, unseen_speech
+
+    assert not set(VOICES) & set(TEST_VOICES)
+    for task in SPEECH_TASKS:
+        voices = {example.turns[0].media.voice.split("+")[1] for example in unseen_speech(task, 50, seed=2)}
+        assert voices == set(TEST_VOICES)
+
+
+def test_a_packed_row_sees_its_own_conversation_and_a_window() -> None:
+    import numpy as np
+    from batches import Sequence_, masks, pack
+    from layout import WINDOW
+
+    lengths = (100, 80, 60)
+    sequences = [Sequence_([*range(10, 10 + n)], [-100] * (n - 2) + [7, 8]) for n in lengths]
+    batch = pack(sequences, rows=4)
+    assert batch.segments.shape[0] == 2  # 100 + 80 in the first, 60 in the second
+    assert [int(np.sum(batch.segments == i)) for i in (1, 2)] == [100 + 60, 80]
+    assert batch.labels[0, 97:100].tolist() == [7, 8, -100]
+    seen = masks(batch.segments)
+    for (row, query), key in itertools.product(((0, 99), (0, 100), (0, 179), (1, 59)), range(192)):
+        same = batch.segments[row, query] == batch.segments[row, key] and key <= query
+        assert seen["full_attention"][row, 0, query, key] == same
+        assert seen["sliding_attention"][row, 0, query, key] == (same and query - key < WINDOW)
+
+
+def test_muon_moves_matrices_by_orthogonal_steps_of_adamw_s_size() -> None:
+    torch = pytest.importorskip("torch")
+    from muon import Muon, orthogonalized
+
+    torch.manual_seed(0)
+    for shape in ((32, 64), (64, 32)):
+        singular = torch.linalg.svdvals(orthogonalized(torch.randn(1, *shape)))
+        assert float(singular.min()) > 0.6 and float(singular.max()) < 1.3
+    weight = torch.nn.Parameter(torch.zeros(24, 4, 3, 3))
+    weight.grad = torch.randn_like(weight)
+    Muon([weight], lr=0.1, weight_decay=0.0).step()
+    assert float(weight.detach().square().mean().sqrt()) == pytest.approx(0.1 * 0.2, rel=0.2)
+
+
+# The checkpoint. ----------------------------------------------------------------------------------
+
+
+@published
+def test_it_is_small_enough_for_git() -> None:
+    assert sum(path.stat().st_size for path in CHECKPOINT.rglob("*") if path.is_file()) <= GIT_BYTES
+
+
+@published
+def test_it_has_every_mechanism() -> None:
+    with Checkpoint.open(CHECKPOINT) as checkpoint:
+        config = checkpoint.config
+        assert sorted(checkpoint.encoders) == ["audio", "vision"]
+    assert config.vocab_size_per_layer_input < config.vocab_size
+    assert {config.layer_types[i] for i in range(config.first_shared_layer, config.num_hidden_layers)} == {
+        "sliding_attention",
+        "full_attention",
+    }
+    assert config.activation_sparsity[0] > 0 and config.altup_num_inputs == 4
+    assert config.final_logit_softcapping and config.sliding_window < 100
+
+
+@published
+def test_transformers_and_the_reference_agree_on_it() -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from gemma_edge.export.emit.reference import evaluate
+
+    try:
+        model = transformers.Gemma3nForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
+    except ImportError as error:  # the vision tower is timm's
+        pytest.skip(str(error))
+    with Checkpoint.open(CHECKPOINT) as checkpoint:
+        ids = [2, *random_ids(checkpoint.config, 90)]
+        ids = [i if i < checkpoint.config.vocab_size_per_layer_input else 7 for i in ids]
+        ours = evaluate(checkpoint, [ids])[0]
+    with torch.no_grad():
+        theirs = model.eval()(input_ids=torch.tensor([ids])).logits[0].numpy()
+    assert abs(ours - theirs).max() < 1e-3
+
+
+# A bundle of it. ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> list[Answered]:
+    """What an int8 bundle answers to the questions in git."""
+    pytest.importorskip("PIL")
+    bundle = export_bundle(
+        CHECKPOINT, tmp_path_factory.mktemp("pocket") / "int8", recipe="int8", context=512
+    ).path
+    model = Model.load(bundle, threads=2, keep_encoders=True, log=lambda text: None)
+    return list(answers(model, read_questions(QUESTIONS)))
+
+
+@published
+def test_it_answers_as_it_did_when_it_was_measured(given: list[Answered]) -> None:
+    measured = json.loads((POCKET / "questions" / "measured.json").read_text())
+    got = {task: score.right for task, score in scores(given).items()}
+    # One answer of a task may tip over with another processor's rounding.
+    assert {task: got[task] for task in measured if got[task] < measured[task] - 1} == {}
+    assert set(got) == set(measured)
