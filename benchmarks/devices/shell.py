@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -47,7 +48,7 @@ class Answer:
         return self.stdout.decode("utf-8", "replace")
 
 
-class ShellDevice:
+class ShellDevice(ABC):
     """`Device` over a shell.
 
     Args:
@@ -71,9 +72,9 @@ class ShellDevice:
 
     # What a subclass says.
 
+    @abstractmethod
     def argv(self, line: str) -> list[str]:
         """The local program that runs a line in the device's shell, stdin and both streams connected."""
-        raise NotImplementedError
 
     def explain(self, said: str) -> str:
         """What it means, and what to do, when that program fails with these last words."""
