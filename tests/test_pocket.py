@@ -89,6 +89,26 @@ def test_a_packed_row_sees_its_own_conversation_and_a_window() -> None:
         assert seen["sliding_attention"][row, 0, query, key] == (same and query - key < WINDOW)
 
 
+def test_short_answers_weigh_as_much_as_long_ones_of_the_square_of_their_length() -> None:
+    pytest.importorskip("transformers")
+    import numpy as np
+    from model import answer_weights
+
+    labels = np.array([[-100, 5, -100, 5, 5, 5, 5], [5, -100, -100, -100, -100, -100, 5]])
+    assert answer_weights(labels).tolist() == [1, 0.5, 0.5, 0.5, 0.5, 1, 1]
+
+
+def test_a_talk_about_a_picture_shows_it_once_and_answers_every_question() -> None:
+    pytest.importorskip("PIL")
+    from pictures import Scene, image_talk
+
+    random = Random(1)
+    for talk in (image_talk(random) for _ in range(50)):
+        assert [turn.role for turn in talk.turns] == ["user", "model"] * 2 + ["user"]
+        assert [isinstance(turn.media, Scene) for turn in talk.turns] == [True, *[False] * 4]
+        assert not any(shape.held_out for shape in talk.turns[0].media.shapes)
+
+
 def test_muon_moves_matrices_by_orthogonal_steps_of_adamw_s_size() -> None:
     torch = pytest.importorskip("torch")
     from muon import Muon, orthogonalized

@@ -14,7 +14,7 @@ from batches import Batch, encode, pack
 from examples import Example
 from layout import AUDIO_TOKENS
 from numpy.typing import NDArray
-from pictures import QUESTIONS, image_example, unseen_images
+from pictures import QUESTIONS, image_talk, unseen_images
 from speech import SPEECH_TASKS, Clip, cached_samples, key_of, speech_example, unseen_speech
 from text_tasks import TEXT_TASKS, unseen_text
 from torch import Tensor
@@ -107,7 +107,7 @@ class Data:
     def image(self) -> Batch:
         def endless() -> Iterator[Example]:
             while True:
-                yield image_example(self.random["image"], False, self.random["image"].choice(list(QUESTIONS)))
+                yield image_talk(self.random["image"])
 
         return pack((encode(example, self.tokenizer) for example in endless()), ROWS)
 

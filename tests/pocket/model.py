@@ -52,9 +52,9 @@ def new_model(folder: Path, seed: int) -> Any:
 class Helpers(nn.Module):
     """Linear layers that only training has: they ask the encoders for what is to be seen and heard.
 
-    From the soft tokens of an image, which colour and kind is in its quarter; from those of a clip, its words
-    by connectionist temporal classification. Without them it takes many times as long until the decoder's own
-    loss teaches the encoders anything.
+    From each soft token of an image its place, from those of a quarter which colour and kind is there, and from
+    those of a clip its words by connectionist temporal classification. Without them it takes many times as long
+    until the decoder's own loss teaches the encoders anything.
     """
 
     def __init__(self, hidden: int) -> None:
@@ -62,6 +62,7 @@ class Helpers(nn.Module):
         self.colour = nn.Linear(hidden, len(COLOURS) + 1)
         self.kind = nn.Linear(hidden, len(KINDS) + 1)
         self.words = nn.Linear(hidden, len(WORDS) + 1)
+        self.place = nn.Linear(hidden, IMAGE_GRID**2)
         # How often each answer is right anyway: learning that first makes all soft tokens alike, for long.
         for layer, rest in ((self.colour, 3 / 8), (self.kind, 3 / 8), (self.words, 0.8)):
             share = (1 - rest) / (layer.out_features - 1)
@@ -84,6 +85,8 @@ class Helpers(nn.Module):
         of_colour, of_kind = self.colour(quarters), self.kind(quarters)
         loss = functional.cross_entropy(of_colour.flatten(0, 1), colours.flatten())
         loss = loss + functional.cross_entropy(of_kind.flatten(0, 1), kinds.flatten())
+        places = torch.arange(grid**2).repeat(len(scenes))
+        loss = loss + functional.cross_entropy(self.place(soft).flatten(0, 1), places)
         right = (of_colour.argmax(-1) == colours) & (of_kind.argmax(-1) == kinds)
         return loss, float(right.float().mean())
 
@@ -173,7 +176,17 @@ def answer_logits(model: Any, run: Any, batch: Batch, soft: Tensor | None) -> tu
     return torch.tanh(model.lm_head(hidden[wanted]) / cap) * cap, labels[wanted]
 
 
+def answer_weights(labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Of each learned label in (rows, ROW): 1 / sqrt(tokens of its answer), or stories would drown sums."""
+    learned = np.pad(labels != IGNORED, ((0, 0), (1, 1))).astype(np.int8)
+    edges = np.diff(learned).ravel()
+    lengths = np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)
+    return np.repeat(lengths.astype(np.float32) ** -0.5, lengths)
+
+
 def answer_loss(model: Any, run: Any, batch: Batch, soft: Tensor | None) -> tuple[Tensor, float]:
-    """Mean cross entropy of the model's own tokens; also the share of them that are right."""
+    """Cross entropy of the model's own tokens, by `answer_weights`; also the share of them that are right."""
     logits, labels = answer_logits(model, run, batch, soft)
-    return functional.cross_entropy(logits, labels), float((logits.argmax(-1) == labels).float().mean())
+    weights = torch.from_numpy(answer_weights(batch.labels))
+    loss = (functional.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
+    return loss, float((logits.argmax(-1) == labels).float().mean())

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
-from examples import Example, ask, held_out
+from examples import Example, Turn, ask, held_out
 from PIL import Image, ImageDraw
 
 SIZE = 64
@@ -147,6 +148,18 @@ def image_example(random: Random, test: bool, task: str) -> Example:
     while True:
         if example := QUESTIONS[task](random, scene(random, test)):
             return example
+
+
+def image_talk(random: Random, questions: int = 3) -> Example:
+    """Questions about one training picture, in turns: seeing it costs more than being asked."""
+    picture, asked = scene(random, False), list[Example]()
+    while len(asked) < questions:
+        if example := QUESTIONS[random.choice(list(QUESTIONS))](random, picture):
+            asked.append(example)
+    turns = [Turn("user", asked[0].turns[0].text, picture)]
+    for before, example in pairwise(asked):
+        turns += [Turn("model", before.answer), Turn("user", example.turns[0].text)]
+    return Example("image talk", tuple(turns), asked[-1].answer)
 
 
 def unseen_images(task: str, count: int, seed: int) -> Iterator[Example]:

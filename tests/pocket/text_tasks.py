@@ -52,12 +52,12 @@ def _draw(random: Random, test: bool, draw: Callable[[Random], T], combination: 
 
 
 def arithmetic(random: Random, test: bool) -> Example:
-    """Sums and differences of numbers below 100. Held out: pairs of numbers, whatever their order."""
+    """Sums and differences of a number below 100 and one below 10. Held out: pairs, whatever their order."""
 
     def draw(r: Random) -> tuple[str, int, int]:
-        a, b = r.randrange(100), r.randrange(100)
+        a, b = r.randrange(100), r.randrange(10)
         operation = r.choice("+-")
-        return (operation, max(a, b), min(a, b)) if operation == "-" else (operation, a, b)
+        return operation, *((max(a, b), min(a, b)) if operation == "-" else r.sample((a, b), 2))
 
     operation, a, b = _draw(random, test, draw, lambda v: (v[0], max(v[1:]), min(v[1:])))
     if operation == "+":

@@ -48,7 +48,7 @@ SEEN, HEARD = 32, 24  # images and clips of a step of the encoders alone
 HELPER_SHARE = 0.3  # of the helpers' loss when all learn together
 # What the helpers must get right before all learn together, and before the decoder hears.
 GOOD_SEEN, GOOD_HEARD = 0.85, 0.6
-SHARES = {"text": 0.45, "image": 0.25, "speech": 0.3}  # of steps, when all learn together
+SHARES = {"text": 0.4, "image": 0.35, "speech": 0.25}  # of steps, when all learn together
 EXAMINE_STEPS, TEST_EXAMPLES = 150, 40
 SAVE_SECONDS, SHOWN_SECONDS = 120, 30
 
