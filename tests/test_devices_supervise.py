@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,9 +36,14 @@ def number() -> Iterator[str]:
 
 
 def start(
-    shell: list[str], folder: Path, *argv: str, limit: int = 3000, silence: int = 3000
+    shell: list[str],
+    folder: Path,
+    *argv: str,
+    limit: int = 3000,
+    silence: int = 3000,
+    interval: str = "0.1",
 ) -> subprocess.Popen[str]:
-    words = [*shell, str(SCRIPT), "run", "TOKEN", str(limit), str(silence), "0.1", argv[0], *argv]
+    words = [*shell, str(SCRIPT), "run", "TOKEN", str(limit), str(silence), interval, argv[0], *argv]
     pipe = subprocess.PIPE
     return subprocess.Popen(words, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8")
 
@@ -84,6 +90,25 @@ def test_it_goes_on_while_somebody_is_heard(shell: list[str], tmp_path: Path) ->
             process.stdin.flush()
             process.wait(0.1)
     assert end(process)[2] == ["TOKEN", "end", "exit", "0"]
+
+
+def test_many_pulses_do_not_disturb_the_clock(shell: list[str], tmp_path: Path) -> None:
+    process = start(shell, tmp_path, "sleep", "2", interval="0.001")
+    assert process.stdin is not None
+    while process.poll() is None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write("\n")
+            process.stdin.flush()
+        time.sleep(0.0003)
+    assert end(process)[2] == ["TOKEN", "end", "exit", "0"]
+
+
+def test_it_ends_with_the_connection_under_nohup_too(shell: list[str], tmp_path: Path, number: str) -> None:
+    process = start(["nohup", *shell], tmp_path, "sleep", number)
+    wait_for(lambda: sleeping(number), "it never ran")
+    assert process.stdin is not None
+    process.stdin.close()
+    assert end(process)[2][:3] == ["TOKEN", "end", "lost"]
 
 
 def test_it_ends_with_the_connection(shell: list[str], tmp_path: Path, number: str) -> None:

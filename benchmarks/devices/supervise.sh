@@ -50,22 +50,24 @@ sample() {
 }
 
 # Watching, and listening below, tell the shell that waits for the program why. They act themselves: it may be dead.
+# Not by HUP: where that was ignored from the start, as under nohup, no shell can trap it.
 watch() {
-  heard=$started
-  trap 'tick; heard=$now' USR1
+  heard=$started pulsed=''
+  trap 'pulsed=1' USR1 # no more than that: it may come in the midst of `tick`
   while kill -0 "$pid"; do
     read -r up _ </proc/uptime
     sample
     tick
+    [ -z "$pulsed" ] || pulsed='' heard=$now
     [ $((now - started)) -lt "$limit" ] || { kill -s USR2 $$; stop; return; }
-    [ $((now - heard)) -lt "$silence" ] || { kill -s HUP $$; stop; return; }
+    [ $((now - heard)) -lt "$silence" ] || { kill -s TERM $$; stop; return; }
     sleep "$interval"
   done
 }
 
 pulse() {
   while read -r _; do kill -s USR1 "$watcher"; done
-  kill -s HUP $$; stop
+  kill -s TERM $$; stop
 }
 
 pid=''
