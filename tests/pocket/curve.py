@@ -44,7 +44,7 @@ def smooth(points: list[tuple[int, float]], count: int) -> tuple[list[int], list
 def draw(log: Path, out: Path) -> None:
     """The curves of a log as a PNG."""
     losses, right = curves(log)
-    figure, (left, middle, last) = pyplot.subplots(1, 3, figsize=(15, 4.5), constrained_layout=True)
+    figure, (left, middle, last) = pyplot.subplots(1, 3, figsize=(16, 4.5), constrained_layout=True)
     for kind in ("text", "image", "speech"):
         if kind in losses:
             left.plot(*smooth(losses[kind], SMOOTH[kind]), label=kind)
@@ -61,7 +61,9 @@ def draw(log: Path, out: Path) -> None:
     last.set(title="Held out, exact match", xlabel="steps of the decoder", ylim=(-0.02, 1.02))
     for axes in (left, middle, last):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, ncols=2 if axes is last else 1)
+    for axes in (left, middle):
+        axes.legend(fontsize=8)
+    last.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(out, dpi=80)
 
 
