@@ -1,12 +1,14 @@
-"""Build a small model, export it, verify it, run it and measure it.
+"""Take a small trained model from checkpoint to answers: export, verify, ask, measure.
 
-Everything happens in a temporary folder and takes seconds. The model has every mechanism of Gemma 3n at a
-thousandth of its size, and random weights: what it says is noise, everything around that is real.
+Everything happens in a temporary folder and takes seconds. The model is Pocket, with every mechanism of
+Gemma 3n at a thousandth of its size, trained on a few kinds of questions about text, pictures and sounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
+import shutil
 import tempfile
 import textwrap
 import time
@@ -15,22 +17,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_edge.benchmarks.child import run_child
+from gemma_edge.benchmarks.evaluate import MARGIN_TOKENS, Question, read_questions
 from gemma_edge.benchmarks.kernel import kernel_argv, measurements, parse_report
 from gemma_edge.benchmarks.memory import PROC
 from gemma_edge.benchmarks.options import KernelOptions
+from gemma_edge.export.checkpoint import Checkpoint
 from gemma_edge.export.exporter import Exported, export_bundle
 from gemma_edge.export.inspect import format_count, format_plan
 from gemma_edge.export.plan import Plan
 from gemma_edge.export.recipe import load_recipe
-from gemma_edge.export.synth import synthesize
 from gemma_edge.export.verify import Agreement
 from gemma_edge.runtime.backends.cores import physical_cores
-from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.generate import Usage
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.units import format_size
 
-RECIPE, CONTEXT, PROMPT, ANSWER_TOKENS = "int4", 1024, "Why is the sky blue?", 32
+RECIPE, CONTEXT = "int8", 1024
+SAMPLES = "samples"  # in Pocket's folder: the questions that are asked, and their files
+# Pocket in a checkout, and where it is installed.
+POCKET = (("tests", "pocket", "checkpoint"), ("pocket",))
 N_PROMPT, N_GEN, REPS = 512, 64, 3
 MEASURE_TIMEOUT = 120.0
 WIDTH = 88
@@ -38,11 +44,24 @@ WIDTH = 88
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What one demo did: the bundle and its agreement, the answer's usage, seconds in all."""
+    """What one demo did: the bundle and its agreement, the usage of the last answer, seconds in all."""
 
     exported: Exported
     usage: Usage
     seconds: float
+
+
+def pocket() -> Path:
+    """The folder of Pocket's checkpoint.
+
+    Raises:
+        UsageError: this installation has none.
+    """
+    above = Path(__file__).parents[1]
+    for parts in POCKET:
+        if (folder := above.joinpath(*parts)).joinpath("config.json").is_file():
+            return folder
+    raise UsageError("the demo's model is not part of this installation: install gemma-edge from a checkout")
 
 
 def demonstrate(folder: Path, *, kept: bool = True) -> Demonstration:
@@ -52,32 +71,30 @@ def demonstrate(folder: Path, *, kept: bool = True) -> Demonstration:
         kept: the folder stays, so the commands that are printed name it.
 
     Raises:
-        UsageError: `folder` holds a checkpoint already.
+        UsageError: `folder` holds a checkpoint already, or Pocket is not installed.
         ParityError: the bundle does not agree with its checkpoint.
     """
     started = time.perf_counter()
-    prefix = f"{folder}/" if kept else ""
-    _say("A small Gemma 3n, from checkpoint to text. Its weights are random, so its text is noise.")
+    source, prefix = pocket(), f"{folder}/" if kept else ""
+    checkpoint = folder / "ckpt"
+    if checkpoint.exists():
+        raise UsageError(f"{checkpoint}: exists and is not an empty folder; choose another path")
+    _say("Pocket, a small Gemma 3n, from checkpoint to answers.")
 
-    _heading("1. A checkpoint", f"gemma-edge synth --size tiny {prefix}ckpt")
-    made = synthesize(folder / "ckpt", "tiny")
-    config = Gemma3nConfig.from_file(made.path)
-    _say(
-        f"{format_count(made.parameters)} weights, {format_size(made.bytes)} in bf16; "
-        f"{config.num_hidden_layers} layers, {config.num_kv_shared_layers} of which read the KV cache of "
-        f"layers below; most see a window of {config.sliding_window} tokens."
-    )
+    _heading("1. A checkpoint", f"cp -r {source} {prefix}ckpt")
+    shutil.copytree(source, checkpoint)
+    _print_checkpoint(checkpoint)
 
     _heading("2. Export", f"gemma-edge export {prefix}ckpt {prefix}out --recipe {RECIPE} --context {CONTEXT}")
-    exported = export_bundle(made.path, folder / "out", recipe=RECIPE, context=CONTEXT)
+    exported = export_bundle(checkpoint, folder / "out", recipe=RECIPE, context=CONTEXT)
     print(format_plan(exported.plan.to_dict()))
 
     _heading("3. Does it agree?", f"gemma-edge verify {prefix}out --source {prefix}ckpt")
     if exported.agreement:
         _print_agreement(exported.agreement)
 
-    _heading("4. Text", f'gemma-edge run {prefix}out "{PROMPT}" --max-tokens {ANSWER_TOKENS} --seed 1')
-    usage = _answer(exported.path)
+    _heading("4. Text, a picture, a sound, a tool")
+    usage = _answer(exported.path, read_questions(checkpoint / SAMPLES / "questions.jsonl"), prefix)
 
     tests = f"-p {N_PROMPT} -n {N_GEN} -r {REPS} --context {CONTEXT}"
     _heading("5. Memory and speed", f"python -m gemma_edge.benchmarks.kernel {prefix}out {tests}")
@@ -90,22 +107,44 @@ def demonstrate(folder: Path, *, kept: bool = True) -> Demonstration:
 
 
 def printable(piece: str) -> str:
-    """A piece of random text without what would move a terminal's cursor or change its colours."""
+    """A piece of a model's text without what would move a terminal's cursor or change its colours."""
     return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in piece)
 
 
-def _answer(bundle: Path) -> Usage:
-    model = Model.load(bundle)
-    stream = model.generate(PROMPT, stream=True, max_tokens=ANSWER_TOKENS, seed=1)
-    column = 0
-    for piece in map(printable, stream):
-        if column + len(piece) > WIDTH:
-            print()
-            column = 0
-        print(piece, end="", flush=True)
-        column += len(piece)
-    print()
-    return stream.completion.usage
+def _print_checkpoint(folder: Path) -> None:
+    with Checkpoint.open(folder) as checkpoint:
+        config = checkpoint.config
+    size = (folder / "model.safetensors").stat().st_size
+    _say(
+        f"{format_count(size // 2)} weights, {format_size(size)} in bf16; {config.num_hidden_layers} layers, "
+        f"{config.num_kv_shared_layers} of which read the KV cache of layers below; most see a window of "
+        f"{config.sliding_window} tokens. An encoder each for images and for sound."
+    )
+
+
+def _answer(bundle: Path, questions: Iterable[Question], prefix: str) -> Usage:
+    """Asks each question of the bundle, and prints it as a command with its answer."""
+    model = Model.load(bundle, keep_encoders=True, log=lambda text: None)
+    for question in questions:
+        text, files = _asked(question)
+        options = "".join(f" -a {prefix}{file}" for file in files)
+        print(f"$ gemma-edge run {prefix}out{options} {shlex.quote(text)}")
+        limit = len(model.tokenizer.encode(question.answer, bos=False)) + MARGIN_TOKENS
+        said = model.generate(question.messages, max_tokens=limit, temperature=0.0)
+        print(printable(said.text))
+        right = said.text.strip() == question.answer
+        print("  right" if right else f"  wrong, this is right: {question.answer}", flush=True)
+    return said.usage
+
+
+def _asked(question: Question) -> tuple[str, list[str]]:
+    """The text and the files of a question of one turn."""
+    content = question.messages[0]["content"]
+    if isinstance(content, str):
+        return content, []
+    text = " ".join(part["text"] for part in content if part["type"] == "text")
+    files = [str(part[part["type"]]) for part in content if part["type"] != "text"]
+    return text, [f"ckpt/{SAMPLES}/{Path(file).name}" for file in files]
 
 
 def _print_agreement(agreement: Agreement) -> None:

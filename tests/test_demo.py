@@ -52,11 +52,11 @@ def test_it_leaves_a_verified_bundle_in_the_folder_it_was_told_to_keep(demo: Dem
 
 def test_it_shows_plan_agreement_text_memory_and_speed(demo: Demo) -> None:
     wanted = (
-        "recipe int4; a decode step reads",
+        "recipe int8; a decode step reads",
         "mean KL divergence",
         "prefill",
         "decode",
-        "noise",
+        "right",
         "--dry-run",
     )
     assert [text for text in wanted if text not in demo.stdout] == []
@@ -66,7 +66,8 @@ def test_it_shows_plan_agreement_text_memory_and_speed(demo: Demo) -> None:
 
 def test_the_commands_it_prints_are_commands_with_the_folder_that_was_kept(demo: Demo) -> None:
     commands = [line[2:] for line in demo.stdout.splitlines() if line.startswith("$ ")]
-    assert [command.split()[1] for command in commands[:4]] == ["synth", "export", "verify", "run"]
+    assert commands[0].startswith("cp -r ")
+    assert [command.split()[1] for command in commands[1:7]] == ["export", "verify", *["run"] * 4]
     assert all(str(demo.folder) in command for command in commands)
 
 
