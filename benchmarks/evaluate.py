@@ -46,6 +46,13 @@ class Question:
     answer: str
     place: str
 
+    @property
+    def kind(self) -> str:
+        """ "text", or the medium it is about: "image", "audio", "video"."""
+        parts = [part for m in self.messages if isinstance(m.get("content"), list) for part in m["content"]]
+        kinds = [part["type"] for part in parts if isinstance(part, dict) and part.get("type") in MEDIA]
+        return kinds[0] if kinds else "text"
+
 
 @dataclass(frozen=True)
 class Answered:

@@ -2,9 +2,9 @@
 
     python -m gemma_edge.benchmarks.quality CHECKPOINT questions.jsonl -o results.jsonl
 
-For every recipe and format: divergence from the checkpoint over the text questions and their right answers,
-answers by task, size, and the memory of a run. `--answers FILE`, what `gemma-edge eval --json` or
-`tests/pocket/transformers_eval.py --json` printed, stands as a row of its own.
+For every recipe and format: divergence from the checkpoint over the answers to text questions, questions
+answered right by task, size, and the memory of a run. `--answers NAME=FILE`, what `gemma-edge eval --json` or
+`tests/pocket/transformers_eval.py --json` printed, stands as a column of its own.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from gemma_edge.benchmarks.child import run_child
 from gemma_edge.benchmarks.evaluate import (
@@ -27,115 +26,103 @@ from gemma_edge.benchmarks.evaluate import (
     read_questions,
     scores,
     take,
-    to_json,
 )
 from gemma_edge.benchmarks.kernel import kernel_argv, parse_report
 from gemma_edge.benchmarks.options import KernelOptions
+from gemma_edge.benchmarks.quality_table import bar_rows, render_quality
 from gemma_edge.benchmarks.record import bundle_facts, write_record
 from gemma_edge.benchmarks.script import progress, run_script
 from gemma_edge.export.checkpoint import Checkpoint
 from gemma_edge.export.exporter import export_bundle
-from gemma_edge.export.verify import Agreement, verify_sequences
+from gemma_edge.export.verify import verify_sequences
 from gemma_edge.runtime.backends.cores import physical_cores
 from gemma_edge.runtime.bundle import Bundle
+from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.model import Model
 
 Json = dict[str, Any]
 
 RECIPES, FORMATS = ("fp32", "int8", "int4"), ("onnx", "tflite")
+ENGINES = {"onnx": "ONNX", "tflite": "LiteRT"}
 CONTEXT, CHUNK = 512, 128
-COMPARED = 60  # text questions that logits are compared over
+COMPARED = 100  # text questions over whose answers logits are compared
 MEMORY_TIMEOUT = 300.0
 
 
-class Quality(NamedTuple):
-    """What one bundle does: its divergence, its answers, bytes on disk, bytes of heap and of files."""
-
-    name: str
-    divergence: Agreement
-    given: list[Answered]
-    file_bytes: int
-    rss_anon: int
-    rss_file: int
-
-    def to_dict(self) -> Json:
-        return {
-            "name": self.name,
-            "divergence": self.divergence.to_dict(),
-            "tasks": to_json(self.given, 0.0)["tasks"],
-            "file_bytes": self.file_bytes,
-            "peak_rss_anon_bytes": self.rss_anon,
-            "peak_rss_file_bytes": self.rss_file,
-        }
-
-
-def measure(source: Path, questions: list[Question], recipe: str, format: str, folder: Path) -> Quality:
-    """Exports `source` to `folder` and measures the bundle.
+def measure(
+    source: Path, questions: Sequence[Question], recipe: str, format: str, folder: Path
+) -> tuple[Json, list[Answered]]:
+    """Exports `source` to `folder`/bundle: what it costs, and its answers.
 
     The parity gate is off: how far a bundle is from its checkpoint is what is measured.
     """
-    name = f"{recipe}, {format}"
     path = export_bundle(
         source, folder / "bundle", recipe=recipe, format=format, context=CONTEXT, chunk=CHUNK, verify=False
     ).path
     model = Model.load(path, keep_encoders=True, log=lambda text: None)
     given = list(answers(model, questions))
-    texts = [q for q in questions if all(isinstance(m["content"], str) for m in q.messages)][:COMPARED]
-    sequences = [[*model.prompt_ids(q.messages), *model.tokenizer.encode(q.answer, bos=False)] for q in texts]
+    texts = [question for question in questions if question.kind == "text"]
+    texts = texts[:: max(1, len(texts) // COMPARED)]  # of every task
+    prompts = [model.prompt_ids(question.messages) for question in texts]
+    replies = [model.tokenizer.encode(question.answer, bos=False) for question in texts]
     del model
-    with Checkpoint.open(source, ()) as checkpoint:
-        divergence = verify_sequences(Bundle.open(path), checkpoint, sequences)
+    costs: Json = {}
+    if texts:
+        with Checkpoint.open(source, ()) as checkpoint:
+            costs = verify_sequences(
+                Bundle.open(path),
+                checkpoint,
+                [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)],
+                starts=[len(prompt) - 1 for prompt in prompts],
+            ).to_dict()
     options = KernelOptions(n_prompt=256, n_gen=32, reps=1, threads=physical_cores(), context=CONTEXT)
-    run = run_child(kernel_argv(path, options, import_time=False), timeout=MEMORY_TIMEOUT, what=name)
+    run = run_child(kernel_argv(path, options, import_time=False), timeout=MEMORY_TIMEOUT, what=recipe)
     peak = parse_report(run)["memory"]["peak"]
-    size = sum(file.bytes for file in Bundle.open(path).files.values())
-    return Quality(name, divergence, given, size, peak["rss_anon"], peak["rss_file"])
+    return {
+        "divergence": costs,
+        "file_bytes": bundle_facts(path).file_bytes,
+        "peak_rss_anon_bytes": peak["rss_anon"],
+        "peak_rss_file_bytes": peak["rss_file"],
+    }, given
 
 
-def table(measured: Sequence[Quality], others: dict[str, list[Answered]]) -> str:
-    """Markdown: a column a bundle, a row a measure or a task; `others` are answers from elsewhere."""
-    tasks = list(scores(measured[0].given))
-    columns = [
-        [name, "", "", "", *_shares(given, tasks), _share(given), "", ""] for name, given in others.items()
+def counts(questions: Sequence[Question], given: Sequence[Answered]) -> Json:
+    """How many were answered right, by task and by what the questions are about."""
+    of_kind = [
+        Answered(question.kind, one.answer, one.got) for question, one in zip(questions, given, strict=True)
     ]
-    for one in measured:
-        divergence = one.divergence
-        columns.append(
-            [
-                one.name,
-                f"{divergence.mean_kl:.2g}",
-                f"{divergence.top1:.1%}",
-                f"{divergence.bundle_perplexity:.3f}",
-                *_shares(one.given, tasks),
-                _share(one.given),
-                f"{one.file_bytes / 1e6:.1f} MB",
-                f"{one.rss_anon / 2**20:.0f} MiB",
-            ]
-        )
-    names = ["", "KL, nats a token", "same likeliest token", "perplexity", *tasks, "all", "files", "RssAnon"]
-    rows = list(zip(names, *columns, strict=True))
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+    return {
+        key: {name: {"right": score.right, "total": score.total} for name, score in scores(some).items()}
+        for key, some in (("tasks", given), ("kinds", of_kind))
+    }
 
 
-def _shares(given: list[Answered], tasks: list[str]) -> list[str]:
-    by_task = scores(given)
-    return [f"{by_task[task].share:.1%}" if task in by_task else "" for task in tasks]
+def raw_answers(given: Sequence[Answered]) -> Json:
+    """Every question by task, in order: 1 for an answer that was right, 0 for one that was not."""
+    by_task: dict[str, str] = {}
+    for one in given:
+        by_task[one.task] = by_task.get(one.task, "") + str(int(one.right))
+    return by_task
 
 
-def _share(given: list[Answered]) -> str:
-    return f"{sum(one.right for one in given) / len(given):.1%}"
+def read_answers(named: str) -> tuple[str, list[Answered]]:
+    """Of NAME=FILE. Raises UsageError when that is no such thing."""
+    name, _, path = named.partition("=")
+    try:
+        given = json.loads(Path(path).read_text(encoding="utf-8"))["answers"]
+        return name, [Answered(**one) for one in given]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--answers {named}: expected NAME=FILE, the JSON of gemma-edge eval: {error}"
+        ) from None
 
 
-def format_agreements(measured: Sequence[Quality]) -> str:
-    """How often bundles of one recipe, and fp32 and each recipe, say the same."""
-    lines = []
-    for i, one in enumerate(measured):
-        for other in measured[i + 1 :]:
-            same = one.name.split(", ")[0] == other.name.split(", ")[0]
-            if same or i == 0:
-                lines.append(f"{one.name} and {other.name}: {agreement(one.given, other.given):.1%} the same")
-    return "\n".join(lines)
+def agreements(given: Mapping[str, list[Answered]]) -> Json:
+    """How often each column says what each other one says, right or not."""
+    return {
+        name: {other: agreement(theirs, ours) for other, theirs in given.items() if other != name}
+        for name, ours in given.items()
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,34 +133,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", action="append", metavar="NAME", help=f"default: {', '.join(RECIPES)}")
     parser.add_argument("--format", action="append", choices=FORMATS, help="default: both")
     parser.add_argument("--each", type=int, metavar="N", help="only the first N questions of each task")
-    parser.add_argument("--answers", action="append", default=[], type=Path, metavar="FILE")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSONL file to append records to")
+    parser.add_argument("--answers", action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument("--name", help="of the model (default: the checkpoint's folder)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSONL file to append to")
     args = parser.parse_args(argv)
     questions = take(read_questions(args.questions), args.each)
-    others = {
-        path.stem: [Answered(**one) for one in json.loads(path.read_text())["answers"]]
-        for path in args.answers
-    }
-    measured = []
+    given = dict(read_answers(named) for named in args.answers)
+    for name, others in given.items():
+        if [one.answer for one in others] != [question.answer.strip() for question in questions]:
+            raise UsageError(f"--answers {name}: these are answers to other questions")
+    columns: list[Json] = [{"name": name, **counts(questions, others)} for name, others in given.items()]
+    facts = None
     for recipe in args.recipe or RECIPES:
         for format in args.format or FORMATS:
+            name = f"{recipe}, {ENGINES[format]}"
             with tempfile.TemporaryDirectory(prefix="gemma-edge-quality-") as folder:
-                one = measure(args.checkpoint, questions, recipe, format, Path(folder))
-                measured.append(one)
-                progress(f"{one.name}: {one.divergence.summary()}")
-                if args.output is not None:
-                    facts = bundle_facts(Path(folder) / "bundle")
-                    write_record(
-                        args.output,
-                        "quality",
-                        name=one.name,
-                        model=facts.model,
-                        recipe=recipe,
-                        metrics=one.to_dict(),
-                        raw={"answers": [asdict(answer) for answer in one.given]},
-                    )
-    print(table(measured, others))
-    print(f"\n{format_agreements(measured)}")
+                costs, given[name] = measure(args.checkpoint, questions, recipe, format, Path(folder))
+                facts = bundle_facts(Path(folder) / "bundle")
+            columns.append({"name": name, **counts(questions, given[name]), **costs})
+            right = sum(one.right for one in given[name])
+            progress(f"{name}: {right} of {len(questions)} right")
+    model = args.name or args.checkpoint.resolve().name
+    metrics = {"columns": columns, "agreement": agreements(given)}
+    if args.output is not None and facts is not None:
+        write_record(
+            args.output,
+            "quality",
+            name=model,
+            model=facts.model,
+            recipe=", ".join(args.recipe or RECIPES),
+            metrics=metrics,
+            raw={name: raw_answers(some) for name, some in given.items()},
+            readme=bar_rows(model, metrics),
+        )
+    print(render_quality(metrics))
     return 0
 
 

@@ -1,10 +1,11 @@
-"""The README's table of results and its plots, from the committed records and from nothing else.
+"""The README's tables of results and its plots, from the committed records and from nothing else.
 
     python -m gemma_edge.benchmarks.table benchmarks/results/*.jsonl --readme README.md [--check]
 
 Every record carries its own rows. A row that several records have is taken from the latest of them, at the
-place where it came first. The plots (`plots.py`) are SVG files in docs/img beside the README, where nothing
-else is. `--check` writes nothing and fails when README or plots say something else.
+place where it came first. The latest record of `quality` makes a table of its own. The plots (`plots.py`) are
+SVG files in docs/img beside the README, where nothing else is. `--check` writes nothing and fails when README
+or plots say something else.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from gemma_edge.benchmarks.plots import render_plots
+from gemma_edge.benchmarks.quality_table import render_quality
 from gemma_edge.benchmarks.record import read_records
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
 Json = dict[str, Any]
 PLOTS = "docs/img"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+RESULTS, QUALITY = "results", "quality"  # the blocks of the README, between comments with :begin and :end
 
 
 def render_table(records: Iterable[Json]) -> str:
@@ -53,13 +55,18 @@ def _latest(records: Iterable[Json]) -> list[tuple[Json, str]]:
     return [(row, machine) for _, row, machine in latest.values()]
 
 
-def replace_table(text: str, table: str, path: Path) -> str:
-    """The README's text with `table` between its markers. Raises UsageError when they are not there once."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in before or END in after:
-        raise UsageError(f"{path}: expected the lines {BEGIN} and {END}, once each and in this order")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+def replace_block(text: str, name: str, content: str, path: Path) -> str:
+    """The README's text with `content` between the markers of `name`.
+
+    Raises:
+        UsageError: they are not there, once each.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end or begin in rest or end in before or end in after:
+        raise UsageError(f"{path}: expected the lines {begin} and {end}, once each and in this order")
+    return f"{before}{begin}\n{content}\n{end}{after}"
 
 
 def update_readme(readme: Path, results: Sequence[Path], *, check: bool = False) -> bool:
@@ -83,7 +90,10 @@ def update_readme(readme: Path, results: Sequence[Path], *, check: bool = False)
     if plots:
         block += "\n\n" + "\n".join(f"![{title}]({PLOTS}/{name})" for name, (title, _) in plots.items())
     old = readme.read_text(encoding="utf-8")
-    new = replace_table(old, block, readme)
+    new = replace_block(old, RESULTS, block, readme)
+    if quality := [record for record in records if record["kind"] == QUALITY]:
+        latest = max(quality, key=lambda record: str(record["time"]))
+        new = replace_block(new, QUALITY, render_quality(latest["metrics"]), readme)
     if check and new != old:
         raise GemmaEdgeError(f"{readme}: the table is not that of the results: run this without --check")
     if check and wanted != files:

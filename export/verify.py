@@ -116,10 +116,21 @@ def verify_bundle(
 
 
 def verify_sequences(
-    bundle: Bundle, checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], *, progress: bool = False
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    sequences: Sequence[Sequence[int]],
+    *,
+    starts: Sequence[int] | None = None,
+    progress: bool = False,
 ) -> Agreement:
-    """As `verify_bundle`, over token ids; each sequence starts from an empty cache."""
-    sequences = [list(s) for s in sequences if len(s) > 1]
+    """As `verify_bundle`, over token ids; each sequence starts from an empty cache.
+
+    Args:
+        starts: of each sequence, the first position whose logits are compared; 0 for all.
+    """
+    pairs = zip(sequences, starts or [0] * len(sequences), strict=True)
+    chosen = [(list(s), start) for s, start in pairs if len(s) > 1]
+    sequences = [sequence for sequence, _ in chosen]
     if not sequences:
         raise UsageError("there is nothing to compare: the text has fewer than two tokens")
     weights = sum(
@@ -132,7 +143,7 @@ def verify_sequences(
         rows = sum(map(len, sequences))
         theirs = np.memmap(path, dtype=np.float32, mode="r", shape=(rows, bundle.config.vocab_size))
         with Progress("running the reference", weights, progress, "weights") as bar:
-            comparison = _Comparison(sequences)
+            comparison = _Comparison(sequences, [start for _, start in chosen])
             for block in evaluate_blocks(checkpoint, sequences, progress=bar.advance):
                 comparison.add(block, theirs)
     return comparison.agreement()
@@ -162,9 +173,12 @@ def check_bounds(agreement: Agreement, bounds: Bounds) -> None:
 
 
 class _Comparison:
-    """Accumulates the measures over blocks of logits."""
+    """Accumulates the measures over blocks of logits, from the start of each sequence on."""
 
-    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+    def __init__(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
+        self.compared = np.concatenate(
+            [np.arange(len(s)) >= start for s, start in zip(sequences, starts, strict=True)]
+        )
         # The next token of every row; -1 for the last one of a sequence, which has none.
         self.targets = np.concatenate([np.append(s[1:], -1) for s in sequences])
         self.rows = 0
@@ -176,8 +190,10 @@ class _Comparison:
     def add(self, ours: Array, all_theirs: Array) -> None:
         for row in ours:
             other = np.asarray(all_theirs[self.rows])
-            target = self.targets[self.rows]
+            target, compared = self.targets[self.rows], self.compared[self.rows]
             self.rows += 1
+            if not compared:
+                continue
             error = float(np.max(np.abs(row - other)))
             # A NaN compares false with everything; it must not look like agreement.
             self.max_abs = error if math.isnan(error) else max(self.max_abs, error)
@@ -193,10 +209,10 @@ class _Comparison:
 
     def agreement(self) -> Agreement:
         return Agreement(
-            tokens=self.rows,
+            tokens=len(self.kl),
             mean_kl=float(np.mean(self.kl)),
             max_kl=float(np.max(self.kl)),
-            top1=self.same / self.rows,
+            top1=self.same / len(self.kl),
             max_abs=self.max_abs,
             perplexity=float(np.exp(np.mean(self.losses[0]))),
             bundle_perplexity=float(np.exp(np.mean(self.losses[1]))),

@@ -86,7 +86,7 @@ def test_a_record_that_is_not_complete(missing: str) -> None:
 
 def test_they_are_written_beside_the_readme_and_checked(tmp_path: Path) -> None:
     readme, results, folder = tmp_path / "README.md", tmp_path / "r.jsonl", tmp_path / "docs" / "img"
-    readme.write_text(f"{table.BEGIN}\n{table.END}\n")
+    readme.write_text("<!-- results:begin -->\n<!-- results:end -->\n")
     for record in RECORDS:
         append_record(results, record)
     assert table.update_readme(readme, [results])

@@ -101,7 +101,8 @@ def test_line_that_is_no_record_is_named(tmp_path: Path, line: str, field: str) 
 
 # The table --------------------------------------------------------------------------------------------
 
-README = f"# Title\n{table.BEGIN}\nold\n{table.END}\nend\n"
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+README = f"# Title\n{BEGIN}\nold\n{END}\nend\n"
 
 
 def test_table_is_written_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +116,7 @@ def test_table_is_written_and_checked(tmp_path: Path, capsys: pytest.CaptureFixt
     assert table.main(argv) == 0 and table.main([*argv, "--check"]) == 0
     text = readme.read_text()
     assert "| load | <= 6 s | 4 s |\n| a\\|b |  | 1 |\n" in text
-    assert text.startswith("# Title\n") and text.endswith(f"{table.END}\nend\n") and "old" not in text
+    assert text.startswith("# Title\n") and text.endswith(f"{END}\nend\n") and "old" not in text
     assert f"Measured on {environment()['cpu']}" in text
 
 
@@ -130,7 +131,7 @@ def test_latest_record_wins_at_the_place_of_the_first() -> None:
     assert [line[2] for line in table.render_table(records).splitlines()[2:]] == ["x", "y", "z"]
 
 
-@pytest.mark.parametrize("text", ["", table.BEGIN, table.END + table.BEGIN, README + README])
+@pytest.mark.parametrize("text", ["", BEGIN, END + BEGIN, README + README])
 def test_readme_without_its_markers(text: str) -> None:
     with pytest.raises(UsageError, match=r"README\.md: expected the lines"):
-        table.replace_table(text, "t", Path("README.md"))
+        table.replace_block(text, "results", "t", Path("README.md"))

@@ -61,6 +61,17 @@ def test_the_measures(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) 
     assert agreement.bundle_perplexity == pytest.approx(np.exp(-q[rows, targets].mean()), rel=1e-4)
 
 
+def test_positions_before_a_start_do_not_count(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    whole, bundle = SEQUENCES[0], Bundle.open(tiny_bundle)
+    with Checkpoint.open(tiny_checkpoint) as checkpoint:
+        some = verify_sequences(bundle, checkpoint, [whole, SEQUENCES[1]], starts=[3, len(SEQUENCES[1])])
+        everything = verify_sequences(bundle, checkpoint, [whole])
+        head = verify_sequences(bundle, checkpoint, [whole[:3]])
+    assert some.tokens == len(whole) - 3
+    total = everything.mean_kl * len(whole)
+    assert some.mean_kl * some.tokens + head.mean_kl * 3 == pytest.approx(total, rel=1e-4)
+
+
 def test_bundle_logits_do_not_depend_on_the_calls(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -52,9 +52,9 @@ def new_model(folder: Path, seed: int) -> Any:
 class Helpers(nn.Module):
     """Linear layers that only training has: they ask the encoders for what is to be seen and heard.
 
-    From each soft token of an image its place, from those of a quarter which colour and kind is there, and from
-    those of a clip its words by connectionist temporal classification. Without them it takes many times as long
-    until the decoder's own loss teaches the encoders anything.
+    Of an image: from each soft token its place, from those of a quarter which colour and kind is there; of a
+    clip: its words by connectionist temporal classification. Without them it takes many times as long until
+    the decoder's own loss teaches the encoders anything.
     """
 
     def __init__(self, hidden: int) -> None:

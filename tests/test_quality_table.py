@@ -1,0 +1,95 @@
+"""The table of what recipes cost in answers, and the rows about bars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemma_edge.benchmarks import quality, table
+from gemma_edge.benchmarks.evaluate import Answered, Question
+from gemma_edge.benchmarks.quality_table import bar_rows, render_quality
+from gemma_edge.benchmarks.record import write_record
+from gemma_edge.runtime.errors import UsageError
+
+
+def column(name: str, right: int, **more: Any) -> dict[str, Any]:
+    counts = {"right": right, "total": 200}
+    return {"name": name, "kinds": {"text": counts}, "tasks": {"tools": counts}, **more}
+
+
+COSTS = {
+    "divergence": {"mean_kl": 0.0123, "top1": 0.987, "bundle_perplexity": 1.2345},
+    "file_bytes": 10_000_000,
+    "peak_rss_anon_bytes": 50_000_000,
+}
+COLUMNS = [
+    column("transformers", 196),
+    column("fp32, ONNX", 196, **COSTS),
+    column("fp32, LiteRT", 194, **COSTS),
+    column("int8, ONNX", 195, **COSTS),
+    column("int8, LiteRT", 195, **COSTS),
+]
+NAMES = [one["name"] for one in COLUMNS]
+METRICS = {
+    "columns": COLUMNS,
+    "agreement": {name: {other: 0.995 for other in NAMES if other != name} for name in NAMES},
+}
+
+
+def test_a_column_a_bundle_and_blanks_where_nothing_was_measured() -> None:
+    lines = render_quality(METRICS).splitlines()
+    assert lines[0].startswith("|  | transformers | fp32, ONNX |")
+    assert all(line.count("|") == 7 for line in lines)
+    assert "| **text** | **98.0%** | **98.0%** | **97.0%** | **97.5%** | **97.5%** |" in lines
+    assert "| KL, nats a token |  | 0.012 | 0.012 | 0.012 | 0.012 |" in lines
+    assert "| answers as transformers |  | 99.5% | 99.5% | 99.5% | 99.5% |" in lines
+
+
+def test_bars_with_what_was_measured() -> None:
+    rows = {row["row"]: (row["bar"], row["value"]) for row in bar_rows("Pocket", METRICS)}
+    assert rows == {
+        "Pocket in transformers: text questions right": (">= 95 %", "98.0%"),
+        "Pocket int8: points lost against fp32": ("<= 0.5", "ONNX +0.5; LiteRT -0.5"),
+        "Pocket: answers that ONNX and LiteRT give alike": (">= 99 %", "fp32 99.5%; int8 99.5%"),
+    }
+
+
+def test_the_readme_has_the_latest(tmp_path: Path) -> None:
+    readme, results = tmp_path / "README.md", tmp_path / "5.jsonl"
+    readme.write_text(
+        "".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n" for name in ("results", "quality"))
+    )
+    for count in (1, 2):
+        metrics = {**METRICS, "columns": COLUMNS[-count:]}
+        write_record(results, "quality", name="Pocket", model="m", recipe="", metrics=metrics, raw={})
+    lines = results.read_text().splitlines()
+    older = lines[1].replace('"time": "2', '"time": "1')
+    results.write_text(f"{lines[0]}\n{older}\n")
+    assert table.update_readme(readme, [results])
+    newest = render_quality({**METRICS, "columns": COLUMNS[-1:]})
+    assert f"<!-- quality:begin -->\n{newest}\n<!-- quality:end -->" in readme.read_text()
+    assert not table.update_readme(readme, [results], check=True)
+
+
+def test_counts_are_by_task_and_by_what_is_asked_about() -> None:
+    content = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "?"}]
+    picture, words = ([{"role": "user", "content": c}] for c in (content, "?"))
+    tasks = (("colour", picture, "red"), ("sums", words, "4"), ("sums", words, "5"))
+    questions = [Question(*task, place="") for task in tasks]
+    given = [Answered("colour", "red", "red"), Answered("sums", "4", "4"), Answered("sums", "5", "4")]
+    assert quality.counts(questions, given) == {
+        "tasks": {"colour": {"right": 1, "total": 1}, "sums": {"right": 1, "total": 2}},
+        "kinds": {"image": {"right": 1, "total": 1}, "text": {"right": 1, "total": 2}},
+    }
+    assert quality.raw_answers(given) == {"colour": "1", "sums": "10"}
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"answers": [{"got": "a"}]}'])
+def test_answers_that_are_none(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "answers.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UsageError, match="expected NAME=FILE"):
+        quality.read_answers(f"transformers={path}")
