@@ -22,7 +22,7 @@ from typing import Any
 from gemma_edge.export.progress import Progress
 from gemma_edge.runtime.errors import MediaError, UsageError
 from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.options import tell
+from gemma_edge.runtime.verbs.options import tell
 
 Json = dict[str, Any]
 

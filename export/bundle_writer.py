@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Protocol, Self
 
 from gemma_edge.runtime.bundle import MANIFEST, sha256
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
-from gemma_edge.runtime.litertlm_reader import MAGIC as LITERTLM_MAGIC
+from gemma_edge.runtime.readers.litertlm_reader import MAGIC as LITERTLM_MAGIC
 
 Json = dict[str, Any]
 ROOM = 64 << 20  # bytes left free on the disk beside what the bundle needs

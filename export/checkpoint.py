@@ -39,7 +39,7 @@ from gemma_edge.export.shards import (
 )
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import CheckpointError, GemmaEdgeError, UsageError
-from gemma_edge.runtime.modalities import KINDS, Kind
+from gemma_edge.runtime.media.modalities import KINDS, Kind
 
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),

@@ -24,8 +24,8 @@ from gemma_edge.export.model.vision_tensors import (
 from gemma_edge.export.progress import Progress
 from gemma_edge.export.recipe import FP32, Recipe
 from gemma_edge.export.rows import write_row_table
-from gemma_edge.runtime.modalities import Kind
-from gemma_edge.runtime.vision_config import VisionConfig
+from gemma_edge.runtime.media.modalities import Kind
+from gemma_edge.runtime.media.vision_config import VisionConfig
 
 GRAPHS: dict[Kind, str] = {"vision": "vision.onnx", "audio": "audio.onnx"}
 # Measured with ONNX Runtime 1.31 on encoders of published size at int8. Loaded: 10 MiB (audio), 26 (images).

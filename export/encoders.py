@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from gemma_edge.export.emit.reference import WeightSource
 from gemma_edge.export.model import audio_tensors, vision_tensors
 from gemma_edge.export.model.tensors import TensorSpec
-from gemma_edge.runtime.audio_config import AudioConfig
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.fields import Fields, is_int
-from gemma_edge.runtime.log_mel import LogMel
-from gemma_edge.runtime.modalities import KINDS, Kind
-from gemma_edge.runtime.vision_config import VisionConfig
+from gemma_edge.runtime.media.audio_config import AudioConfig
+from gemma_edge.runtime.media.log_mel import LogMel
+from gemma_edge.runtime.media.modalities import KINDS, Kind
+from gemma_edge.runtime.media.vision_config import VisionConfig
 
 Json = dict[str, Any]
 
@@ -51,7 +51,7 @@ class Encoder:
 
     Attributes:
         preprocessor: what makes its input of pixels or samples, as the manifest has it.
-        soft_id, begin_id, end_id: token ids, as in `gemma_edge.runtime.modalities.Modality`.
+        soft_id, begin_id, end_id: token ids, as in `gemma_edge.runtime.media.modalities.Modality`.
     """
 
     kind: Kind

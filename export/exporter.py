@@ -40,7 +40,7 @@ from gemma_edge.export.verify_encoders import encoder_errors
 from gemma_edge.runtime.bundle import FORMATS, SCHEMA_VERSION, Bundle
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.modalities import Kind
+from gemma_edge.runtime.media.modalities import Kind
 from gemma_edge.runtime.tokenizer import Tokenizer
 from gemma_edge.runtime.units import parse_size
 from gemma_edge.runtime.version import __version__

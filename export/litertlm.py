@@ -37,10 +37,10 @@ from gemma_edge.export.tokenizer import tokenizer_files
 from gemma_edge.runtime.chat import GEMMA3_TEMPLATE
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import ConfigError, TokenizerError
-from gemma_edge.runtime.litertlm_bundle import DECODER, MANIFEST_KEY, TOKENIZER, TOKENS
-from gemma_edge.runtime.litertlm_reader import CONFIG_KEY, HEADER_LIMIT, read_litertlm
-from gemma_edge.runtime.modalities import Kind as Modality
+from gemma_edge.runtime.media.modalities import Kind as Modality
 from gemma_edge.runtime.model import read_generation_config
+from gemma_edge.runtime.readers.litertlm_bundle import DECODER, MANIFEST_KEY, TOKENIZER, TOKENS
+from gemma_edge.runtime.readers.litertlm_reader import CONFIG_KEY, HEADER_LIMIT, read_litertlm
 from gemma_edge.runtime.sampling import Sampling
 from gemma_edge.runtime.tokenizer import BOS_PIECE
 

@@ -30,17 +30,17 @@ from gemma_edge.export.encoder_bundle import weight_source
 from gemma_edge.export.encoders import Encoder
 from gemma_edge.export.recipe import Recipe
 from gemma_edge.export.tflite_bundle import GRAPHS, emit_encoder
-from gemma_edge.runtime.litertlm_reader import (
+from gemma_edge.runtime.media.log_mel import LogMel
+from gemma_edge.runtime.media.modalities import Kind
+from gemma_edge.runtime.media.vision_config import VisionConfig
+from gemma_edge.runtime.readers.litertlm_reader import (
     AUDIO_ADAPTER,
     AUDIO_ENCODER,
     END_OF_AUDIO,
     VISION_ADAPTER,
     VISION_ENCODER,
 )
-from gemma_edge.runtime.log_mel import LogMel
-from gemma_edge.runtime.modalities import Kind
-from gemma_edge.runtime.tflite_check import FEATURES, MASK, VISION
-from gemma_edge.runtime.vision_config import VisionConfig
+from gemma_edge.runtime.readers.tflite_check import FEATURES, MASK, VISION
 
 NEWLINES = "\n\n"  # around an image or a clip, as the model was trained
 

@@ -29,7 +29,7 @@ from gemma_edge.export.recipe import Recipe, list_recipes, load_recipe
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import CeilingError
 from gemma_edge.runtime.kv_cache import cache_layouts, windowed_cache_bytes
-from gemma_edge.runtime.modalities import Kind
+from gemma_edge.runtime.media.modalities import Kind
 from gemma_edge.runtime.units import format_size
 
 # Measured as RssAnon with ONNX Runtime 1.31 and CPython 3.11 on x86-64: interpreter, NumPy and engine 21 MiB,
@@ -121,7 +121,7 @@ def weight_layout(
         return emit_windowed(config, recipe, context, chunk)
     if format == "litertlm":
         from gemma_edge.export.litertlm import emit_models
-        from gemma_edge.runtime.litertlm_bundle import DECODER
+        from gemma_edge.runtime.readers.litertlm_bundle import DECODER
 
         return emit_models(config, recipe, context, chunk)[DECODER]
     from gemma_edge.export.emit.onnx import emit_decoder

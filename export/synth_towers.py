@@ -9,8 +9,8 @@ from gemma_edge.export.model.audio_tensors import PER_DIM_SCALE, audio_specs
 from gemma_edge.export.model.embedder import TABLE
 from gemma_edge.export.model.tensors import TensorSpec
 from gemma_edge.export.model.vision_tensors import TOWER, vision_specs
-from gemma_edge.runtime.audio_config import AudioConfig
-from gemma_edge.runtime.vision_config import ARCHITECTURE, VisionConfig
+from gemma_edge.runtime.media.audio_config import AudioConfig
+from gemma_edge.runtime.media.vision_config import ARCHITECTURE, VisionConfig
 
 Json = dict[str, Any]
 TOWERS = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.")  # names below `model.`

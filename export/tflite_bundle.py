@@ -22,8 +22,8 @@ from gemma_edge.export.model.tensors import EMBEDDING_NAME, PLE_NAME, head_name
 from gemma_edge.export.progress import Progress
 from gemma_edge.export.recipe import Recipe
 from gemma_edge.runtime.config import Gemma3nConfig
-from gemma_edge.runtime.modalities import Kind
-from gemma_edge.runtime.vision_config import VisionConfig
+from gemma_edge.runtime.media.modalities import Kind
+from gemma_edge.runtime.media.vision_config import VisionConfig
 
 DECODER, PER_LAYER_EMBEDDER, EMBEDDER = "decoder.tflite", "per_layer_embedder.tflite", "embedder.tflite"
 GRAPHS: dict[Kind, str] = {"vision": "vision.tflite", "audio": "audio.tflite"}

@@ -34,7 +34,7 @@ from gemma_edge.export.prompts import prompt_ids
 from gemma_edge.export.recipe import Bounds, load_recipe
 from gemma_edge.runtime.bundle import Bundle
 from gemma_edge.runtime.errors import BundleError, ConfigError, ParityError, UsageError
-from gemma_edge.runtime.modalities import KINDS
+from gemma_edge.runtime.media.modalities import KINDS
 from gemma_edge.runtime.tokenizer import Tokenizer
 
 Array = NDArray[np.float32]

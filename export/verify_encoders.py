@@ -20,11 +20,11 @@ from gemma_edge.export.emit.reference_vision import evaluate_vision
 from gemma_edge.export.encoders import Encoder
 from gemma_edge.export.progress import Progress
 from gemma_edge.export.verify import run_isolated
-from gemma_edge.runtime.audio_encoder import AudioEncoder
 from gemma_edge.runtime.bundle import Bundle
-from gemma_edge.runtime.log_mel import LogMel
-from gemma_edge.runtime.vision import VisionEncoder
-from gemma_edge.runtime.vision_config import VisionConfig
+from gemma_edge.runtime.media.audio_encoder import AudioEncoder
+from gemma_edge.runtime.media.log_mel import LogMel
+from gemma_edge.runtime.media.vision import VisionEncoder
+from gemma_edge.runtime.media.vision_config import VisionConfig
 
 Array = NDArray[np.float32]
 CLIP_SECONDS = 2.0

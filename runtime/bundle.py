@@ -17,7 +17,7 @@ from typing import Any
 
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import BundleError
-from gemma_edge.runtime.modalities import AudioModality, Modality, VisionModality, read_modalities
+from gemma_edge.runtime.media.modalities import AudioModality, Modality, VisionModality, read_modalities
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -59,7 +59,7 @@ class Bundle:
         """
         path = Path(path)
         if path.is_file():
-            from gemma_edge.runtime.litertlm_bundle import LitertlmBundle
+            from gemma_edge.runtime.readers.litertlm_bundle import LitertlmBundle
 
             return LitertlmBundle.open(path)
         manifest_path = path / MANIFEST

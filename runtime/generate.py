@@ -23,8 +23,8 @@ from gemma_edge.runtime.sampling import Sampler
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from gemma_edge.runtime.attachments import Attachment
     from gemma_edge.runtime.backends import Decoder
+    from gemma_edge.runtime.media.attachments import Attachment
     from gemma_edge.runtime.tokenizer import StreamDecoder
 
 Floats = NDArray[np.float32]

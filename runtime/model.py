@@ -17,19 +17,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from gemma_edge.runtime.attachments import MODALITY, Attachment, Part, Reader
 from gemma_edge.runtime.available import available_memory
 from gemma_edge.runtime.backends.deferred import DeferredDecoder
 from gemma_edge.runtime.chat import ChatTemplate, Message, normalize_messages
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.generate import Completion, Progress, StopStrings, Stream, Table, TokenGenerator
+from gemma_edge.runtime.media.attachments import MODALITY, Attachment, Part, Reader
 from gemma_edge.runtime.prompt import Prompt, attached, build, expansion, open_messages, placeholder
 from gemma_edge.runtime.sampling import Sampler, Sampling
 from gemma_edge.runtime.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     from gemma_edge.runtime.backends import Decoder
-    from gemma_edge.runtime.encoders import Encoders
+    from gemma_edge.runtime.media.encoders import Encoders
 
 Question = str | Sequence[Message]
 
@@ -169,7 +169,7 @@ class Model:
         )
         encoders = None
         if bundle.modalities:
-            from gemma_edge.runtime.encoders import Encoders
+            from gemma_edge.runtime.media.encoders import Encoders
 
             encoders = Encoders(
                 bundle.modalities, threads=threads, keep=keep_encoders, report=lambda done: log(str(done))

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeGuard
 
-from gemma_edge.runtime.attachments import MODALITY, Attachment, Part, Reader
 from gemma_edge.runtime.chat import Message
 from gemma_edge.runtime.errors import BundleError, UsageError
-from gemma_edge.runtime.modalities import Modality
+from gemma_edge.runtime.media.attachments import MODALITY, Attachment, Part, Reader
+from gemma_edge.runtime.media.modalities import Modality
 from gemma_edge.runtime.tokenizer import Tokenizer
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.modalities import Modality
+from gemma_edge.runtime.media.modalities import Modality
 from gemma_edge.runtime.rows import RowTable
 
 Floats = NDArray[np.float32]

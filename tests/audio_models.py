@@ -17,8 +17,8 @@ from gemma_edge.export.emit.onnx_audio import emit_audio
 from gemma_edge.export.model.audio_tensors import EMBEDDER, TOWER, audio_specs
 from gemma_edge.export.model.tensors import TensorSpec
 from gemma_edge.export.recipe import load_recipe
-from gemma_edge.runtime.audio_config import AudioConfig
 from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.runtime.media.audio_config import AudioConfig
 
 Array = NDArray[np.float32]
 Json = dict[str, Any]

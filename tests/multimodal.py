@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.export.synth import synthesize
-from gemma_edge.runtime.modalities import AudioModality
+from gemma_edge.runtime.media.modalities import AudioModality
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt import Prompt
 

@@ -11,10 +11,10 @@ import pytest
 from audio_clips import write_wav
 from tiny_modalities import AUDIO_TOKENS, IMAGE_SIZE, IMAGE_TOKENS, modalities
 
-from gemma_edge.runtime import attachments
-from gemma_edge.runtime.attachments import Attachment, Reader, kind_of
 from gemma_edge.runtime.errors import BundleError, MediaError, UsageError
-from gemma_edge.runtime.images import load_image
+from gemma_edge.runtime.media import attachments
+from gemma_edge.runtime.media.attachments import Attachment, Reader, kind_of
+from gemma_edge.runtime.media.images import load_image
 
 IDS = {name: index for index, name in enumerate(("boi", "boa", "eoi", "image", "eoa", "audio"), 10)}
 EVERY = modalities(IDS)

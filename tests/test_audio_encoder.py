@@ -40,11 +40,11 @@ from gemma_edge.export.model.audio_tensors import audio_specs, folded_specs
 from gemma_edge.export.model.ops import Weights
 from gemma_edge.export.recipe import load_recipe
 from gemma_edge.export.synth import synthesize
-from gemma_edge.runtime.audio_config import AudioConfig
-from gemma_edge.runtime.audio_encoder import AudioEncoder
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import BundleError, ConfigError, UsageError
-from gemma_edge.runtime.log_mel import LogMel, log_mel
+from gemma_edge.runtime.media.audio_config import AudioConfig
+from gemma_edge.runtime.media.audio_encoder import AudioEncoder
+from gemma_edge.runtime.media.log_mel import LogMel, log_mel
 
 GOLDEN = Path(__file__).parent / "golden" / "audio.npz"
 TOLERANCE = 1e-4  # of the largest value; the bar is 1e-3

@@ -26,12 +26,12 @@ from gemma_edge.export.synth import synthesize, text_config
 from gemma_edge.export.synth_towers import audio_json, preprocessor_json, vision_json
 from gemma_edge.export.verify import Agreement, check_bounds, verify_bundle
 from gemma_edge.export.verify_encoders import encoder_errors, relative_error, sample_input
-from gemma_edge.runtime.audio_encoder import AudioEncoder
 from gemma_edge.runtime.bundle import Bundle, sha256
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import BundleError, ConfigError, ParityError, UsageError
-from gemma_edge.runtime.modalities import KINDS, Kind
-from gemma_edge.runtime.vision import VisionEncoder
+from gemma_edge.runtime.media.audio_encoder import AudioEncoder
+from gemma_edge.runtime.media.modalities import KINDS, Kind
+from gemma_edge.runtime.media.vision import VisionEncoder
 
 Json = dict[str, Any]
 # What a published config.json has; ids left out are those that transformers has for absent ones.

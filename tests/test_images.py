@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.errors import MediaError
-from gemma_edge.runtime.images import MAX_PIXELS, load_image, pixels
+from gemma_edge.runtime.media.images import MAX_PIXELS, load_image, pixels
 
 pytest.importorskip("PIL")
 

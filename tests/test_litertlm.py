@@ -16,8 +16,8 @@ from tiny_model import write_tokenizer
 from gemma_edge.runtime.chat import ChatTemplate
 from gemma_edge.runtime.cpu import check_engine, missing_feature
 from gemma_edge.runtime.errors import BundleError, ConfigError, DeviceError, TokenizerError
-from gemma_edge.runtime.litertlm_reader import CONFIG_KEY, read_litertlm
 from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.readers.litertlm_reader import CONFIG_KEY, read_litertlm
 from gemma_edge.runtime.sampling import Sampling
 from gemma_edge.runtime.tokenizer import Tokenizer
 

@@ -19,9 +19,9 @@ from gemma_edge.export.recipe import load_recipe
 from gemma_edge.runtime import cache_folder as cache
 from gemma_edge.runtime.bundle import Bundle
 from gemma_edge.runtime.errors import BundleError, ParityError, UsageError
-from gemma_edge.runtime.litertlm_bundle import MANIFEST_KEY
-from gemma_edge.runtime.litertlm_reader import read_litertlm
 from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.readers.litertlm_bundle import MANIFEST_KEY
+from gemma_edge.runtime.readers.litertlm_reader import read_litertlm
 
 
 @pytest.fixture(autouse=True)

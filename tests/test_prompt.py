@@ -15,9 +15,9 @@ from tiny_modalities import AUDIO_TOKENS, IMAGE_SIZE, IMAGE_TOKENS, modalities
 
 from gemma_edge.export.synth import CHAT_TEMPLATE
 from gemma_edge.export.tokenizer import convert
-from gemma_edge.runtime.attachments import Attachment, Reader
 from gemma_edge.runtime.chat import ChatTemplate
 from gemma_edge.runtime.errors import BundleError, UsageError
+from gemma_edge.runtime.media.attachments import Attachment, Reader
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt import Prompt, build
 from gemma_edge.runtime.tokenizer import Tokenizer

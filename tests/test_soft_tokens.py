@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from tiny_modalities import IMAGE_TOKENS, modalities
 from tiny_model import EOS, IdTable, RuleDecoder, hash_rule, write_tokenizer
 
-from gemma_edge.runtime import encoders as encoders_module
-from gemma_edge.runtime.attachments import Attachment, Reader
 from gemma_edge.runtime.backends.deferred import DeferredDecoder
-from gemma_edge.runtime.encoders import Encoded, Encoders
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.generate import Progress, TokenGenerator
+from gemma_edge.runtime.media import encoders as encoders_module
+from gemma_edge.runtime.media.attachments import Attachment, Reader
+from gemma_edge.runtime.media.encoders import Encoded, Encoders
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt import Placed, Prompt
 from gemma_edge.runtime.sampling import Sampler, Sampling

@@ -27,13 +27,13 @@ from gemma_edge.export.emit.tflite_buffers import TfliteFile
 from gemma_edge.export.emit.tflite_vision import emit_vision
 from gemma_edge.export.litertlm_encoders import emit_audio_adapter, emit_end_row, emit_row
 from gemma_edge.export.recipe import load_recipe
-from gemma_edge.runtime.audio_config import AudioConfig
-from gemma_edge.runtime.audio_encoder import AudioEncoder
 from gemma_edge.runtime.errors import BundleError, UsageError
-from gemma_edge.runtime.tflite_check import check_audio, check_vision
-from gemma_edge.runtime.tflite_reader import read_tflite
-from gemma_edge.runtime.vision import VisionEncoder
-from gemma_edge.runtime.vision_config import VisionConfig
+from gemma_edge.runtime.media.audio_config import AudioConfig
+from gemma_edge.runtime.media.audio_encoder import AudioEncoder
+from gemma_edge.runtime.media.vision import VisionEncoder
+from gemma_edge.runtime.media.vision_config import VisionConfig
+from gemma_edge.runtime.readers.tflite_check import check_audio, check_vision
+from gemma_edge.runtime.readers.tflite_reader import read_tflite
 
 VISION = {
     "64": small_config(),

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma_edge.runtime.errors import BundleError
+from gemma_edge.runtime.readers.tflite_check import check_decoder, check_embedder, embedding_table
+from gemma_edge.runtime.readers.tflite_reader import TfliteModel, read_tflite
 from gemma_edge.runtime.rows import RowTable
-from gemma_edge.runtime.tflite_check import check_decoder, check_embedder, embedding_table
-from gemma_edge.runtime.tflite_reader import TfliteModel, read_tflite
 
 pytest.importorskip("ai_edge_litert", reason="the LiteRT schema is not installed")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gemma_edge.runtime.errors import MediaError, UsageError
-from gemma_edge.runtime.video import frames_within, has_sound, sample_frames, sound
+from gemma_edge.runtime.media.video import frames_within, has_sound, sample_frames, sound
 
 av = pytest.importorskip("av")
 

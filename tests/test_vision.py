@@ -36,8 +36,8 @@ from gemma_edge.export.model.vision_tensors import TOWER, block_specs, stages, v
 from gemma_edge.export.recipe import load_recipe
 from gemma_edge.export.synth import synthesize
 from gemma_edge.runtime.errors import BundleError, ConfigError
-from gemma_edge.runtime.vision import VisionEncoder
-from gemma_edge.runtime.vision_config import VisionConfig
+from gemma_edge.runtime.media.vision import VisionEncoder
+from gemma_edge.runtime.media.vision_config import VisionConfig
 
 # Without a pool, with one of 3 x 3 as published, and wider.
 CONFIGS = {

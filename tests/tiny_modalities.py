@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.runtime.audio_config import AudioConfig
-from gemma_edge.runtime.log_mel import LogMel
-from gemma_edge.runtime.modalities import AudioModality, Modality, VisionModality
-from gemma_edge.runtime.vision_config import VisionConfig
+from gemma_edge.runtime.media.audio_config import AudioConfig
+from gemma_edge.runtime.media.log_mel import LogMel
+from gemma_edge.runtime.media.modalities import AudioModality, Modality, VisionModality
+from gemma_edge.runtime.media.vision_config import VisionConfig
 
 IMAGE_TOKENS, AUDIO_TOKENS, IMAGE_SIZE = 4, 188, 32
 

@@ -18,7 +18,7 @@ from gemma_edge.export.model.tensors import TensorSpec
 from gemma_edge.export.model.vision_tensors import TOWER, vision_specs
 from gemma_edge.export.synth import BLOCK, RandomTensor, random_block
 from gemma_edge.export.synth_towers import vision_moments
-from gemma_edge.runtime.vision_config import VisionConfig
+from gemma_edge.runtime.media.vision_config import VisionConfig
 
 Array = NDArray[np.float32]
 

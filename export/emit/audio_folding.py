@@ -17,7 +17,7 @@ from gemma_edge.export.model.audio_tensors import (
     layer_of,
 )
 from gemma_edge.export.model.ops import Weight, Weights
-from gemma_edge.runtime.audio_config import RMS_NORM_EPS, AudioConfig
+from gemma_edge.runtime.media.audio_config import RMS_NORM_EPS, AudioConfig
 
 
 class FoldedAudio:

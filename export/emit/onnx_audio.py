@@ -23,8 +23,8 @@ from gemma_edge.export.model.audio_ops import LocalWindow
 from gemma_edge.export.model.audio_tensors import folded_specs
 from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.recipe import Recipe
-from gemma_edge.runtime.audio_config import RMS_NORM_EPS, AudioConfig
-from gemma_edge.runtime.audio_encoder import MAX_FRAMES
+from gemma_edge.runtime.media.audio_config import RMS_NORM_EPS, AudioConfig
+from gemma_edge.runtime.media.audio_encoder import MAX_FRAMES
 
 BOOL = TensorProto.BOOL
 END = 2**62

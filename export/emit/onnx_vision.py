@@ -21,7 +21,7 @@ from gemma_edge.export.model import vision
 from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.vision_tensors import vision_specs
 from gemma_edge.export.recipe import Recipe
-from gemma_edge.runtime.vision_config import RMS_NORM_EPS, VisionConfig
+from gemma_edge.runtime.media.vision_config import RMS_NORM_EPS, VisionConfig
 
 TO_CHANNELS_FIRST, TO_CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 

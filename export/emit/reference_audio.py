@@ -14,7 +14,7 @@ from gemma_edge.export.model import audio
 from gemma_edge.export.model.audio_ops import LocalWindow
 from gemma_edge.export.model.audio_tensors import folded_specs
 from gemma_edge.export.model.ops import Weight
-from gemma_edge.runtime.audio_config import RMS_NORM_EPS, AudioConfig
+from gemma_edge.runtime.media.audio_config import RMS_NORM_EPS, AudioConfig
 
 MASKED = np.finfo(np.float32).min
 

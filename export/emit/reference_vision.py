@@ -17,7 +17,7 @@ from gemma_edge.export.model import embedder, vision
 from gemma_edge.export.model.ops import Weight, Weights
 from gemma_edge.export.model.tensors import TensorSpec
 from gemma_edge.export.model.vision_tensors import EMBEDDER, vision_specs
-from gemma_edge.runtime.vision_config import RMS_NORM_EPS, VisionConfig
+from gemma_edge.runtime.media.vision_config import RMS_NORM_EPS, VisionConfig
 
 
 @dataclass

@@ -25,8 +25,8 @@ from gemma_edge.export.model.audio_ops import LocalWindow
 from gemma_edge.export.model.audio_tensors import folded_specs
 from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.recipe import Recipe
-from gemma_edge.runtime.audio_config import RMS_NORM_EPS, AudioConfig
-from gemma_edge.runtime.tflite_check import FEATURES, LOG_MEL, MASK
+from gemma_edge.runtime.media.audio_config import RMS_NORM_EPS, AudioConfig
+from gemma_edge.runtime.readers.tflite_check import FEATURES, LOG_MEL, MASK
 
 # Orders of a kernel's axes: for all channels of a map, and for each column of a sequence.
 OUT_FIRST, CHANNELS_LAST = (0, 2, 3, 1), (1, 2, 0)

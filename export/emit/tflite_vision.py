@@ -20,8 +20,8 @@ from gemma_edge.export.model import vision
 from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.vision_tensors import vision_specs
 from gemma_edge.export.recipe import Recipe
-from gemma_edge.runtime.tflite_check import FEATURES, IMAGES, VISION
-from gemma_edge.runtime.vision_config import RMS_NORM_EPS, VisionConfig
+from gemma_edge.runtime.media.vision_config import RMS_NORM_EPS, VisionConfig
+from gemma_edge.runtime.readers.tflite_check import FEATURES, IMAGES, VISION
 
 OUT_FIRST, CHANNELS_LAST = (0, 2, 3, 1), (1, 2, 3, 0)  # orders of a kernel's axes: full, depthwise
 

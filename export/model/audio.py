@@ -17,7 +17,7 @@ from gemma_edge.export.model import embedder
 from gemma_edge.export.model.audio_ops import AudioOps, LocalWindow
 from gemma_edge.export.model.audio_tensors import EMBEDDER, PADDING, POSITIONS, QUERY_SCALE, TOWER
 from gemma_edge.export.model.ops import Weight, Weights
-from gemma_edge.runtime.audio_config import AudioConfig
+from gemma_edge.runtime.media.audio_config import AudioConfig
 
 T = TypeVar("T")
 MAX_TIMESCALE = 1e4  # of the sinusoids that relative positions are made of

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from gemma_edge.export.model.embedder import LINEAR, TABLE, embedder_specs
 from gemma_edge.export.model.tensors import Part, TensorSpec
-from gemma_edge.runtime.audio_config import AudioConfig
+from gemma_edge.runtime.media.audio_config import AudioConfig
 
 TOWER, EMBEDDER = "audio_tower.", "embed_audio."
 # Names of a checkpoint, and what stands for them in a graph.

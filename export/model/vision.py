@@ -21,7 +21,7 @@ from gemma_edge.export.model.vision_tensors import (
     MobileAttention,
     stages,
 )
-from gemma_edge.runtime.vision_config import VisionConfig
+from gemma_edge.runtime.media.vision_config import VisionConfig
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from functools import cache
 
 from gemma_edge.export.model.embedder import LINEAR, embedder_specs
 from gemma_edge.export.model.tensors import Part, TensorSpec
-from gemma_edge.runtime.vision_config import VisionConfig
+from gemma_edge.runtime.media.vision_config import VisionConfig
 
 TOWER, EMBEDDER = "vision_tower.timm_model.", "embed_vision."
 STEM_KERNEL = 3

@@ -22,9 +22,9 @@ from gemma_edge.runtime.backends.litert_engine import Buffer, load_model, run_fi
 from gemma_edge.runtime.bundle import Bundle
 from gemma_edge.runtime.config import FULL, SLIDING
 from gemma_edge.runtime.errors import BundleError, UsageError
+from gemma_edge.runtime.readers.tflite_check import check_decoder
+from gemma_edge.runtime.readers.tflite_reader import read_tflite
 from gemma_edge.runtime.rope import rotary_tables
-from gemma_edge.runtime.tflite_check import check_decoder
-from gemma_edge.runtime.tflite_reader import read_tflite
 
 Array = NDArray[np.float32]
 

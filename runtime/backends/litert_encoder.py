@@ -17,11 +17,19 @@ from gemma_edge.runtime.backends.cores import physical_cores, release_free_memor
 from gemma_edge.runtime.backends.encoder import Encoder, Signature
 from gemma_edge.runtime.backends.litert_engine import Buffer, load_model, run_first
 from gemma_edge.runtime.bundle import sha256
-from gemma_edge.runtime.litertlm_bundle import AUDIO as AUDIO_FILE
-from gemma_edge.runtime.litertlm_bundle import VISION as VISION_FILE
-from gemma_edge.runtime.litertlm_bundle import LitertlmBundle
-from gemma_edge.runtime.tflite_check import FEATURES, IMAGES, LOG_MEL, MASK, VISION, check_audio, check_vision
-from gemma_edge.runtime.tflite_reader import TfliteModel, read_tflite
+from gemma_edge.runtime.readers.litertlm_bundle import AUDIO as AUDIO_FILE
+from gemma_edge.runtime.readers.litertlm_bundle import VISION as VISION_FILE
+from gemma_edge.runtime.readers.litertlm_bundle import LitertlmBundle
+from gemma_edge.runtime.readers.tflite_check import (
+    FEATURES,
+    IMAGES,
+    LOG_MEL,
+    MASK,
+    VISION,
+    check_audio,
+    check_vision,
+)
+from gemma_edge.runtime.readers.tflite_reader import TfliteModel, read_tflite
 
 Arrays = dict[str, NDArray[Any]]
 

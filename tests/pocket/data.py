@@ -19,7 +19,7 @@ from speech import SPEECH_TASKS, Clip, cached_samples, key_of, speech_example, u
 from text_tasks import TEXT_TASKS, unseen_text
 from torch import Tensor
 
-from gemma_edge.runtime.log_mel import LogMel
+from gemma_edge.runtime.media.log_mel import LogMel
 
 ROWS = 8
 FRAMES = AUDIO_TOKENS * 16

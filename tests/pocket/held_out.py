@@ -23,7 +23,7 @@ from pictures import QUESTIONS, Scene, unseen_images
 from speech import SPEECH_TASKS, Clip, unseen_speech
 from text_tasks import TEXT_TASKS, unseen_text
 
-from gemma_edge.runtime.audio import SAMPLE_RATE
+from gemma_edge.runtime.media.audio import SAMPLE_RATE
 
 SEED = 7
 TASKS = {

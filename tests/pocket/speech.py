@@ -20,7 +20,7 @@ from examples import Example, ask
 from layout import AUDIO_TOKENS, TOKEN_SECONDS
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.audio import SAMPLE_RATE, read_audio
+from gemma_edge.runtime.media.audio import SAMPLE_RATE, read_audio
 
 Array = NDArray[np.float32]
 

@@ -30,7 +30,7 @@ from gemma_edge.benchmarks.evaluate import (
     take,
     to_json,
 )
-from gemma_edge.runtime.audio import read_audio
+from gemma_edge.runtime.media.audio import read_audio
 
 
 class Checkpoint:

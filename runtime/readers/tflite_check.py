@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma_edge.runtime.config import Gemma3nConfig
-from gemma_edge.runtime.tflite_reader import EMBEDDING_LOOKUP, Signature, Tensor, TfliteModel
+from gemma_edge.runtime.readers.tflite_reader import EMBEDDING_LOOKUP, Signature, Tensor, TfliteModel
 
 OTHER_MODEL = "The file belongs to another model: export this one again."
 PREFILL = re.compile(r"prefill_([1-9][0-9]*)")

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.audio import SAMPLE_RATE
 from gemma_edge.runtime.errors import MediaError, UsageError
-from gemma_edge.runtime.images import MAX_PIXELS, Resample, pixels
+from gemma_edge.runtime.media.audio import SAMPLE_RATE
+from gemma_edge.runtime.media.images import MAX_PIXELS, Resample, pixels
 
 Array = NDArray[np.float32]
 

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gemma_edge.runtime.audio_config import AudioConfig
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import BundleError, ConfigError
-from gemma_edge.runtime.log_mel import LogMel
+from gemma_edge.runtime.media.audio_config import AudioConfig
+from gemma_edge.runtime.media.log_mel import LogMel
+from gemma_edge.runtime.media.vision_config import VisionConfig
 from gemma_edge.runtime.rows import RowLayout, RowTable
-from gemma_edge.runtime.vision_config import VisionConfig
 
 Json = dict[str, Any]
 Kind = Literal["vision", "audio"]

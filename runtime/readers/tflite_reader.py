@@ -20,7 +20,7 @@ from typing import BinaryIO, NoReturn
 import numpy as np
 
 from gemma_edge.runtime.errors import BundleError
-from gemma_edge.runtime.flatbuffer import EXPORT_AGAIN, FlatBuffer, Table
+from gemma_edge.runtime.readers.flatbuffer import EXPORT_AGAIN, FlatBuffer, Table
 
 IDENTIFIER = b"TFL3"
 VERSION = 3

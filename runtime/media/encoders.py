@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.attachments import MODALITY, Attachment
-from gemma_edge.runtime.audio_encoder import AudioEncoder
 from gemma_edge.runtime.errors import BundleError
-from gemma_edge.runtime.modalities import AudioModality, Modality
-from gemma_edge.runtime.vision import VisionEncoder
+from gemma_edge.runtime.media.attachments import MODALITY, Attachment
+from gemma_edge.runtime.media.audio_encoder import AudioEncoder
+from gemma_edge.runtime.media.modalities import AudioModality, Modality
+from gemma_edge.runtime.media.vision import VisionEncoder
 
 Rows = NDArray[np.float32]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from gemma_edge.runtime.transcribe import add_speech_arguments, speech_verb
+from gemma_edge.runtime.verbs.transcribe import add_speech_arguments, speech_verb
 
 PROMPT = "Translate the following speech segment into {language}. Write the translation alone."
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.errors import MediaError, UsageError
-from gemma_edge.runtime.log_mel import LogMel
+from gemma_edge.runtime.media.log_mel import LogMel
 
 Array = NDArray[np.float32]
 

@@ -47,7 +47,7 @@ class VisionEncoder:
         """One image.
 
         Args:
-            pixels: (3, image_size, image_size) in [0, 1], as `gemma_edge.runtime.images` gives them.
+            pixels: (3, image_size, image_size) in [0, 1], as `gemma_edge.runtime.media.images` gives them.
 
         Returns:
             (soft_tokens, hidden_size): rows for the image soft tokens of a prompt, not to be scaled.

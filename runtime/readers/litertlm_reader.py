@@ -22,9 +22,9 @@ from typing import BinaryIO, NoReturn
 
 from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import BundleError, ConfigError
-from gemma_edge.runtime.flatbuffer import EXPORT_AGAIN, FlatBuffer, Table
-from gemma_edge.runtime.protobuf import fields, integers
-from gemma_edge.runtime.tflite_check import (
+from gemma_edge.runtime.readers.flatbuffer import EXPORT_AGAIN, FlatBuffer, Table
+from gemma_edge.runtime.readers.protobuf import fields, integers
+from gemma_edge.runtime.readers.tflite_check import (
     Decoder,
     EncoderGraph,
     check_audio,
@@ -33,7 +33,7 @@ from gemma_edge.runtime.tflite_check import (
     check_rows,
     check_vision,
 )
-from gemma_edge.runtime.tflite_reader import TfliteModel, read_tflite
+from gemma_edge.runtime.readers.tflite_reader import TfliteModel, read_tflite
 
 MAGIC = b"LITERTLM"
 MAJOR_VERSION = 1

@@ -12,11 +12,11 @@ import json
 import sys
 from typing import Any, TextIO
 
-from gemma_edge.runtime.attachments import kind_of
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.generate import Completion, Stream, Usage
+from gemma_edge.runtime.media.attachments import kind_of
 from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.options import add_attachments, add_loading, add_words, loading, take_bundle
+from gemma_edge.runtime.verbs.options import add_attachments, add_loading, add_words, loading, take_bundle
 
 # Options of `Model.generate` that the verbs take, with their types and help.
 OPTIONS: dict[str, tuple[type, str]] = {

@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 
-from gemma_edge.runtime.attachments import kind_of
 from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.media.attachments import kind_of
 from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.options import add_loading, add_video, add_words, loading, take_bundle
-from gemma_edge.runtime.run import print_answer
+from gemma_edge.runtime.verbs.options import add_loading, add_video, add_words, loading, take_bundle
+from gemma_edge.runtime.verbs.run import print_answer
 
 PROMPTS = {
     "image": "Describe this image.",

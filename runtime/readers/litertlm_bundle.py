@@ -21,7 +21,8 @@ from typing import Any
 from gemma_edge.runtime.bundle import Bundle, FileRecord, check_schema, choice, sha256
 from gemma_edge.runtime.cache_folder import CACHE_VARIABLE, cache_folder
 from gemma_edge.runtime.errors import BundleError
-from gemma_edge.runtime.litertlm_reader import (
+from gemma_edge.runtime.media.modalities import read_modalities
+from gemma_edge.runtime.readers.litertlm_reader import (
     AUDIO_ADAPTER,
     AUDIO_ENCODER,
     EMBEDDER,
@@ -34,9 +35,8 @@ from gemma_edge.runtime.litertlm_reader import (
     Section,
     read_litertlm,
 )
-from gemma_edge.runtime.modalities import read_modalities
+from gemma_edge.runtime.readers.tflite_check import embedding_table
 from gemma_edge.runtime.rows import RowLayout
-from gemma_edge.runtime.tflite_check import embedding_table
 
 MANIFEST_KEY = "gemma_edge.manifest"  # of the system metadata: what a bundle's manifest.json holds, as JSON
 EXPORT_AGAIN = "Export the checkpoint again."

@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from gemma_edge.runtime.attachments import Part
 from gemma_edge.runtime.errors import FileError, UsageError
 from gemma_edge.runtime.generate import Stream
+from gemma_edge.runtime.media.attachments import Part
 from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.options import add_words, loading, take_bundle, tell
 from gemma_edge.runtime.prompt import bare, whole
-from gemma_edge.runtime.run import add_options, generate_options, print_answer, read_utf8
+from gemma_edge.runtime.verbs.options import add_words, loading, take_bundle, tell
+from gemma_edge.runtime.verbs.run import add_options, generate_options, print_answer, read_utf8
 
 HELP = """\
 /attach FILE  an image, a recording or a video for the next turn

@@ -55,7 +55,7 @@ class AudioEncoder:
         """One clip.
 
         Args:
-            log_mel: (frames, bins), as `gemma_edge.runtime.log_mel` computes it.
+            log_mel: (frames, bins), as `gemma_edge.runtime.media.log_mel` computes it.
             mask: (frames,), True where a frame belongs to the clip; all of them if None.
 
         Returns:
