@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemma_edge.benchmarks.latency import prompt_text
+from gemma_edge.benchmarks.machine.memory import PeakMemory, PeakSampler, read_memory
 from gemma_edge.benchmarks.measurement import Measurement
-from gemma_edge.benchmarks.memory import PeakMemory, PeakSampler, read_memory
 from gemma_edge.benchmarks.options import KernelOptions, add_kernel_options, kernel_options
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.errors import DeviceError, UsageError

@@ -24,9 +24,9 @@ from typing import Any
 
 from gemma_edge.benchmarks.devices import Device, cool_down, open_device
 from gemma_edge.benchmarks.devices.fleet import FleetError, Member, read_fleet, run_fleet
-from gemma_edge.benchmarks.peers import Peer, find_peers
-from gemma_edge.benchmarks.record import BundleFacts, append_record, bundle_facts
-from gemma_edge.benchmarks.rows import parse_outputs, render, save
+from gemma_edge.benchmarks.output.record import BundleFacts, append_record, bundle_facts
+from gemma_edge.benchmarks.output.rows import parse_outputs, render, save
+from gemma_edge.benchmarks.peers.interleaved import Peer, find_peers
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.benchmarks.session import Bars, Emit, Plan, Session, check_problems
 from gemma_edge.benchmarks.target import DeviceTarget, LocalTarget, NativeTarget, Target

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from gemma_edge.benchmarks.answer import CLIP_SECONDS, FIRST, answer_argv, write_media
-from gemma_edge.benchmarks.cgroup import LimitedRun, run_limited
 from gemma_edge.benchmarks.child import ChildError
 from gemma_edge.benchmarks.kernel import kernel_argv, measurements, parse_report
-from gemma_edge.benchmarks.memory import drop_page_cache
+from gemma_edge.benchmarks.machine.cgroup import LimitedRun, run_limited
+from gemma_edge.benchmarks.machine.memory import drop_page_cache
 from gemma_edge.benchmarks.options import KernelOptions, add_kernel_options, kernel_options
-from gemma_edge.benchmarks.record import bundle_facts, bundle_files, readme_row, write_record
+from gemma_edge.benchmarks.output.record import bundle_facts, bundle_files, readme_row, write_record
 from gemma_edge.benchmarks.script import progress, run_script
 from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.units import format_size, parse_size

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_edge.benchmarks.memory import PeakMemory, PeakSampler
+from gemma_edge.benchmarks.machine.memory import PeakMemory, PeakSampler
 from gemma_edge.benchmarks.script import ERROR
 from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError
 

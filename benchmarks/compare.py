@@ -21,15 +21,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gemma_edge.benchmarks.bandwidth import Bandwidth, stream_read_bandwidth
 from gemma_edge.benchmarks.child import run_child
 from gemma_edge.benchmarks.kernel import kernel_argv, measurements, parse_report
-from gemma_edge.benchmarks.llama_cpp import ENVIRONMENT_VARIABLE, PeerRun, find_llama_bench, run_llama_bench
-from gemma_edge.benchmarks.load import QUIET_CORES, busy_cores
+from gemma_edge.benchmarks.machine.bandwidth import Bandwidth, stream_read_bandwidth
+from gemma_edge.benchmarks.machine.load import QUIET_CORES, busy_cores
 from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions, add_kernel_options, kernel_options
-from gemma_edge.benchmarks.peers import TIMEOUT, run_litert_lm
-from gemma_edge.benchmarks.record import BundleFacts, bundle_facts, readme_row, write_record
+from gemma_edge.benchmarks.output.record import BundleFacts, bundle_facts, readme_row, write_record
+from gemma_edge.benchmarks.peers.interleaved import TIMEOUT, run_litert_lm
+from gemma_edge.benchmarks.peers.llama_cpp import (
+    ENVIRONMENT_VARIABLE,
+    PeerRun,
+    find_llama_bench,
+    run_llama_bench,
+)
 from gemma_edge.benchmarks.script import progress, run_script
 from gemma_edge.runtime.bundle import Bundle
 from gemma_edge.runtime.errors import UsageError

@@ -16,8 +16,8 @@ from typing import Any
 
 from gemma_edge.benchmarks.child import run_child
 from gemma_edge.benchmarks.encoding import EncoderRun
-from gemma_edge.benchmarks.load import QUIET_CORES, busy_cores
-from gemma_edge.benchmarks.record import bundle_facts, readme_row, write_record
+from gemma_edge.benchmarks.machine.load import QUIET_CORES, busy_cores
+from gemma_edge.benchmarks.output.record import bundle_facts, readme_row, write_record
 from gemma_edge.benchmarks.script import progress, run_script
 from gemma_edge.benchmarks.worker import parse_worker_report, worker_argv
 from gemma_edge.benchmarks.workload import Workload

@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_edge.benchmarks.child import ChildError, ChildRun
+from gemma_edge.benchmarks.machine.memory import PeakSampler, read_memory
 from gemma_edge.benchmarks.measurement import Measurement, timed
-from gemma_edge.benchmarks.memory import PeakSampler, read_memory
 from gemma_edge.benchmarks.options import KernelOptions, add_kernel_options, kernel_options
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.errors import DeviceError

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_edge.benchmarks.record import readme_row, write_record
+from gemma_edge.benchmarks.output.record import readme_row, write_record
 from gemma_edge.benchmarks.script import progress, run_script
 from gemma_edge.export.checkpoint import Checkpoint
 from gemma_edge.export.emit.reference import evaluate

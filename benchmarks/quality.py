@@ -29,8 +29,8 @@ from gemma_edge.benchmarks.evaluate import (
 )
 from gemma_edge.benchmarks.kernel import kernel_argv, parse_report
 from gemma_edge.benchmarks.options import KernelOptions
-from gemma_edge.benchmarks.quality_table import bar_rows, render_quality
-from gemma_edge.benchmarks.record import bundle_facts, write_record
+from gemma_edge.benchmarks.output.quality_table import bar_rows, render_quality
+from gemma_edge.benchmarks.output.record import bundle_facts, write_record
 from gemma_edge.benchmarks.script import progress, run_script
 from gemma_edge.export.checkpoint import Checkpoint
 from gemma_edge.export.exporter import export_bundle

@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gemma_edge.benchmarks.bandwidth import Bandwidth
-from gemma_edge.benchmarks.cgroup import LimitedRun, mechanism, run_limited
 from gemma_edge.benchmarks.child import ChildError, ChildRun, run_child
 from gemma_edge.benchmarks.devices.native import bench_native
 from gemma_edge.benchmarks.latency import percentiles
-from gemma_edge.benchmarks.limit import limit_argv, parse_limited, parse_probe, probe_argv
+from gemma_edge.benchmarks.machine.bandwidth import Bandwidth
+from gemma_edge.benchmarks.machine.cgroup import LimitedRun, mechanism, run_limited
+from gemma_edge.benchmarks.machine.limit import limit_argv, parse_limited, parse_probe, probe_argv
+from gemma_edge.benchmarks.machine.memory import drop_page_cache
 from gemma_edge.benchmarks.measurement import Measurement
-from gemma_edge.benchmarks.memory import drop_page_cache
 from gemma_edge.benchmarks.options import KernelOptions
-from gemma_edge.benchmarks.record import BundleFacts, bundle_files
+from gemma_edge.benchmarks.output.record import BundleFacts, bundle_files
 from gemma_edge.benchmarks.worker import parse_worker_report, worker_argv
 from gemma_edge.benchmarks.workload import Workload
 from gemma_edge.runtime.errors import DeviceError, UsageError
@@ -240,7 +240,15 @@ def _limited_outcome(run: LimitedRun) -> Outcome:
 
 
 def _bandwidth_argv(python: str, threads: int, seconds: float) -> list[str]:
-    return [python, "-m", "gemma_edge.benchmarks.bandwidth", "-t", str(threads), "--seconds", str(seconds)]
+    return [
+        python,
+        "-m",
+        "gemma_edge.benchmarks.machine.bandwidth",
+        "-t",
+        str(threads),
+        "--seconds",
+        str(seconds),
+    ]
 
 
 def _parse_bandwidth(run: ChildRun) -> Bandwidth:

@@ -21,21 +21,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_edge.benchmarks.child import ChildError, ChildRun
-from gemma_edge.benchmarks.clock import ClockReading
 from gemma_edge.benchmarks.encoding import EncoderRun, measure_encoders
 from gemma_edge.benchmarks.kernel import bench_decode, bench_prefill, runtime_import_seconds
 from gemma_edge.benchmarks.latency import measure_latency, summarize
-from gemma_edge.benchmarks.measurement import Measurement
-from gemma_edge.benchmarks.memory import (
+from gemma_edge.benchmarks.machine.clock import ClockReading
+from gemma_edge.benchmarks.machine.memory import (
     MOST_POINTS,
     MemoryTimeline,
     PeakSampler,
     drop_page_cache,
     read_memory,
 )
-from gemma_edge.benchmarks.record import bundle_files, environment
+from gemma_edge.benchmarks.machine.sensors import read_sensors
+from gemma_edge.benchmarks.measurement import Measurement
+from gemma_edge.benchmarks.output.record import bundle_files, environment
 from gemma_edge.benchmarks.script import run_script
-from gemma_edge.benchmarks.sensors import read_sensors
 from gemma_edge.benchmarks.workload import Sizes, Workload
 from gemma_edge.runtime.errors import DeviceError
 

@@ -32,7 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "translate": ("gemma_edge.runtime.verbs.translate", "write down what is said in another language"),
     "eval": ("gemma_edge.benchmarks.evaluate", "ask questions with one right answer, and count"),
     "bench": ("gemma_edge.benchmarks.bench", "measure speed, memory and latency, here or on a device"),
-    "report": ("gemma_edge.benchmarks.report", "show results as one HTML page"),
+    "report": ("gemma_edge.benchmarks.output.report", "show results as one HTML page"),
 }
 # Top-level module of an optional dependency: the extra that installs it.
 EXTRAS = {

@@ -19,7 +19,7 @@ from pathlib import Path
 from gemma_edge.benchmarks.child import run_child
 from gemma_edge.benchmarks.evaluate import MARGIN_TOKENS, Question, read_questions
 from gemma_edge.benchmarks.kernel import kernel_argv, measurements, parse_report
-from gemma_edge.benchmarks.memory import PROC
+from gemma_edge.benchmarks.machine.memory import PROC
 from gemma_edge.benchmarks.options import KernelOptions
 from gemma_edge.export.checkpoint import Checkpoint
 from gemma_edge.export.exporter import Exported, export_bundle

@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 from gemma3n_models import VARIANTS, Array, DictSource, random_ids, random_source
+from hypothesis import HealthCheck, settings
 
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.synth import synthesize
+
+# How long a machine takes says nothing about an example.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from device_servers import Sshd, sshd_missing
 
-from gemma_edge.benchmarks import limit, target
-from gemma_edge.benchmarks.cgroup import mechanism
+from gemma_edge.benchmarks import target
 from gemma_edge.benchmarks.child import ChildError, ChildRun, run_child
 from gemma_edge.benchmarks.devices import DeviceFacts, open_device
 from gemma_edge.benchmarks.devices.base import MemoryPoint
 from gemma_edge.benchmarks.devices.ssh import SshDevice
-from gemma_edge.benchmarks.memory import PeakMemory
-from gemma_edge.benchmarks.record import bundle_facts, read_records
+from gemma_edge.benchmarks.machine import limit
+from gemma_edge.benchmarks.machine.cgroup import mechanism
+from gemma_edge.benchmarks.machine.memory import PeakMemory
+from gemma_edge.benchmarks.output.record import bundle_facts, read_records
 from gemma_edge.benchmarks.target import DeviceTarget, NativeTarget, native_report
 from gemma_edge.benchmarks.workload import Workload
 from gemma_edge.cli.main import main

@@ -11,17 +11,17 @@ import pytest
 from multimodal import write_checkpoint
 
 from gemma_edge.benchmarks import answer, ceiling, encode, session
-from gemma_edge.benchmarks.cgroup import mechanism
 from gemma_edge.benchmarks.child import ChildRun
 from gemma_edge.benchmarks.encoding import EncoderRun
-from gemma_edge.benchmarks.memory import PeakMemory
+from gemma_edge.benchmarks.machine.cgroup import mechanism
+from gemma_edge.benchmarks.machine.memory import PeakMemory
 from gemma_edge.benchmarks.options import KernelOptions
-from gemma_edge.benchmarks.record import read_records
-from gemma_edge.benchmarks.report import render_page
-from gemma_edge.benchmarks.rows import render
+from gemma_edge.benchmarks.output.record import read_records
+from gemma_edge.benchmarks.output.report import render_page
+from gemma_edge.benchmarks.output.rows import render
+from gemma_edge.benchmarks.output.table import render_table
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.benchmarks.session import Bars
-from gemma_edge.benchmarks.table import render_table
 from gemma_edge.benchmarks.target import Outcome, judge_ceiling, with_encoders
 from gemma_edge.benchmarks.worker import parse_worker_report
 from gemma_edge.cli.main import main

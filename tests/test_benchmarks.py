@@ -9,22 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_edge.benchmarks import bandwidth, ceiling, compare, kernel, load
-from gemma_edge.benchmarks.bandwidth import Bandwidth, stream_read_bandwidth
-from gemma_edge.benchmarks.cgroup import mechanism
+from gemma_edge.benchmarks import ceiling, compare, kernel
 from gemma_edge.benchmarks.child import ChildError, ChildRun
 from gemma_edge.benchmarks.kernel import bench_decode, bench_prefill, kernel_argv, measurements, parse_report
-from gemma_edge.benchmarks.llama_cpp import (
+from gemma_edge.benchmarks.machine import bandwidth, load
+from gemma_edge.benchmarks.machine.bandwidth import Bandwidth, stream_read_bandwidth
+from gemma_edge.benchmarks.machine.cgroup import mechanism
+from gemma_edge.benchmarks.machine.memory import PeakMemory
+from gemma_edge.benchmarks.measurement import Measurement
+from gemma_edge.benchmarks.options import KernelOptions
+from gemma_edge.benchmarks.output.record import BundleFacts, read_records
+from gemma_edge.benchmarks.peers.llama_cpp import (
     ENVIRONMENT_VARIABLE,
     PeerRun,
     find_llama_bench,
     parse_output,
     run_llama_bench,
 )
-from gemma_edge.benchmarks.measurement import Measurement
-from gemma_edge.benchmarks.memory import PeakMemory
-from gemma_edge.benchmarks.options import KernelOptions
-from gemma_edge.benchmarks.record import BundleFacts, read_records
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError, UsageError
 
@@ -198,7 +199,7 @@ def test_busy_cores_leave_out_idle_time(tmp_path: Path, monkeypatch: pytest.Monk
     assert load.busy_cores(0) is None
     stat.write_text("cpu 100 0 0 900 0 0 0 0 0 0\ncpu0 1\ncpu1 1\nintr 5\n")
     later = "cpu 130 0 10 1040 10 0 0 10 99 0\ncpu0 1\ncpu1 1\n"  # 50 of 200 ticks busy, on 2 cores
-    monkeypatch.setattr("gemma_edge.benchmarks.load.time.sleep", lambda _: stat.write_text(later))
+    monkeypatch.setattr("gemma_edge.benchmarks.machine.load.time.sleep", lambda _: stat.write_text(later))
     assert load.busy_cores() == 0.5
 
 

@@ -19,7 +19,7 @@ from gemma_edge.benchmarks.devices import DeviceRun, open_device
 from gemma_edge.benchmarks.devices.adb import AdbDevice
 from gemma_edge.benchmarks.devices.base import signal_name
 from gemma_edge.benchmarks.devices.facts import parse_facts, parse_meminfo
-from gemma_edge.benchmarks.memory import PeakMemory
+from gemma_edge.benchmarks.machine.memory import PeakMemory
 from gemma_edge.runtime.errors import DeviceError, UsageError
 
 PHONE = f"""\

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from gemma_edge.benchmarks import cgroup
-from gemma_edge.benchmarks.cgroup import mechanism, run_limited
 from gemma_edge.benchmarks.child import run_child
-from gemma_edge.benchmarks.memory import drop_page_cache, read_memory
+from gemma_edge.benchmarks.machine import cgroup
+from gemma_edge.benchmarks.machine.cgroup import mechanism, run_limited
+from gemma_edge.benchmarks.machine.memory import drop_page_cache, read_memory
 from gemma_edge.runtime.errors import DeviceError
 
 MB = 2**20
@@ -60,7 +60,7 @@ def test_memory_of_no_process_is_an_error() -> None:
 
 SAMPLED = """
 import time
-from gemma_edge.benchmarks.memory import PeakSampler, read_memory
+from gemma_edge.benchmarks.machine.memory import PeakSampler, read_memory
 
 before = read_memory().rss_anon
 with PeakSampler(interval=0.002) as sampler:
@@ -162,7 +162,8 @@ def test_no_group_is_left_after_a_timeout() -> None:
 
 @limited
 def test_no_group_and_no_process_is_left_after_ctrl_c() -> None:
-    code = "from gemma_edge.benchmarks.cgroup import run_limited; run_limited(['sleep', '60'], 300 << 20)"
+    module = "gemma_edge.benchmarks.machine.cgroup"
+    code = f"from {module} import run_limited; run_limited(['sleep', '60'], 300 << 20)"
     runner = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     try:
         sleeper = _wait_for_command(runner.pid, "sleep")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.benchmarks import table
-from gemma_edge.benchmarks.plots import render_plots
-from gemma_edge.benchmarks.record import append_record
+from gemma_edge.benchmarks.output import table
+from gemma_edge.benchmarks.output.plots import render_plots
+from gemma_edge.benchmarks.output.record import append_record
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
 Json = dict[str, Any]

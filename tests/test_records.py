@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_edge.benchmarks import table
-from gemma_edge.benchmarks.record import (
+from gemma_edge.benchmarks.output import table
+from gemma_edge.benchmarks.output.record import (
     RECORD_SCHEMA,
     RecordError,
     bundle_facts,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.benchmarks import report
-from gemma_edge.benchmarks.charts import (
+from gemma_edge.benchmarks.output import report
+from gemma_edge.benchmarks.output.charts import (
     Bar,
     Layer,
     Mark,
@@ -22,8 +22,8 @@ from gemma_edge.benchmarks.charts import (
     shorten,
     ticks,
 )
-from gemma_edge.benchmarks.record import append_record, environment, readme_row
-from gemma_edge.benchmarks.report import find_browser, render_page, screenshot
+from gemma_edge.benchmarks.output.record import append_record, environment, readme_row
+from gemma_edge.benchmarks.output.report import find_browser, render_page, screenshot
 from gemma_edge.cli.main import main
 from gemma_edge.runtime.errors import DeviceError
 

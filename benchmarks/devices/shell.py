@@ -24,7 +24,7 @@ from typing import IO, Self
 
 from gemma_edge.benchmarks.devices import facts
 from gemma_edge.benchmarks.devices.base import DeviceFacts, DeviceRun, Kind, MemoryPoint, Progress
-from gemma_edge.benchmarks.memory import PeakMemory
+from gemma_edge.benchmarks.machine.memory import PeakMemory
 from gemma_edge.runtime.errors import DeviceError
 
 ANSWER_S = 30.0  # seconds that a short script may take, and that a transfer may stand still

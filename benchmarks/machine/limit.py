@@ -1,7 +1,7 @@
 """Runs a command under a memory limit where it is started: what `cgroup.run_limited` does, on a device.
 
-    python -m gemma_edge.benchmarks.limit BYTES SECONDS COMMAND...
-    python -m gemma_edge.benchmarks.limit --probe
+    python -m gemma_edge.benchmarks.machine.limit BYTES SECONDS COMMAND...
+    python -m gemma_edge.benchmarks.machine.limit --probe
 
 prints one JSON line: the run with its output, or with --probe what can be enforced there and why not.
 """
@@ -13,13 +13,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from gemma_edge.benchmarks.cgroup import LimitedRun, mechanism, run_limited
 from gemma_edge.benchmarks.child import ChildError, ChildRun
-from gemma_edge.benchmarks.memory import PeakMemory
+from gemma_edge.benchmarks.machine.cgroup import LimitedRun, mechanism, run_limited
+from gemma_edge.benchmarks.machine.memory import PeakMemory
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.errors import DeviceError, UsageError
 
-MODULE = "gemma_edge.benchmarks.limit"
+MODULE = "gemma_edge.benchmarks.machine.limit"
 
 
 def limit_argv(python: str, limit: int, timeout: float, argv: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """The README's tables of results and its plots, from the committed records and from nothing else.
 
-    python -m gemma_edge.benchmarks.table benchmarks/results/*.jsonl --readme README.md [--check]
+    python -m gemma_edge.benchmarks.output.table benchmarks/results/*.jsonl --readme README.md [--check]
 
 Every record carries its own rows. A row that several records have is taken from the latest of them, at the
 place where it came first. The latest record of `quality` makes a table of its own. The plots (`plots.py`) are
@@ -16,9 +16,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.benchmarks.plots import render_plots
-from gemma_edge.benchmarks.quality_table import render_quality
-from gemma_edge.benchmarks.record import read_records
+from gemma_edge.benchmarks.output.plots import render_plots
+from gemma_edge.benchmarks.output.quality_table import render_quality
+from gemma_edge.benchmarks.output.record import read_records
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
@@ -123,7 +123,7 @@ def _cell(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m gemma_edge.benchmarks.table", description=summary)
+    parser = argparse.ArgumentParser(prog="python -m gemma_edge.benchmarks.output.table", description=summary)
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="JSONL files of records")
     parser.add_argument("--readme", type=Path, required=True, metavar="FILE")
     parser.add_argument("--check", action="store_true", help="fail instead of writing")

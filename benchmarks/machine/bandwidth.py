@@ -4,7 +4,7 @@ Decoding reads every resident weight once a token, so bytes per token x tokens p
 bandwidth of plain reading, says how close a kernel is to what the memory allows, on any machine and
 however busy it is at the moment.
 
-    python -m gemma_edge.benchmarks.bandwidth -t 2 --seconds 2
+    python -m gemma_edge.benchmarks.machine.bandwidth -t 2 --seconds 2
 
 prints it as one JSON line.
 """
@@ -108,7 +108,9 @@ def _available_memory() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m gemma_edge.benchmarks.bandwidth", description=summary)
+    parser = argparse.ArgumentParser(
+        prog="python -m gemma_edge.benchmarks.machine.bandwidth", description=summary
+    )
     parser.add_argument("-t", "--threads", type=int, default=2, metavar="N")
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S")
     args = parser.parse_args(argv)

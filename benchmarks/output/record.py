@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gemma_edge.benchmarks.cpu_info import cpu_flags, pairs
+from gemma_edge.benchmarks.machine.cpu_info import cpu_flags, pairs
 from gemma_edge.runtime.bundle import EXPORT_AGAIN, MANIFEST, Bundle
 from gemma_edge.runtime.cache_folder import cache_folder
 from gemma_edge.runtime.cpu import CPUINFO

@@ -20,7 +20,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.benchmarks.charts import (
+from gemma_edge.benchmarks.child import ChildError, run_child
+from gemma_edge.benchmarks.output.charts import (
     Bar,
     Layer,
     Mark,
@@ -30,12 +31,17 @@ from gemma_edge.benchmarks.charts import (
     line_chart,
     number,
 )
-from gemma_edge.benchmarks.child import ChildError, run_child
-from gemma_edge.benchmarks.record import read_records
-from gemma_edge.benchmarks.report_style import STYLE
-from gemma_edge.benchmarks.rows import ENCODE_HEAD, encode_cells, session_lines, threads_of, to_markdown
+from gemma_edge.benchmarks.output.record import read_records
+from gemma_edge.benchmarks.output.report_style import STYLE
+from gemma_edge.benchmarks.output.rows import (
+    ENCODE_HEAD,
+    encode_cells,
+    session_lines,
+    threads_of,
+    to_markdown,
+)
+from gemma_edge.benchmarks.output.table import latest_rows
 from gemma_edge.benchmarks.script import progress
-from gemma_edge.benchmarks.table import latest_rows
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.units import format_size
 

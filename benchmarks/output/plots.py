@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gemma_edge.benchmarks.charts import Bar, Mark, bar_chart, picture
 from gemma_edge.benchmarks.compare import PEERS
-from gemma_edge.benchmarks.report_style import PICTURE_STYLE
+from gemma_edge.benchmarks.output.charts import Bar, Mark, bar_chart, picture
+from gemma_edge.benchmarks.output.report_style import PICTURE_STYLE
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import format_size
 

@@ -17,9 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from gemma_edge.benchmarks.child import ChildError, run_child
-from gemma_edge.benchmarks.llama_cpp import ENVIRONMENT_VARIABLE, PeerRun, find_llama_bench, run_llama_bench
 from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions
+from gemma_edge.benchmarks.peers.llama_cpp import (
+    ENVIRONMENT_VARIABLE,
+    PeerRun,
+    find_llama_bench,
+    run_llama_bench,
+)
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.runtime.cpu import LITERT_LM, check_engine
 from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError, UsageError
@@ -105,7 +110,7 @@ def run_library(
     Raises:
         ChildError: it failed. DeviceError: it hangs, or prints no result.
     """
-    argv = [sys.executable, "-m", "gemma_edge.benchmarks.peer_child", name, str(model)]
+    argv = [sys.executable, "-m", "gemma_edge.benchmarks.peers.peer_child", name, str(model)]
     argv += ["-p", str(options.n_prompt), "-n", str(options.n_gen), "-r", str(options.reps)]
     argv += ["-t", str(options.threads), "--context", str(options.context), *more]
     run = run_child(argv, timeout=timeout, what=name)

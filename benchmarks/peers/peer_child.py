@@ -1,6 +1,6 @@
 """One peer that is a Python library, in this process: pp and tg as llama-bench measures them.
 
-    python -m gemma_edge.benchmarks.peer_child transformers MODEL -p 512 -n 64 -r 5 -t 2
+    python -m gemma_edge.benchmarks.peers.peer_child transformers MODEL -p 512 -n 64 -r 5 -t 2
 
 prints one JSON line: {"tests": [Measurement], "build": its version, "model": what was loaded}. One unmeasured
 run of each test comes first. `--cache FOLDER` is where LiteRT-LM keeps its packed weights.
@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from gemma_edge.benchmarks import litert_lm
 from gemma_edge.benchmarks.measurement import Measurement, timed
 from gemma_edge.benchmarks.options import KernelOptions, add_size_options, kernel_options
+from gemma_edge.benchmarks.peers import litert_lm
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError, UsageError
 
@@ -121,7 +121,9 @@ PEERS: dict[str, tuple[str, Callable[[Path, KernelOptions, Path | None], list[Me
 
 def main(argv: Sequence[str] | None = None) -> int:
     summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m gemma_edge.benchmarks.peer_child", description=summary)
+    parser = argparse.ArgumentParser(
+        prog="python -m gemma_edge.benchmarks.peers.peer_child", description=summary
+    )
     parser.add_argument("peer", choices=sorted(PEERS))
     parser.add_argument("model", type=Path)
     add_size_options(parser, KernelOptions())
