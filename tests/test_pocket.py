@@ -38,6 +38,16 @@ def test_training_never_draws_what_is_held_out() -> None:
         assert not trained & set(unseen_text(task, 50, seed=2)), task
 
 
+def test_the_other_code_is_never_a_held_out_one() -> None:
+    from examples import held_out
+    from text_tasks import retrieval
+
+    random = Random(1)
+    for example in (retrieval(random, False) for _ in range(2000)):
+        thing = example.turns[0].text.rpartition(" ")[2].rstrip("?")
+        assert not held_out(("code", thing, example.answer))
+
+
 def test_pictures_that_are_held_out_show_what_training_never_shows() -> None:
     pytest.importorskip("PIL")
     from pictures import scene
@@ -100,12 +110,12 @@ def test_short_answers_weigh_as_much_as_long_ones_of_the_square_of_their_length(
 
 def test_a_talk_about_a_picture_shows_it_once_and_answers_every_question() -> None:
     pytest.importorskip("PIL")
-    from pictures import Scene, image_talk
+    from pictures import QUESTIONS, Scene, image_talk
 
     random = Random(1)
-    for talk in (image_talk(random) for _ in range(50)):
-        assert [turn.role for turn in talk.turns] == ["user", "model"] * 2 + ["user"]
-        assert [isinstance(turn.media, Scene) for turn in talk.turns] == [True, *[False] * 4]
+    for talk in (image_talk(random, dict.fromkeys(QUESTIONS, 1.0)) for _ in range(50)):
+        assert [turn.role for turn in talk.turns] == ["user", "model"] * 3 + ["user"]
+        assert [isinstance(turn.media, Scene) for turn in talk.turns] == [True, *[False] * 6]
         assert not any(shape.held_out for shape in talk.turns[0].media.shapes)
 
 

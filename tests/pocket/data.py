@@ -29,7 +29,7 @@ TRAINING_CLIPS = {
     "translated digits": 1300,
     "translated commands": 1200,
 }
-# Shares of the tasks while nothing is known about how well they go.
+# Shares of the tasks among those of their kind, while nothing is known about how well they go.
 WEIGHTS = {
     "arithmetic": 2.0,
     "repeat": 2.5,
@@ -38,6 +38,7 @@ WEIGHTS = {
     "tools": 2.0,
     "recall": 1.5,
     "retrieval": 2.0,
+    **dict.fromkeys(QUESTIONS, 1.0),
 }
 
 
@@ -97,7 +98,7 @@ class Data:
 
     def text(self) -> Batch:
         def endless() -> Iterator[Example]:
-            names, weights = list(self.weights), list(self.weights.values())
+            names, weights = list(TEXT_TASKS), [self.weights[task] for task in TEXT_TASKS]
             while True:
                 task = self.random["text"].choices(names, weights)[0]
                 yield TEXT_TASKS[task](self.random["text"], False)
@@ -107,7 +108,7 @@ class Data:
     def image(self) -> Batch:
         def endless() -> Iterator[Example]:
             while True:
-                yield image_talk(self.random["image"])
+                yield image_talk(self.random["image"], self.weights)
 
         return pack((encode(example, self.tokenizer) for example in endless()), ROWS)
 

@@ -6,7 +6,7 @@ one of them, every test picture has one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
@@ -150,11 +150,16 @@ def image_example(random: Random, test: bool, task: str) -> Example:
             return example
 
 
-def image_talk(random: Random, questions: int = 3) -> Example:
-    """Questions about one training picture, in turns: seeing it costs more than being asked."""
+def image_talk(random: Random, weights: Mapping[str, float], questions: int = 4) -> Example:
+    """Questions about one training picture, in turns: seeing it costs more than being asked.
+
+    Args:
+        weights: how often each of QUESTIONS is asked.
+    """
     picture, asked = scene(random, False), list[Example]()
     while len(asked) < questions:
-        if example := QUESTIONS[random.choice(list(QUESTIONS))](random, picture):
+        task = random.choices(list(QUESTIONS), [weights[name] for name in QUESTIONS])[0]
+        if example := QUESTIONS[task](random, picture):
             asked.append(example)
     turns = [Turn("user", asked[0].turns[0].text, picture)]
     for before, example in pairwise(asked):

@@ -240,7 +240,10 @@ def _sentence(random: Random) -> str:
 
 
 def retrieval(random: Random, test: bool) -> Example:
-    """A code among 8 to 18 sentences, most often farther back than the window. Held out: thing and code."""
+    """A code among 8 to 18 sentences, most often farther back than the window. Held out: thing and code.
+
+    Training sometimes asks for the other code, wherever that is: being first must not give a code away.
+    """
     thing, code = _draw(
         random, test, lambda r: (r.choice(OBJECTS), f"{r.randrange(10000):04}"), lambda v: ("code", *v)
     )
@@ -248,7 +251,10 @@ def retrieval(random: Random, test: bool) -> Example:
     sentences = [_sentence(random) for _ in range(random.randrange(8, 18))]
     sentences.insert(random.randrange(3), f"The code of the {thing} is {code}.")
     place = random.randrange(len(sentences))
-    sentences.insert(place, f"The code of the {other} is {random.randrange(10000):04}.")
+    other_code = f"{random.randrange(10000):04}"
+    sentences.insert(place, f"The code of the {other} is {other_code}.")
+    if not test and random.random() < 0.4 and not held_out(("code", other, other_code)):
+        thing, code = other, other_code
     return ask("retrieval", f"{' '.join(sentences)}\nWhat is the code of the {thing}?", code)
 
 
