@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from gemma3n_models import random_ids
 
-from gemma_edge.benchmarks.evaluate import Answered, answers, read_questions, scores
+from gemma_edge.benchmarks.evaluate import Answered, Question, answers, read_questions, scores, take
 from gemma_edge.export.checkpoint import Checkpoint
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.model import Model
@@ -177,21 +177,34 @@ def test_transformers_and_the_reference_agree_on_it() -> None:
 # A bundle of it. ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> list[Answered]:
-    """What an int8 bundle answers to the questions in git."""
+def bundle_answers(folder: Path, recipe: str, questions: list[Question]) -> list[Answered]:
     pytest.importorskip("PIL")
-    bundle = export_bundle(
-        CHECKPOINT, tmp_path_factory.mktemp("pocket") / "int8", recipe="int8", context=512
-    ).path
+    bundle = export_bundle(CHECKPOINT, folder / recipe, recipe=recipe, context=512).path
     model = Model.load(bundle, threads=2, keep_encoders=True, log=lambda text: None)
-    return list(answers(model, read_questions(QUESTIONS)))
+    return list(answers(model, questions))
 
 
 @published
-def test_it_answers_as_it_did_when_it_was_measured(given: list[Answered]) -> None:
+def test_an_int8_bundle_answers_as_it_did_when_it_was_measured(tmp_path: Path) -> None:
     measured = json.loads((POCKET / "questions" / "measured.json").read_text())
+    given = bundle_answers(tmp_path, "int8", read_questions(QUESTIONS))
     got = {task: score.right for task, score in scores(given).items()}
     # One answer of a task may tip over with another processor's rounding.
     assert {task: got[task] for task in measured if got[task] < measured[task] - 1} == {}
     assert set(got) == set(measured)
+
+
+@published
+def test_transformers_gives_the_answers_of_an_fp32_bundle(tmp_path: Path) -> None:
+    """Of every task, pictures and recordings among them, from the checkpoint as it is."""
+    for package in ("torch", "transformers", "PIL"):
+        pytest.importorskip(package)
+    from transformers_eval import Checkpoint as InTransformers
+
+    try:
+        model = InTransformers(CHECKPOINT)
+    except (ImportError, RuntimeError) as error:  # a torchvision that does not fit torch
+        pytest.skip(f"timm: {error}")
+    questions = take(read_questions(QUESTIONS), 2)
+    theirs = list(model.answers(questions))
+    assert bundle_answers(tmp_path, "fp32", questions) == theirs
