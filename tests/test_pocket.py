@@ -133,6 +133,16 @@ def test_muon_moves_matrices_by_orthogonal_steps_of_adamw_s_size() -> None:
     assert float(weight.detach().square().mean().sqrt()) == pytest.approx(0.1 * 0.2, rel=0.2)
 
 
+def test_the_curve_leaves_out_steps_that_were_made_again(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from curve import entries
+
+    made = [("decoder", 1), ("test", 1), ("decoder", 2), ("decoder", 3), ("decoder", 2), ("decoder", 2)]
+    lines = [json.dumps({"part": part, "step": step, "n": n}) for n, (part, step) in enumerate(made)]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    assert [entry["n"] for entry in entries(tmp_path / "log.jsonl")] == [0, 1, 2, 4, 5]
+
+
 # The checkpoint. ----------------------------------------------------------------------------------
 
 

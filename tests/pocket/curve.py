@@ -19,12 +19,23 @@ from matplotlib import pyplot
 SMOOTH = {"text": 20, "image": 20, "speech": 20, "see": 4, "hear": 4}  # points of a running mean
 
 
+def entries(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log that led to its end: none of a copy that was finished, of steps made again."""
+    kept: list[dict[str, Any]] = []
+    lowest: dict[str, int] = {}
+    for line in reversed(path.read_text().splitlines()):
+        entry = json.loads(line)
+        if entry["step"] <= lowest.get(entry["part"], entry["step"]):
+            lowest[entry["part"]] = entry["step"]
+            kept.append(entry)
+    return kept[::-1]
+
+
 def curves(path: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[tuple[int, float]]]]:
     """Losses by kind of step, and held-out shares by task, each with the decoder's or encoders' step."""
     losses: dict[str, list[tuple[int, float]]] = defaultdict(list)
     right: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for line in path.read_text().splitlines():
-        entry: dict[str, Any] = json.loads(line)
+    for entry in entries(path):
         if entry["part"] == "test":
             for task, share in entry.items():
                 if task not in ("part", "time", "step"):
