@@ -16,6 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+SPOKEN = ("speech", "translated")  # how the names of these tasks begin
 SMOOTH = {"text": 20, "image": 20, "speech": 20, "see": 4, "hear": 4}  # points of a running mean
 
 
@@ -53,29 +54,34 @@ def smooth(points: list[tuple[int, float]], count: int) -> tuple[list[int], list
 
 
 def draw(log: Path, out: Path) -> None:
-    """The curves of a log as a PNG."""
+    """The curves of a log as a PNG: losses, and below them exact match of text, images and speech."""
     losses, right = curves(log)
-    figure, (left, middle, last) = pyplot.subplots(1, 3, figsize=(16, 4.5), constrained_layout=True)
-    for kind in ("text", "image", "speech"):
-        if kind in losses:
-            left.plot(*smooth(losses[kind], SMOOTH[kind]), label=kind)
-    left.set(
-        title="Loss of the answers", xlabel="steps of the decoder", ylabel="nats a token", ylim=(0, None)
+    figure, ((answers, helpers, empty), kinds) = pyplot.subplots(
+        2, 3, figsize=(16, 8), constrained_layout=True
     )
-    for kind in ("see", "hear"):
-        if kind in losses:
-            middle.plot(*smooth(losses[kind], SMOOTH[kind]), label=kind)
-    middle.set(title="Loss of the encoders' helpers", xlabel="steps of the encoders", ylabel="nats")
-    for task, points in right.items():
-        steps, shares = zip(*points, strict=True)
-        last.plot(steps, shares, marker=".", label=task)
-    last.set(title="Held out, exact match", xlabel="steps of the decoder", ylim=(-0.02, 1.02))
-    for axes in (left, middle, last):
+    empty.set_axis_off()
+    for axes, title, steps_of, names in (
+        (answers, "Loss of the answers, nats a token", "decoder", ("text", "image", "speech")),
+        (helpers, "Loss of the encoders' helpers, nats", "encoders", ("see", "hear")),
+    ):
+        for name in names:
+            if name in losses:
+                axes.plot(*smooth(losses[name], SMOOTH[name]), label=name)
+        axes.set(title=title, xlabel=f"steps of the {steps_of}", yscale="log")
+    groups: dict[str, list[str]] = {"text and tools": [], "images": [], "speech": []}
+    for task in right:
+        topic = task.partition(" ")[0]
+        group = "images" if topic == "image" else "speech" if topic in SPOKEN else "text and tools"
+        groups[group].append(task)
+    for axes, (group, tasks) in zip(kinds, groups.items(), strict=True):
+        for task in tasks:
+            steps, shares = zip(*right[task], strict=True)
+            axes.plot(steps, shares, marker=".", label=task)
+        axes.set(title=f"Held out, {group}: exact match", xlabel="steps of the decoder", ylim=(-0.02, 1.02))
+    for axes in (answers, helpers, *kinds):
         axes.grid(alpha=0.3)
-    for axes in (left, middle):
         axes.legend(fontsize=8)
-    last.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(out, dpi=80)
+    figure.savefig(out, dpi=70)
 
 
 if __name__ == "__main__":
