@@ -187,17 +187,22 @@ def test_transformers_and_the_reference_agree_on_it() -> None:
 # A bundle of it. ----------------------------------------------------------------------------------
 
 
-def bundle_answers(folder: Path, recipe: str, questions: list[Question]) -> list[Answered]:
+def bundle_answers(
+    folder: Path, recipe: str, questions: list[Question], format: str = "onnx"
+) -> list[Answered]:
     pytest.importorskip("PIL")
-    bundle = export_bundle(CHECKPOINT, folder / recipe, recipe=recipe, context=512).path
+    bundle = export_bundle(CHECKPOINT, folder / recipe, recipe=recipe, format=format, context=512).path
     model = Model.load(bundle, threads=2, keep_encoders=True, log=lambda text: None)
     return list(answers(model, questions))
 
 
 @published
-def test_an_int8_bundle_answers_as_it_did_when_it_was_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("recipe", "format"), [("int8", "onnx"), ("int8", "tflite"), ("int4", "onnx")])
+def test_a_bundle_answers_as_an_int8_one_did_when_it_was_measured(
+    recipe: str, format: str, tmp_path: Path
+) -> None:
     measured = json.loads((POCKET / "questions" / "measured.json").read_text())
-    given = bundle_answers(tmp_path, "int8", read_questions(QUESTIONS))
+    given = bundle_answers(tmp_path, recipe, read_questions(QUESTIONS), format)
     got = {task: score.right for task, score in scores(given).items()}
     # One answer of a task may tip over with another processor's rounding.
     assert {task: got[task] for task in measured if got[task] < measured[task] - 1} == {}

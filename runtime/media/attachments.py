@@ -90,7 +90,7 @@ def kind_of(path: str | Path) -> Kind:
         raise MediaError(path, "file", "a readable file", error.strerror) from None
     if kind := _kind(head):
         return kind
-    got = "an empty file" if not head else f"data starting {repr(head[:8])[2:-1]!r}"
+    got = "an empty file" if not head else f"data starting {repr(head[:8])[1:]}"
     raise MediaError(path, "file", "an image, a recording or a video", got, "Convert it first.")
 
 
