@@ -28,7 +28,7 @@ from gemma_edge.benchmarks.machine.load import QUIET_CORES, busy_cores
 from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions, add_kernel_options, kernel_options
 from gemma_edge.benchmarks.output.record import BundleFacts, bundle_facts, readme_row, write_record
-from gemma_edge.benchmarks.peers.interleaved import TIMEOUT, run_litert_lm
+from gemma_edge.benchmarks.peers.interleaved import TIMEOUT, in_turn, run_litert_lm
 from gemma_edge.benchmarks.peers.llama_cpp import (
     ENVIRONMENT_VARIABLE,
     PeerRun,
@@ -128,7 +128,7 @@ def run_rounds(
         runs: dict[str, PeerRun] = {}
         report: Json = {}
         turns = ["", *peers]
-        for name in reversed(turns) if index % 2 else turns:
+        for name in in_turn(turns, index):
             if name:
                 runs[name] = peers[name]()
                 progress(f"  {PEERS[name][0] + ':':10} " + ", ".join(map(str, runs[name].tests.values())))

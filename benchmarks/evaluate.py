@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gemma_edge.benchmarks.script import progress
 from gemma_edge.export.progress import Progress
 from gemma_edge.runtime.errors import MediaError, UsageError
+from gemma_edge.runtime.generate import Completion
 from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.verbs.options import tell
 
 Json = dict[str, Any]
 
@@ -135,23 +136,27 @@ def _located(message: Json, folder: Path) -> Json:
     return {**message, "content": parts}
 
 
-def answers(model: Model, questions: Iterable[Question]) -> Iterator[Answered]:
-    """What `model` says to each question, greedily.
+def ask(model: Model, question: Question) -> Completion:
+    """What `model` says to `question`, greedily, in few more tokens than the right answer has.
 
     Raises:
-        UsageError, MediaError: a question cannot be asked; the message names its line.
+        UsageError, MediaError: it cannot be asked; the message names its line.
     """
+    limit = len(model.tokenizer.encode(question.answer, bos=False)) + MARGIN_TOKENS
+    try:
+        return model.generate(question.messages, max_tokens=limit, temperature=0.0)
+    except UsageError as error:
+        raise UsageError(f"{question.place}: {error}") from None
+    except MediaError as error:
+        raise MediaError(
+            error.path, error.field, error.expected, error.got, f"Asked by {question.place}"
+        ) from None
+
+
+def answers(model: Model, questions: Iterable[Question]) -> Iterator[Answered]:
+    """What `ask` gives for each question, and raises."""
     for question in questions:
-        limit = len(model.tokenizer.encode(question.answer, bos=False)) + MARGIN_TOKENS
-        try:
-            said = model.generate(question.messages, max_tokens=limit, temperature=0.0)
-        except UsageError as error:
-            raise UsageError(f"{question.place}: {error}") from None
-        except MediaError as error:
-            raise MediaError(
-                error.path, error.field, error.expected, error.got, f"Asked by {question.place}"
-            ) from None
-        yield Answered(question.task, question.answer.strip(), said.text.strip())
+        yield Answered(question.task, question.answer.strip(), ask(model, question).text.strip())
 
 
 def scores(given: Iterable[Answered]) -> dict[str, Score]:
@@ -242,5 +247,5 @@ def run(args: argparse.Namespace) -> int:
         if args.wrong and not one.right:
             print(f"{one.task}: expected {one.answer!r}, got {one.got!r}")
     print(format_scores(scores(given)))
-    tell(f"{len(given)} answers in {seconds:.1f} s")
+    progress(f"{len(given)} answers in {seconds:.1f} s")
     return 0

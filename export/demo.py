@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_edge.benchmarks.child import run_child
-from gemma_edge.benchmarks.evaluate import MARGIN_TOKENS, Question, read_questions
+from gemma_edge.benchmarks.evaluate import Answered, Question, ask, read_questions
 from gemma_edge.benchmarks.kernel import kernel_argv, measurements, parse_report
 from gemma_edge.benchmarks.machine.memory import PROC
 from gemma_edge.benchmarks.options import KernelOptions
@@ -129,11 +129,10 @@ def _answer(bundle: Path, questions: Iterable[Question], prefix: str) -> Usage:
         text, files = _asked(question)
         options = "".join(f" -a {prefix}{file}" for file in files)
         print(f"$ gemma-edge run {prefix}out{options} {shlex.quote(text)}")
-        limit = len(model.tokenizer.encode(question.answer, bos=False)) + MARGIN_TOKENS
-        said = model.generate(question.messages, max_tokens=limit, temperature=0.0)
+        said = ask(model, question)
         print(printable(said.text))
-        right = said.text.strip() == question.answer
-        print("  right" if right else f"  wrong, this is right: {question.answer}", flush=True)
+        given = Answered(question.task, question.answer.strip(), said.text.strip())
+        print("  right" if given.right else f"  wrong, this is right: {question.answer}", flush=True)
     return said.usage
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gemma_edge.runtime.verbs.srt import Cue, srt, stitch, timestamp
+from gemma_edge.runtime.media.srt import Cue, srt, stitch, timestamp
 
 CUES = [
     Cue(0.0, 22.2, " Good morning.\n\nToday: "),

@@ -127,7 +127,8 @@ def write_record(
     """Appends one record to a JSONL file, making its folder.
 
     Args:
-        kind: what script measured it: "compare", "ceiling", "encoders", "export", "load", "parity".
+        kind: what script measured it: "compare", "ceiling", "encoders", "export", "load", "parity",
+            "quality".
         name: the short name of what was measured, as it stands in the table.
         metrics: what follows from the samples, units in the keys.
         raw: every sample.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gemma_edge.benchmarks.child import ChildError, run_child
 from gemma_edge.benchmarks.measurement import Measurement
@@ -28,6 +28,8 @@ from gemma_edge.benchmarks.peers.llama_cpp import (
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.runtime.cpu import LITERT_LM, check_engine
 from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError, UsageError
+
+T = TypeVar("T")
 
 Json = dict[str, Any]
 TIMEOUT = 3600.0
@@ -134,13 +136,17 @@ class PeerRound:
     peers: dict[str, PeerRun]
 
 
+def in_turn(contestants: Sequence[T], index: int) -> Sequence[T]:
+    """Their order in round `index`: every other one is the opposite, so that a steady drift cancels."""
+    return contestants[::-1] if index % 2 else contestants
+
+
 def interleave(
     ours: Callable[[], dict[str, Measurement]], peers: Sequence[Peer], options: KernelOptions, rounds: int
 ) -> tuple[list[PeerRound], list[str]]:
-    """`rounds` times everything, one after the other, every other round in the opposite order.
+    """`rounds` times everything, one after the other, `in_turn`.
 
-    A machine's speed drifts; ratios within a round do not, and a steady drift cancels between rounds. A peer
-    that fails is left out from then on.
+    A machine's speed drifts; ratios within a round do not. A peer that fails is left out from then on.
 
     Returns:
         The rounds, and why peers were left out.
@@ -151,7 +157,7 @@ def interleave(
         runs: dict[str, PeerRun] = {}
         mine: dict[str, Measurement] = {}
         order: list[Peer | None] = [None, *peers]
-        for peer in order[::-1] if index % 2 else order:
+        for peer in in_turn(order, index):
             if peer is None:
                 mine = ours()
                 progress(f"round {index + 1}/{rounds}: gemma-edge: " + ", ".join(map(str, mine.values())))

@@ -32,8 +32,8 @@ from gemma_edge.runtime.media.audio import (
 )
 from gemma_edge.runtime.media.images import load_image, pixels, upright
 from gemma_edge.runtime.media.modalities import AudioModality, VisionModality
+from gemma_edge.runtime.media.srt import clock
 from gemma_edge.runtime.media.video import frames_within, has_pictures, has_sound, sample_frames, sound
-from gemma_edge.runtime.verbs.srt import clock
 
 if TYPE_CHECKING:
     from gemma_edge.runtime.media.modalities import Modality

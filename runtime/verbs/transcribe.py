@@ -17,9 +17,9 @@ from typing import Any
 
 from gemma_edge.runtime.errors import MediaError, UsageError
 from gemma_edge.runtime.media.attachments import kind_of
+from gemma_edge.runtime.media.srt import Cue, stitch, subtitle, timestamp
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.verbs.options import add_loading, add_words, loading, take_bundle, tell
-from gemma_edge.runtime.verbs.srt import Cue, stitch, subtitle, timestamp
 
 PROMPT = "Transcribe the following speech segment in its original language."
 MAX_TOKENS = 512  # of a segment: more than 30 s of quick speech in any script
