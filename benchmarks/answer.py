@@ -31,7 +31,7 @@ from gemma_edge.runtime.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from gemma_edge.runtime.model import Model
-    from gemma_edge.runtime.prompt import Prompt
+    from gemma_edge.runtime.prompt.prompt_builder import Prompt
 
 Json = dict[str, Any]
 FIRST = "tables and tokenizer"  # the phase before the files are read
@@ -75,7 +75,7 @@ def measure(path: Path, files: Sequence[Path], options: KernelOptions) -> Json:
         UsageError: the prompt and the answer do not fit the context.
     """
     options.check()
-    from gemma_edge.runtime.backends.deferred import DeferredDecoder
+    from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
     from gemma_edge.runtime.model import Model
 
     run = _Phases()

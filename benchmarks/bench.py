@@ -262,7 +262,7 @@ def _workloads(args: argparse.Namespace, facts: BundleFacts) -> list[Workload]:
     """One a number of threads, all checked before anything runs."""
     threads = args.threads
     if threads is None:
-        from gemma_edge.runtime.backends.cores import physical_cores
+        from gemma_edge.runtime.engines.cores import physical_cores
 
         threads = (physical_cores(),)
     if args.control is not None and (args.ceiling is None or args.control >= args.ceiling):

@@ -36,7 +36,7 @@ from gemma_edge.benchmarks.peers.llama_cpp import (
     run_llama_bench,
 )
 from gemma_edge.benchmarks.script import progress, run_script
-from gemma_edge.runtime.bundle import Bundle
+from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import format_size, parse_size
 from gemma_edge.runtime.version import __version__

@@ -19,8 +19,8 @@ from gemma_edge.benchmarks.machine.memory import PeakSampler
 from gemma_edge.benchmarks.measurement import timed
 
 if TYPE_CHECKING:  # importing the runtime is part of what is measured
-    from gemma_edge.runtime.bundle import Bundle
-    from gemma_edge.runtime.media.modalities import Modality
+    from gemma_edge.runtime.artifacts.bundle import Bundle
+    from gemma_edge.runtime.artifacts.modalities import Modality
 
 Json = dict[str, Any]
 INTERVAL = 0.01  # seconds between samples of memory: an activation lives for a few of them
@@ -125,9 +125,9 @@ def measure_encoders(bundle: Bundle, reps: int, threads: int) -> list[EncoderRun
 
 
 def _measure(bundle: Bundle, modality: Modality, reps: int, threads: int) -> EncoderRun:
+    from gemma_edge.runtime.artifacts.modalities import AudioModality, VisionModality
     from gemma_edge.runtime.media.attachments import Reader
-    from gemma_edge.runtime.media.encoders import encode_one, load_encoder
-    from gemma_edge.runtime.media.modalities import AudioModality, VisionModality
+    from gemma_edge.runtime.media.encoder_pool import encode_one, load_encoder
 
     rng = np.random.default_rng(0)
     data: NDArray[Any]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_edge.benchmarks.script import progress
-from gemma_edge.export.progress import Progress
+from gemma_edge.export.progress_bar import Progress
 from gemma_edge.runtime.errors import MediaError, UsageError
 from gemma_edge.runtime.generate import Completion
 from gemma_edge.runtime.model import Model

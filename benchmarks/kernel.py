@@ -34,7 +34,7 @@ from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.errors import DeviceError
 
 if TYPE_CHECKING:  # importing the runtime is part of what is measured
-    from gemma_edge.runtime.backends import Decoder
+    from gemma_edge.runtime.engines.decoder import Decoder
     from gemma_edge.runtime.generate import Table
 
 Json = dict[str, Any]
@@ -42,7 +42,7 @@ Json = dict[str, Any]
 _IMPORT_PROBE = """\
 import time
 start = time.perf_counter()
-import gemma_edge.runtime.model, gemma_edge.runtime.backends.{engine}
+import gemma_edge.runtime.model, gemma_edge.runtime.engines.{engine}
 print(time.perf_counter() - start)
 """
 
@@ -127,7 +127,7 @@ def measure(path: Path, options: KernelOptions, *, import_time: bool = True) -> 
     engine = "onnx" if (path / "decoder.onnx").is_file() else "litert"
     import_s = runtime_import_seconds(engine) if import_time else None
     # Only now, so that this import is no part of what is measured next.
-    from gemma_edge.runtime.bundle import Bundle
+    from gemma_edge.runtime.artifacts.bundle import Bundle
     from gemma_edge.runtime.model import Model
 
     with PeakSampler() as sampler:

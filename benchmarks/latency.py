@@ -77,7 +77,7 @@ def measure_request(model: Model, text: str, n_tokens: int, seed: int) -> Reques
 
     End tokens do not end it: the same number of tokens is measured every time.
     """
-    from gemma_edge.runtime.tokenizer import StreamDecoder
+    from gemma_edge.runtime.prompt.tokenizer import StreamDecoder
 
     model.reset()
     stamps = []

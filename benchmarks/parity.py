@@ -20,10 +20,10 @@ import numpy as np
 
 from gemma_edge.benchmarks.output.record import readme_row, write_record
 from gemma_edge.benchmarks.script import progress, run_script
-from gemma_edge.export.checkpoint import Checkpoint
-from gemma_edge.export.emit.reference import evaluate
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint
+from gemma_edge.export.emit.reference.reference_text import evaluate
 from gemma_edge.export.exporter import export_bundle
-from gemma_edge.export.synth import synthesize
+from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.sampling import Sampling

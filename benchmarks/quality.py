@@ -4,7 +4,7 @@
 
 For every recipe and format: divergence from the checkpoint over the answers to text questions, questions
 answered right by task, size, and the memory of a run. `--answers NAME=FILE`, what `gemma-edge eval --json` or
-`tests/pocket/transformers_eval.py --json` printed, stands as a column of its own.
+`pocket/training/transformers_eval.py --json` printed, stands as a column of its own.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from gemma_edge.benchmarks.options import KernelOptions
 from gemma_edge.benchmarks.output.quality_table import bar_rows, render_quality
 from gemma_edge.benchmarks.output.record import bundle_facts, write_record
 from gemma_edge.benchmarks.script import progress, run_script
-from gemma_edge.export.checkpoint import Checkpoint
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import export_bundle
-from gemma_edge.export.verify import verify_sequences
-from gemma_edge.runtime.backends.cores import physical_cores
-from gemma_edge.runtime.bundle import Bundle
+from gemma_edge.export.gate.parity import verify_sequences
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.engines.cores import physical_cores
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.model import Model
 

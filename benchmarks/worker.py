@@ -131,7 +131,7 @@ def measure(path: Path, workload: Workload) -> Json:
     import_s = runtime_import_seconds(engine) if workload.import_time else None
     cached = drop_page_cache(bundle_files(path)) if workload.cold else None
     # Only now, so that this import is no part of what is measured next.
-    from gemma_edge.runtime.bundle import Bundle
+    from gemma_edge.runtime.artifacts.bundle import Bundle
     from gemma_edge.runtime.model import Model
 
     origin = time.monotonic()
@@ -200,7 +200,7 @@ def encode(path: Path, workload: Workload) -> Json:
     """
     began = ClockReading.now()
     cached = drop_page_cache(bundle_files(path)) if workload.cold else None
-    from gemma_edge.runtime.bundle import Bundle
+    from gemma_edge.runtime.artifacts.bundle import Bundle
 
     bundle = Bundle.open(path)
     workload.check(bundle.context)

@@ -16,27 +16,27 @@ from typing import TYPE_CHECKING
 from gemma_edge.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from gemma_edge.export.checkpoint import Checkpoint
+    from gemma_edge.export.checkpoint.checkpoint import Checkpoint
     from gemma_edge.export.exporter import Exported, export_bundle, plan_export
+    from gemma_edge.export.gate.parity import Agreement, verify_bundle
     from gemma_edge.export.plan import Plan
-    from gemma_edge.export.recipe import Recipe, list_recipes, load_recipe
-    from gemma_edge.export.synth import synthesize
-    from gemma_edge.export.verify import Agreement, verify_bundle
+    from gemma_edge.export.synth.synth_checkpoint import synthesize
+    from gemma_edge.export.weights.recipe import Recipe, list_recipes, load_recipe
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "Agreement": "verify",
-            "Checkpoint": "checkpoint",
+            "Agreement": "gate.parity",
+            "Checkpoint": "checkpoint.checkpoint",
             "Exported": "exporter",
             "Plan": "plan",
-            "Recipe": "recipe",
+            "Recipe": "weights.recipe",
             "export_bundle": "exporter",
-            "list_recipes": "recipe",
-            "load_recipe": "recipe",
+            "list_recipes": "weights.recipe",
+            "load_recipe": "weights.recipe",
             "plan_export": "exporter",
-            "synthesize": "synth",
-            "verify_bundle": "verify",
+            "synthesize": "synth.synth_checkpoint",
+            "verify_bundle": "gate.parity",
         },
     )
 

@@ -1,4 +1,4 @@
-"""`gemma-edge export`: a checkpoint becomes a bundle.
+"""`export_bundle`: a checkpoint becomes a bundle.
 
 The plan comes first and costs nothing; then weights are streamed, one tensor at a time, into a folder
 beside the target; then the parity gate compares the result with the checkpoint; only then is it published.
@@ -6,9 +6,7 @@ beside the target; then the parity gate compares the result with the checkpoint;
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,30 +17,28 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from gemma_edge.export.bundle_writer import BundleWriter, FileWriter
-from gemma_edge.export.calibrate import kv_scales
-from gemma_edge.export.checkpoint import Checkpoint, described, has_weights, resolve
-from gemma_edge.export.emit.external_data import ExternalData
-from gemma_edge.export.emit.onnx import EmittedDecoder, emit_decoder
-from gemma_edge.export.encoder_bundle import write_encoders
-from gemma_edge.export.encoders import Encoder
-from gemma_edge.export.inspect import format_plan
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint, described, has_weights, resolve
+from gemma_edge.export.checkpoint.tokenizer_files import tokenizer_files
+from gemma_edge.export.checkpoint.towers import Encoder
+from gemma_edge.export.emit.onnx.onnx_text import EmittedDecoder, emit_decoder
+from gemma_edge.export.formats.onnx.onnx_encoder_files import write_encoders
+from gemma_edge.export.gate.encoder_parity import encoder_errors
+from gemma_edge.export.gate.gate_prompts import prompt_ids
+from gemma_edge.export.gate.parity import Agreement, check_bounds, verify_sequences
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME, Part, head_name
 from gemma_edge.export.model.ops import Weight
-from gemma_edge.export.model.tensors import EMBEDDING_NAME, PLE_NAME, Part, head_name
 from gemma_edge.export.plan import Plan, check_ceiling, make_plan
-from gemma_edge.export.progress import Progress
-from gemma_edge.export.prompts import prompt_ids
-from gemma_edge.export.recipe import Bounds, Recipe, load_recipe
-from gemma_edge.export.rows import write_row_table
-from gemma_edge.export.tokenizer import tokenizer_files
-from gemma_edge.export.verify import Agreement, check_bounds, verify_sequences
-from gemma_edge.export.verify_encoders import encoder_errors
-from gemma_edge.runtime.bundle import FORMATS, SCHEMA_VERSION, Bundle
-from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.export.progress_bar import Progress
+from gemma_edge.export.publish import BundleWriter, FileWriter
+from gemma_edge.export.weights.calibrate import kv_scales
+from gemma_edge.export.weights.external_data import ExternalData
+from gemma_edge.export.weights.recipe import Bounds, Recipe, load_recipe
+from gemma_edge.export.weights.row_table_writer import write_row_table
+from gemma_edge.runtime.artifacts.bundle import FORMATS, SCHEMA_VERSION, Bundle
+from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.media.modalities import Kind
-from gemma_edge.runtime.tokenizer import Tokenizer
-from gemma_edge.runtime.units import parse_size
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.version import __version__
 
 DEFAULT_CONTEXT = 4096
@@ -103,7 +99,7 @@ def export_bundle(
         CeilingError: the plan does not fit; the message says what would.
         ParityError: the result does not agree with the checkpoint; nothing is published.
     """
-    recipe = _recipe(recipe, kv_cache, format)
+    recipe = resolve_recipe(recipe, kv_cache, format)
     with open_checkpoint(source, modalities) as checkpoint:
         encoders = checkpoint.encoders
         plan = plan_export(checkpoint.config, recipe, context, chunk, format, encoders)
@@ -145,7 +141,7 @@ def _kinds(modalities: Collection[str] | None) -> list[Kind]:
     return [kind for name, kind in MODALITIES.items() if name in names]
 
 
-def _describe(
+def describe_source(
     source: str, modalities: Collection[str] | None
 ) -> tuple[Gemma3nConfig, Mapping[Kind, Encoder]]:
     """What a plan needs. Where there are no weights yet, config.json is taken at its word."""
@@ -178,7 +174,7 @@ def plan_export(
     return make_plan(config, recipe, context, min(chunk, context), format, encoders)
 
 
-def _recipe(recipe: str | Path | Recipe, kv_cache: str | None, format: str) -> Recipe:
+def resolve_recipe(recipe: str | Path | Recipe, kv_cache: str | None, format: str) -> Recipe:
     if format not in FORMATS:
         raise UsageError(f"unknown format {format!r}: choose from {', '.join(FORMATS)}")
     if not isinstance(recipe, Recipe):
@@ -217,7 +213,7 @@ def _export(
     tokenizer = Tokenizer(writer.folder / TOKENIZER, tokens.added_tokens, checkpoint.config.vocab_size)
     sequences = prompt_ids(tokenizer, min(GATE_TOKENS, plan.context))
     if plan.format == "tflite":
-        from gemma_edge.export.tflite_bundle import emit_windowed, write_weights
+        from gemma_edge.export.formats.tflite.tflite_bundle import emit_windowed, write_weights
 
         decoder = emit_windowed(config, recipe, plan.context, plan.chunk)
         tables = write_weights(checkpoint, recipe, decoder, writer, progress)
@@ -257,7 +253,7 @@ def _export_file(
     progress: bool,
 ) -> Exported:
     """As `_export`, into one .litertlm."""
-    from gemma_edge.export.litertlm import record_agreement, write_container
+    from gemma_edge.export.formats.litertlm.litertlm_file import record_agreement, write_container
 
     made = write_container(
         checkpoint, recipe, plan, writer, _facts(checkpoint, recipe, plan, source), progress
@@ -301,7 +297,7 @@ def _write_encoders(
     if not checkpoint.encoders:
         return {}
     if plan.format == "tflite":
-        from gemma_edge.export.tflite_bundle import write_encoders_tflite
+        from gemma_edge.export.formats.tflite.tflite_bundle import write_encoders_tflite
 
         return write_encoders_tflite(checkpoint, recipe, writer, progress)
     return write_encoders(checkpoint, recipe, writer, progress)
@@ -371,102 +367,3 @@ def head_rows(config: Gemma3nConfig, data: ExternalData) -> dict[str, Any]:
 def _serialize(model: ModelProto) -> bytes:
     # Weights are external, so this stays far below protobuf's 2 GB whatever the model.
     return bytes(model.SerializeToString(deterministic=True))
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `gemma-edge export`."""
-    parser.add_argument("source", help="checkpoint folder, or a Hugging Face id")
-    parser.add_argument(
-        "out", nargs="?", help="folder of the bundle, or a .litertlm (not needed with --dry-run)"
-    )
-    parser.add_argument(
-        "--format",
-        action="append",
-        choices=FORMATS,
-        help="onnx for ONNX Runtime (default), tflite for LiteRT, litertlm for one file that Google's "
-        "LiteRT-LM runs; given several times, each is made inside OUT",
-    )
-    parser.add_argument(
-        "--recipe", default="int4", metavar="NAME", help="recipe name or .json file (default: int4)"
-    )
-    parser.add_argument(
-        "--context", type=int, default=DEFAULT_CONTEXT, metavar="N", help="tokens of KV cache (4096)"
-    )
-    parser.add_argument(
-        "--chunk", type=int, default=DEFAULT_CHUNK, metavar="N", help="tokens a prefill call (128)"
-    )
-    parser.add_argument(
-        "--kv-cache", choices=("fp32", "int8"), help="precision of the KV cache (the recipe's)"
-    )
-    parser.add_argument(
-        "--modalities",
-        metavar="LIST",
-        help="what the bundle takes, of text,image,audio (default: all that the checkpoint has)",
-    )
-    parser.add_argument("--ceiling", metavar="SIZE", help="refuse a plan that needs more memory, e.g. 2GiB")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    parser.add_argument("--no-verify", action="store_true", help="publish without the parity gate")
-    parser.add_argument("--json", action="store_true", help="print the plan and the result as JSON")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Prints the plan, exports, prints how well the bundle agrees."""
-    if not args.dry_run and args.out is None:
-        raise UsageError("name the folder of the bundle: gemma-edge export SOURCE OUT")
-    formats = list(dict.fromkeys(args.format or [FORMATS[0]]))
-    modalities = None if args.modalities is None else [m.strip() for m in args.modalities.split(",")]
-    config, encoders = _describe(args.source, modalities)
-    for format in formats:
-        out = _target(args.out, format, len(formats) == 1)
-        _run_format(args, config, encoders, modalities, format, out)
-    return 0
-
-
-def _target(out: str | None, format: str, only: bool) -> str | None:
-    """Where a format goes: a folder of its own when there are several; a .litertlm is a file."""
-    if out is None or (only and (format != "litertlm" or out.endswith(SUFFIX))):
-        return out
-    return str(Path(out) / (f"model{SUFFIX}" if format == "litertlm" else format))
-
-
-def _run_format(
-    args: argparse.Namespace,
-    config: Gemma3nConfig,
-    encoders: Mapping[Kind, Encoder],
-    modalities: Collection[str] | None,
-    format: str,
-    out: str | None,
-) -> None:
-    recipe = _recipe(args.recipe, args.kv_cache, format)
-    ceiling = parse_size(args.ceiling) if args.ceiling else None
-    plan = plan_export(config, recipe, args.context, args.chunk, format, encoders)
-    if not args.json:
-        print(format_plan(plan.to_dict()), file=sys.stdout if args.dry_run else sys.stderr)
-    if ceiling is not None:
-        check_ceiling(plan, ceiling, config, recipe, encoders)
-    if args.dry_run or out is None:
-        if args.json:
-            print(json.dumps(plan.to_dict()))
-        return
-    result = export_bundle(
-        args.source,
-        out,
-        recipe=recipe,
-        context=args.context,
-        chunk=args.chunk,
-        ceiling=ceiling,
-        verify=not args.no_verify,
-        progress=True,
-        format=format,
-        modalities=modalities,
-    )
-    if args.json:
-        agreement = result.agreement.to_dict() if result.agreement else None
-        print(json.dumps({"path": str(result.path), "plan": plan.to_dict(), "agreement": agreement}))
-        return
-    if result.agreement:
-        print(result.agreement.summary(), file=sys.stderr)
-    print(f'{out}: ready. Next: gemma-edge run {out} "Hello"')
-
-
-__all__ = ["Exported", "configure", "export_bundle", "plan_export", "run"]

@@ -21,15 +21,21 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from gemma_edge.export.emit.external_data import StoredTensor
-from gemma_edge.export.encoders import Encoder
-from gemma_edge.export.inspect import ON_DEMAND
-from gemma_edge.export.model.tensors import EMBEDDING_NAME, PLE_NAME, Part, TensorSpec, tensor_specs
-from gemma_edge.export.recipe import Recipe, list_recipes, load_recipe
-from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.export.checkpoint.towers import Encoder
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import (
+    EMBEDDING_NAME,
+    PLE_NAME,
+    Part,
+    TensorSpec,
+    tensor_specs,
+)
+from gemma_edge.export.plan_table import ON_DEMAND
+from gemma_edge.export.weights.external_data import StoredTensor
+from gemma_edge.export.weights.recipe import Recipe, list_recipes, load_recipe
+from gemma_edge.runtime.artifacts.modalities import Kind
+from gemma_edge.runtime.engines.kv_cache import cache_layouts, windowed_cache_bytes
 from gemma_edge.runtime.errors import CeilingError
-from gemma_edge.runtime.kv_cache import cache_layouts, windowed_cache_bytes
-from gemma_edge.runtime.media.modalities import Kind
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.units import format_size
 
 # Measured as RssAnon with ONNX Runtime 1.31 and CPython 3.11 on x86-64: interpreter, NumPy and engine 21 MiB,
@@ -116,15 +122,15 @@ def weight_layout(
 ) -> WeightLayout:
     """The decoder's weights as the emitter of `format` stores them; reads none."""
     if format == "tflite":
-        from gemma_edge.export.tflite_bundle import emit_windowed
+        from gemma_edge.export.formats.tflite.tflite_bundle import emit_windowed
 
         return emit_windowed(config, recipe, context, chunk)
     if format == "litertlm":
-        from gemma_edge.export.litertlm import emit_models
-        from gemma_edge.runtime.readers.litertlm_bundle import DECODER
+        from gemma_edge.export.formats.litertlm.litertlm_file import emit_models
+        from gemma_edge.runtime.artifacts.litertlm_bundle import DECODER
 
         return emit_models(config, recipe, context, chunk)[DECODER]
-    from gemma_edge.export.emit.onnx import emit_decoder
+    from gemma_edge.export.emit.onnx.onnx_text import emit_decoder
 
     return emit_decoder(config, recipe, "decoder.onnx.data").data
 
@@ -132,10 +138,10 @@ def weight_layout(
 def encoder_layout(encoder: Encoder, recipe: Recipe, format: str) -> tuple[WeightLayout, int]:
     """An encoder's weights as the emitter of `format` stores them, and the memory it takes; reads none."""
     if format != "onnx":
-        from gemma_edge.export import tflite_bundle
+        from gemma_edge.export.formats.tflite import tflite_bundle
 
         return tflite_bundle.emit_encoder(encoder, recipe), sum(tflite_bundle.encoder_memory(encoder))
-    from gemma_edge.export.encoder_bundle import emit_encoder, encoder_memory
+    from gemma_edge.export.formats.onnx.onnx_encoder_files import emit_encoder, encoder_memory
 
     data = emit_encoder(encoder, recipe)[1]
     return data, sum(encoder_memory(encoder, data))

@@ -16,28 +16,28 @@ from typing import TYPE_CHECKING
 from gemma_edge.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from gemma_edge.runtime.bundle import Bundle
-    from gemma_edge.runtime.chat import ChatTemplate
-    from gemma_edge.runtime.config import Gemma3nConfig
+    from gemma_edge.runtime.artifacts.bundle import Bundle
     from gemma_edge.runtime.errors import GemmaEdgeError
+    from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
     from gemma_edge.runtime.generate import Completion, Stream, Usage
     from gemma_edge.runtime.model import Model
+    from gemma_edge.runtime.prompt.chat_template import ChatTemplate
+    from gemma_edge.runtime.prompt.tokenizer import Tokenizer
     from gemma_edge.runtime.sampling import Sampling
-    from gemma_edge.runtime.tokenizer import Tokenizer
     from gemma_edge.runtime.version import __version__
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "Bundle": "bundle",
-            "ChatTemplate": "chat",
+            "Bundle": "artifacts.bundle",
+            "ChatTemplate": "prompt.chat_template",
             "Completion": "generate",
-            "Gemma3nConfig": "config",
+            "Gemma3nConfig": "families.gemma3n_config",
             "GemmaEdgeError": "errors",
             "Model": "model",
             "Sampling": "sampling",
             "Stream": "generate",
-            "Tokenizer": "tokenizer",
+            "Tokenizer": "prompt.tokenizer",
             "Usage": "generate",
             "__version__": "version",
         },

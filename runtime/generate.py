@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
-from gemma_edge.runtime.prompt import Prompt
+from gemma_edge.runtime.prompt.prompt_builder import Prompt
 from gemma_edge.runtime.sampling import Sampler
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from gemma_edge.runtime.backends import Decoder
+    from gemma_edge.runtime.engines.decoder import Decoder
     from gemma_edge.runtime.media.attachments import Attachment
-    from gemma_edge.runtime.tokenizer import StreamDecoder
+    from gemma_edge.runtime.prompt.tokenizer import StreamDecoder
 
 Floats = NDArray[np.float32]
 # Rows of attachments by their key, f32 (soft tokens, hidden); None if asked to stop. See `Encoders.encode`.

@@ -17,19 +17,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from gemma_edge.runtime.available import available_memory
-from gemma_edge.runtime.backends.deferred import DeferredDecoder
-from gemma_edge.runtime.chat import ChatTemplate, Message, normalize_messages
+from gemma_edge.runtime.available_memory import available_memory
+from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.generate import Completion, Progress, StopStrings, Stream, Table, TokenGenerator
 from gemma_edge.runtime.media.attachments import MODALITY, Attachment, Part, Reader
-from gemma_edge.runtime.prompt import Prompt, attached, build, expansion, open_messages, placeholder
+from gemma_edge.runtime.prompt.chat_template import ChatTemplate, Message, normalize_messages
+from gemma_edge.runtime.prompt.prompt_builder import (
+    Prompt,
+    attached,
+    build,
+    expansion,
+    open_messages,
+    placeholder,
+)
+from gemma_edge.runtime.prompt.tokenizer import StreamDecoder, Tokenizer
 from gemma_edge.runtime.sampling import Sampler, Sampling
-from gemma_edge.runtime.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
-    from gemma_edge.runtime.backends import Decoder
-    from gemma_edge.runtime.media.encoders import Encoders
+    from gemma_edge.runtime.engines.decoder import Decoder
+    from gemma_edge.runtime.media.encoder_pool import Encoders
 
 Question = str | Sequence[Message]
 
@@ -109,11 +116,11 @@ class Model:
             BundleError, TokenizerError: the bundle is damaged.
             UsageError: `threads`, `context` or `video_tokens` is out of range.
         """
-        from gemma_edge.runtime.backends import largest_context, load_decoder
-        from gemma_edge.runtime.bundle import Bundle
-        from gemma_edge.runtime.ple import PleTable
-        from gemma_edge.runtime.rows import RowTable
-        from gemma_edge.runtime.token_rows import TokenRows
+        from gemma_edge.runtime.artifacts.bundle import Bundle
+        from gemma_edge.runtime.artifacts.ple_table import PleTable
+        from gemma_edge.runtime.artifacts.row_table import RowTable
+        from gemma_edge.runtime.artifacts.token_rows import TokenRows
+        from gemma_edge.runtime.engines.decoder import largest_context, load_decoder
 
         for name, value in (("threads", threads), ("context", context)):
             if value is not None and value < 1:
@@ -169,7 +176,7 @@ class Model:
         )
         encoders = None
         if bundle.modalities:
-            from gemma_edge.runtime.media.encoders import Encoders
+            from gemma_edge.runtime.media.encoder_pool import Encoders
 
             encoders = Encoders(
                 bundle.modalities, threads=threads, keep=keep_encoders, report=lambda done: log(str(done))

@@ -12,13 +12,13 @@ import numpy as np
 from gemma3n_models import SMALL as SMALL_TEXT
 from numpy.typing import NDArray
 
-from gemma_edge.export.emit.audio_folding import FoldedAudio
-from gemma_edge.export.emit.onnx_audio import emit_audio
-from gemma_edge.export.model.audio_tensors import EMBEDDER, TOWER, audio_specs
-from gemma_edge.export.model.tensors import TensorSpec
-from gemma_edge.export.recipe import load_recipe
-from gemma_edge.runtime.config import Gemma3nConfig
-from gemma_edge.runtime.media.audio_config import AudioConfig
+from gemma_edge.export.emit.onnx.onnx_audio import emit_audio
+from gemma_edge.export.emit.reference.audio_folding import FoldedAudio
+from gemma_edge.export.model.gemma3n.gemma3n_audio_tensors import EMBEDDER, TOWER, audio_specs
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import TensorSpec
+from gemma_edge.export.weights.recipe import load_recipe
+from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
 Array = NDArray[np.float32]
 Json = dict[str, Any]

@@ -13,7 +13,7 @@ from gemma3n_models import VARIANTS, Array, DictSource, random_ids, random_sourc
 from hypothesis import HealthCheck, settings
 
 from gemma_edge.export.exporter import export_bundle
-from gemma_edge.export.synth import synthesize
+from gemma_edge.export.synth.synth_checkpoint import synthesize
 
 # How long a machine takes says nothing about an example.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -16,15 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.export.calibrate import KvScales
-from gemma_edge.export.emit.onnx import emit_decoder
-from gemma_edge.export.emit.reference import gather
-from gemma_edge.export.model.tensors import EMBEDDING_NAME, HEAD_NAME, PLE_NAME, tensor_specs
-from gemma_edge.export.recipe import KvCache, load_recipe
-from gemma_edge.export.synth import BRANCH_NORMS
-from gemma_edge.runtime.backends.onnx import OnnxDecoder
-from gemma_edge.runtime.bundle import Bundle, FileRecord
-from gemma_edge.runtime.config import FULL, SLIDING, Gemma3nConfig
+from gemma_edge.export.emit.onnx.onnx_text import emit_decoder
+from gemma_edge.export.emit.reference.reference_text import gather
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import (
+    EMBEDDING_NAME,
+    HEAD_NAME,
+    PLE_NAME,
+    tensor_specs,
+)
+from gemma_edge.export.synth.synth_checkpoint import BRANCH_NORMS
+from gemma_edge.export.weights.calibrate import KvScales
+from gemma_edge.export.weights.recipe import KvCache, load_recipe
+from gemma_edge.runtime.artifacts.bundle import Bundle, FileRecord
+from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder
+from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING, Gemma3nConfig
 
 Array = NDArray[np.float32]
 Json = dict[str, Any]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.export.synth import synthesize
-from gemma_edge.runtime.media.modalities import AudioModality
+from gemma_edge.export.synth.synth_checkpoint import synthesize
+from gemma_edge.runtime.artifacts.modalities import AudioModality
 from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.prompt import Prompt
+from gemma_edge.runtime.prompt.prompt_builder import Prompt
 
 ANSWER_TOKENS = 32
 Json = dict[str, Any]

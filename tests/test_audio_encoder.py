@@ -30,21 +30,21 @@ from audio_models import (
 from gemma3n_models import SMALL as SMALL_TEXT
 from safetensors.numpy import load_file
 
-from gemma_edge.export.emit.audio_folding import FoldedAudio, audio_token_table
-from gemma_edge.export.emit.external_data import ExternalData
-from gemma_edge.export.emit.onnx_audio import OnnxAudioOps, emit_audio
-from gemma_edge.export.emit.onnx_graph import FLOAT, value_info
-from gemma_edge.export.emit.reference_audio import ReferenceAudioOps, evaluate_audio
-from gemma_edge.export.model import audio
-from gemma_edge.export.model.audio_tensors import audio_specs, folded_specs
+from gemma_edge.export.emit.onnx.onnx_audio import OnnxAudioOps, emit_audio
+from gemma_edge.export.emit.onnx.onnx_graph import FLOAT, value_info
+from gemma_edge.export.emit.reference.audio_folding import FoldedAudio, audio_token_table
+from gemma_edge.export.emit.reference.reference_audio import ReferenceAudioOps, evaluate_audio
+from gemma_edge.export.model.gemma3n import gemma3n_audio as audio
+from gemma_edge.export.model.gemma3n.gemma3n_audio_tensors import audio_specs, folded_specs
 from gemma_edge.export.model.ops import Weights
-from gemma_edge.export.recipe import load_recipe
-from gemma_edge.export.synth import synthesize
-from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.export.synth.synth_checkpoint import synthesize
+from gemma_edge.export.weights.external_data import ExternalData
+from gemma_edge.export.weights.recipe import load_recipe
 from gemma_edge.runtime.errors import BundleError, ConfigError, UsageError
-from gemma_edge.runtime.media.audio_config import AudioConfig
+from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.families.log_mel import LogMel, log_mel
 from gemma_edge.runtime.media.audio_encoder import AudioEncoder
-from gemma_edge.runtime.media.log_mel import LogMel, log_mel
 
 GOLDEN = Path(__file__).parent / "golden" / "audio.npz"
 TOLERANCE = 1e-4  # of the largest value; the bar is 1e-3

@@ -12,7 +12,7 @@ import pytest
 from audio_clips import Array, odd_clips
 
 from gemma_edge.runtime.errors import ConfigError
-from gemma_edge.runtime.media.log_mel import LogMel, log_mel
+from gemma_edge.runtime.families.log_mel import LogMel, log_mel
 
 GOLDEN = Path(__file__).parent / "golden" / "audio.npz"
 TOLERANCE = 1e-4

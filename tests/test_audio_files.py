@@ -18,7 +18,7 @@ import pytest
 from audio_clips import RATE, Array, odd_clips, write_wav
 
 from gemma_edge.runtime.errors import MediaError, UsageError
-from gemma_edge.runtime.media.audio import Segment, read_audio, split_at_pauses
+from gemma_edge.runtime.media.recordings import Segment, read_audio, split_at_pauses
 
 SPEECH = odd_clips()["speech_like"]
 
@@ -380,7 +380,7 @@ def test_the_file_is_closed(wav: Path) -> None:
         opened.append(file)
         return original(file, mode)  # type: ignore[call-overload]
 
-    audio = importlib.import_module("gemma_edge.runtime.media.audio")
+    audio = importlib.import_module("gemma_edge.runtime.media.recordings")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audio.wave, "open", remember)
         list(read_audio(wav))

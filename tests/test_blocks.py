@@ -18,15 +18,15 @@ import pytest
 from gemma3n_models import SMALL, Array, DictSource
 from onnx import TensorProto, helper
 
-from gemma_edge.export.emit.external_data import ExternalData
-from gemma_edge.export.emit.onnx import OnnxOps
-from gemma_edge.export.emit.reference import ReferenceOps, evaluate
-from gemma_edge.export.model import text
+from gemma_edge.export.emit.onnx.onnx_text import OnnxOps
+from gemma_edge.export.emit.reference.reference_text import ReferenceOps, evaluate
+from gemma_edge.export.model.gemma3n import gemma3n_text as text
 from gemma_edge.export.model.ops import Weight, Weights
-from gemma_edge.export.recipe import load_recipe
-from gemma_edge.runtime.config import FULL, SLIDING, Gemma3nConfig
-from gemma_edge.runtime.kv_cache import cache_layouts
-from gemma_edge.runtime.rope import rotary_tables
+from gemma_edge.export.weights.external_data import ExternalData
+from gemma_edge.export.weights.recipe import load_recipe
+from gemma_edge.runtime.engines.kv_cache import cache_layouts
+from gemma_edge.runtime.engines.rope import rotary_tables
+from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING, Gemma3nConfig
 
 GOLDEN = Path(__file__).parent / "golden" / "blocks.npz"
 LAYERS = [Weights().layer(i) for i in range(6)]

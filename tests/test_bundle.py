@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from gemma3n_models import SMALL, Json
 
-from gemma_edge.runtime import bundle as bundle_module
-from gemma_edge.runtime.bundle import Bundle, sha256
-from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.runtime.artifacts import bundle as bundle_module
+from gemma_edge.runtime.artifacts.bundle import Bundle, sha256
 from gemma_edge.runtime.errors import BundleError, ConfigError
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.model import Model
 
 FILES = {"decoder.onnx": b"graph", "decoder.onnx.data": b"weights " * 100, "sub/notes.txt": b""}

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 from gemma3n_models import SMALL
 
-from gemma_edge.export.bundle_writer import ROOM, BundleWriter, HashingFile
-from gemma_edge.runtime.bundle import Bundle
+from gemma_edge.export.publish import ROOM, BundleWriter, HashingFile
+from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
 MANIFEST = {"schema_version": 1, "config": SMALL, "context": 64, "chunk": 16, "kv_cache": "fp32"}

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.runtime import chat
-from gemma_edge.runtime.chat import ChatTemplate
 from gemma_edge.runtime.errors import BundleError, UsageError
+from gemma_edge.runtime.prompt import chat_template as chat
+from gemma_edge.runtime.prompt.chat_template import ChatTemplate
 
 USER = {"role": "user", "content": " Hello "}
 CONVERSATION: list[dict[str, Any]] = [

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from gemma_edge.export import synth
-from gemma_edge.export.checkpoint import Checkpoint, resolve
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint, resolve
+from gemma_edge.export.synth import synth_checkpoint as synth
 from gemma_edge.runtime.errors import CheckpointError, GemmaEdgeError, UsageError
 
 PREFIX = "model.language_model."

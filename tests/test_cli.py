@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from tiny_model import RuleDecoder, answers, hash_rule, tiny_model, tiny_tokenizer
 
+from gemma_edge.cli import chat as chat_repl
 from gemma_edge.cli import main as cli
+from gemma_edge.cli import run as run_verb
 from gemma_edge.runtime.errors import BundleError, CeilingError, DeviceError, GemmaEdgeError, ParityError
 from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.verbs import chat_repl
-from gemma_edge.runtime.verbs import run as run_verb
 
 COMMAND = [sys.executable, "-m", "gemma_edge.cli.main"]
 
@@ -60,9 +60,7 @@ def test_help_lists_every_verb_and_imports_none() -> None:
 
 
 def test_the_runtime_imports_nothing_heavy() -> None:
-    code = (
-        "import sys; import gemma_edge.runtime.model, gemma_edge.runtime.verbs.chat_repl; print(*sys.modules)"
-    )
+    code = "import sys; import gemma_edge.runtime.model, gemma_edge.cli.chat; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "transformers", "onnx", "onnxruntime", "jinja2", "sentencepiece", "tokenizers"}
     assert heavy.isdisjoint(done.stdout.split())

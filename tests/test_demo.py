@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
+from gemma_edge.cli.demo import CONTEXT, printable
 from gemma_edge.cli.main import main
-from gemma_edge.export.demo import CONTEXT, printable
-from gemma_edge.runtime.bundle import Bundle
+from gemma_edge.runtime.artifacts.bundle import Bundle
 
 # Runs the demo and reports which heavy modules were imported on the way.
 SCRIPT = """\

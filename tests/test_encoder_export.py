@@ -15,23 +15,23 @@ from audio_models import AudioSource, TransformersAudio
 from vision_models import transformers_model
 
 from gemma_edge.cli.main import main
-from gemma_edge.export.checkpoint import Checkpoint
-from gemma_edge.export.encoder_bundle import emit_encoder, encoder_memory
-from gemma_edge.export.encoders import Encoder, read_encoder
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint
+from gemma_edge.export.checkpoint.towers import Encoder, read_encoder
 from gemma_edge.export.exporter import export_bundle, plan_export
-from gemma_edge.export.inspect import format_plan
+from gemma_edge.export.formats.onnx.onnx_encoder_files import emit_encoder, encoder_memory
+from gemma_edge.export.gate.encoder_parity import encoder_errors, relative_error, sample_input
+from gemma_edge.export.gate.parity import Agreement, check_bounds, verify_bundle
 from gemma_edge.export.plan import Plan
-from gemma_edge.export.recipe import Bounds, load_recipe
-from gemma_edge.export.synth import synthesize, text_config
-from gemma_edge.export.synth_towers import audio_json, preprocessor_json, vision_json
-from gemma_edge.export.verify import Agreement, check_bounds, verify_bundle
-from gemma_edge.export.verify_encoders import encoder_errors, relative_error, sample_input
-from gemma_edge.runtime.bundle import Bundle, sha256
-from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.export.plan_table import format_plan
+from gemma_edge.export.synth.synth_checkpoint import synthesize, text_config
+from gemma_edge.export.synth.synth_towers import audio_json, preprocessor_json, vision_json
+from gemma_edge.export.weights.recipe import Bounds, load_recipe
+from gemma_edge.runtime.artifacts.bundle import Bundle, sha256
+from gemma_edge.runtime.artifacts.modalities import KINDS, Kind
 from gemma_edge.runtime.errors import BundleError, ConfigError, ParityError, UsageError
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.media.audio_encoder import AudioEncoder
-from gemma_edge.runtime.media.modalities import KINDS, Kind
-from gemma_edge.runtime.media.vision import VisionEncoder
+from gemma_edge.runtime.media.image_encoder import VisionEncoder
 
 Json = dict[str, Any]
 # What a published config.json has; ids left out are those that transformers has for absent ones.

@@ -24,8 +24,8 @@ from test_exporter import impossible, poke
 
 from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import INT8_CACHE_BOUNDS, export_bundle
-from gemma_edge.export.synth import synthesize, text_config
-from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.export.synth.synth_checkpoint import synthesize, text_config
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.model import Model
 
 COMMAND = Path(sys.executable).with_name("gemma-edge")
@@ -190,7 +190,7 @@ def test_nan_weights(checkpoint: Path, out: Path) -> None:
 
 
 def test_truncated_shard(checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gemma_edge.export import synth
+    from gemma_edge.export.synth import synth_checkpoint as synth
 
     monkeypatch.setattr(synth, "SHARD_BYTES", 1_500_000)
     sharded = synthesize(checkpoint.with_name("sharded"), progress=False).path

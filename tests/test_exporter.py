@@ -13,12 +13,14 @@ import pytest
 from gemma3n_models import Json
 
 from gemma_edge.export import exporter
-from gemma_edge.export.checkpoint import Checkpoint
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import Exported, export_bundle
-from gemma_edge.export.model.tensors import EMBEDDING_NAME, PLE_NAME
-from gemma_edge.export.recipe import load_recipe
-from gemma_edge.export.synth import synthesize
-from gemma_edge.runtime.bundle import Bundle
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME
+from gemma_edge.export.synth.synth_checkpoint import synthesize
+from gemma_edge.export.weights.recipe import load_recipe
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.ple_table import PleTable
+from gemma_edge.runtime.artifacts.row_table import RowTable
 from gemma_edge.runtime.errors import (
     CeilingError,
     CheckpointError,
@@ -27,8 +29,6 @@ from gemma_edge.runtime.errors import (
     ParityError,
     UsageError,
 )
-from gemma_edge.runtime.ple import PleTable
-from gemma_edge.runtime.rows import RowTable
 
 PREFIX = "model.language_model."
 
@@ -136,7 +136,7 @@ def test_an_untied_head_has_a_table_of_embeddings(tmp_path: Path) -> None:
 def test_layouts_and_shards_make_the_same_bundle(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gemma_edge.export import synth
+    from gemma_edge.export.synth import synth_checkpoint as synth
 
     monkeypatch.setattr(synth, "SHARD_BYTES", 1_000_000)
     source = synthesize(tmp_path / "text-only", multimodal_layout=False, progress=False).path

@@ -24,8 +24,8 @@ from tiny_model import (
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 from gemma_edge.runtime.generate import Progress, StopStrings, TokenGenerator
 from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.sampling import Sampler, Sampling
-from gemma_edge.runtime.tokenizer import Tokenizer
 
 GREEDY = Sampler(Sampling(temperature=0.0))
 PROMPT = [BOS, *range(270, 300)]

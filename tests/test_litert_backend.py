@@ -12,8 +12,10 @@ pytest.importorskip("ai_edge_litert")
 
 from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import export_bundle
-from gemma_edge.runtime.backends import litert, litert_engine, load_decoder
-from gemma_edge.runtime.bundle import Bundle
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.engines import litert_decoder as litert
+from gemma_edge.runtime.engines import litert_model as litert_engine
+from gemma_edge.runtime.engines.decoder import load_decoder
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.model import Model
 

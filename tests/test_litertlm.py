@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import write_tokenizer
 
-from gemma_edge.runtime.chat import ChatTemplate
-from gemma_edge.runtime.cpu import check_engine, missing_feature
+from gemma_edge.benchmarks.machine.cpu_features import check_engine, missing_feature
+from gemma_edge.runtime.artifacts.litertlm_reader import CONFIG_KEY, read_litertlm
 from gemma_edge.runtime.errors import BundleError, ConfigError, DeviceError, TokenizerError
 from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.readers.litertlm_reader import CONFIG_KEY, read_litertlm
+from gemma_edge.runtime.prompt.chat_template import ChatTemplate
+from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.sampling import Sampling
-from gemma_edge.runtime.tokenizer import Tokenizer
 
 pytest.importorskip("ai_edge_litert", reason="the LiteRT schema is not installed")
 pytest.importorskip("litert_lm_builder", reason="litert-lm-builder is not installed")
@@ -27,12 +27,12 @@ pytest.importorskip("litert_lm_builder", reason="litert-lm-builder is not instal
 from google_runtime import run_greedy
 from tiny_tflite import bigram, tiny_config, write_models
 
-from gemma_edge.export.checkpoint import Checkpoint
-from gemma_edge.export.emit.reference import evaluate
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint
+from gemma_edge.export.emit.reference.reference_text import evaluate
 from gemma_edge.export.exporter import export_bundle
-from gemma_edge.export.litertlm import llm_metadata, pad_tokenizer, write_litertlm
-from gemma_edge.export.recipe import load_recipe
-from gemma_edge.export.synth import synthesize
+from gemma_edge.export.formats.litertlm.litertlm_file import llm_metadata, pad_tokenizer, write_litertlm
+from gemma_edge.export.synth.synth_checkpoint import synthesize
+from gemma_edge.export.weights.recipe import load_recipe
 
 CONTEXT, STOP = 64, (1, 5)
 FIRST_TEXT_PIECE, PIECES = 264, 299  # of `write_tokenizer`: what comes before are special and byte pieces

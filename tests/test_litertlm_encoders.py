@@ -19,20 +19,20 @@ pytest.importorskip("litert_lm_builder", reason="litert-lm-builder is not instal
 
 from google_runtime import run_chat
 
-from gemma_edge.export.checkpoint import Checkpoint
-from gemma_edge.export.emit.reference_audio import evaluate_audio
-from gemma_edge.export.emit.reference_vision import evaluate_vision
+from gemma_edge.benchmarks.machine.cpu_features import check_engine
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint
+from gemma_edge.export.emit.reference.reference_audio import evaluate_audio
+from gemma_edge.export.emit.reference.reference_vision import evaluate_vision
 from gemma_edge.export.exporter import export_bundle
-from gemma_edge.export.synth import synthesize
-from gemma_edge.runtime.bundle import Bundle
-from gemma_edge.runtime.cpu import check_engine
+from gemma_edge.export.synth.synth_checkpoint import synthesize
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.litertlm_bundle import LitertlmBundle
+from gemma_edge.runtime.artifacts.litertlm_reader import read_litertlm
+from gemma_edge.runtime.artifacts.modalities import AudioModality
 from gemma_edge.runtime.errors import BundleError, DeviceError
 from gemma_edge.runtime.media.audio_encoder import AudioEncoder
-from gemma_edge.runtime.media.modalities import AudioModality
-from gemma_edge.runtime.media.vision import VisionEncoder
+from gemma_edge.runtime.media.image_encoder import VisionEncoder
 from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.readers.litertlm_bundle import LitertlmBundle
-from gemma_edge.runtime.readers.litertlm_reader import read_litertlm
 
 COUNT, CONTEXT, CHUNK = 16, 512, 64
 SECONDS, RATE = 3, 16_000

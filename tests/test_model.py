@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tiny_model import END_OF_TURN, RuleDecoder, answers, tiny_tokenizer
 
-from gemma_edge.runtime import backends
-from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.runtime.engines import decoder as backends
 from gemma_edge.runtime.errors import BundleError, UsageError
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.model import Model, read_generation_config
 
 VOCAB, LAYERS = 315, 2

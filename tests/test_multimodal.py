@@ -28,11 +28,11 @@ from multimodal import (
 
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime import model as model_module
-from gemma_edge.runtime.backends.deferred import DeferredDecoder
+from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.generate import Progress
 from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.prompt import Prompt
+from gemma_edge.runtime.prompt.prompt_builder import Prompt
 
 FILE = json.loads((Path(__file__).parent / "golden" / "multimodal.json").read_text())
 GOLDEN: dict[str, list[int]] = {name: answer["tokens"] for name, answer in FILE.items()}

@@ -12,13 +12,13 @@ import pytest
 from conftest import LiveCase
 from gemma3n_models import VARIANTS, DictSource, feed, random_ids, random_source, rows_of, write_decoder
 
-from gemma_edge.export.emit.onnx import EmittedDecoder, emit_decoder
-from gemma_edge.export.emit.reference import evaluate
-from gemma_edge.export.model.tensors import PLE_NAME, Part, tensor_specs
-from gemma_edge.export.recipe import KvCache, Recipe, load_recipe
-from gemma_edge.runtime.backends.onnx import OnnxDecoder, physical_cores
-from gemma_edge.runtime.config import FULL
+from gemma_edge.export.emit.onnx.onnx_text import EmittedDecoder, emit_decoder
+from gemma_edge.export.emit.reference.reference_text import evaluate
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import PLE_NAME, Part, tensor_specs
+from gemma_edge.export.weights.recipe import KvCache, Recipe, load_recipe
+from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder, physical_cores
 from gemma_edge.runtime.errors import BundleError, UsageError
+from gemma_edge.runtime.families.gemma3n_config import FULL
 
 MAX_ERROR = 1e-3
 CHUNKS = {

@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("optimum.commands.optimum_cli", reason="optimum is not installed")
 pytest.importorskip("optimum.commands.register.register_gemma_edge", reason="it is not registered")
 
-from gemma_edge.export.synth import synthesize
-from gemma_edge.runtime.bundle import Bundle
+from gemma_edge.export.synth.synth_checkpoint import synthesize
+from gemma_edge.runtime.artifacts.bundle import Bundle
 
 
 def optimum_cli(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -11,22 +11,22 @@ import pytest
 from gemma3n_models import random_ids
 
 from gemma_edge.benchmarks.evaluate import Answered, Question, answers, read_questions, scores, take
-from gemma_edge.export.checkpoint import Checkpoint
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.model import Model
 
-POCKET = Path(__file__).parent / "pocket"
+POCKET = Path(__file__).parents[1] / "pocket"
 CHECKPOINT, QUESTIONS = POCKET / "checkpoint", POCKET / "questions" / "questions.jsonl"
 GIT_BYTES = 12_000_000
 published = pytest.mark.skipif(
-    not CHECKPOINT.exists(), reason="tests/pocket/publish.py writes the checkpoint"
+    not CHECKPOINT.exists(), reason="pocket/training/publish.py writes the checkpoint"
 )
 
 
 @pytest.fixture(autouse=True)
 def pocket_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scripts of tests/pocket import each other by name, as scripts do."""
-    monkeypatch.syspath_prepend(str(POCKET))
+    """The scripts of pocket import each other by name, as scripts do."""
+    monkeypatch.syspath_prepend(str(POCKET / "training"))
 
 
 def test_training_never_draws_what_is_held_out() -> None:
@@ -169,7 +169,7 @@ def test_it_has_every_mechanism() -> None:
 def test_transformers_and_the_reference_agree_on_it() -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from gemma_edge.export.emit.reference import evaluate
+    from gemma_edge.export.emit.reference.reference_text import evaluate
 
     try:
         model = transformers.Gemma3nForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)

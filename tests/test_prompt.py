@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from test_tokenizer_convert import gemma_json
 from tiny_modalities import AUDIO_TOKENS, IMAGE_SIZE, IMAGE_TOKENS, modalities
 
-from gemma_edge.export.synth import CHAT_TEMPLATE
-from gemma_edge.export.tokenizer import convert
-from gemma_edge.runtime.chat import ChatTemplate
+from gemma_edge.export.checkpoint.tokenizer_files import convert
+from gemma_edge.export.synth.synth_checkpoint import CHAT_TEMPLATE
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.media.attachments import Attachment, Reader
 from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.prompt import Prompt, build
-from gemma_edge.runtime.tokenizer import Tokenizer
+from gemma_edge.runtime.prompt.chat_template import ChatTemplate
+from gemma_edge.runtime.prompt.prompt_builder import Prompt, build
+from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 
 NAMES = {
     "boi": "<start_of_image>",

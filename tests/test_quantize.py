@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
-from gemma_edge.export import quantize as module
-from gemma_edge.export.quantize import (
+from gemma_edge.export.weights import quantize as module
+from gemma_edge.export.weights.quantize import (
     BlockQuantized,
     Clip,
     dequantize,

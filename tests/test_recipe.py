@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.export.model.tensors import Part, TensorSpec, tensor_specs
-from gemma_edge.export.recipe import FP32, PARTS, Precision, list_recipes, load_recipe
-from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import Part, TensorSpec, tensor_specs
+from gemma_edge.export.weights.recipe import FP32, PARTS, Precision, list_recipes, load_recipe
 from gemma_edge.runtime.errors import ConfigError, UsageError
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
 NAMES = [
     "balanced",

@@ -18,8 +18,8 @@ from gemma_edge.benchmarks.output.record import (
     write_record,
 )
 from gemma_edge.benchmarks.script import run_script
-from gemma_edge.runtime.config import Gemma3nConfig
 from gemma_edge.runtime.errors import BundleError, UsageError
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
 
 def bundle(folder: Path, **changes: Any) -> Path:

@@ -19,11 +19,11 @@ from gemma3n_models import (
     transformers_model,
 )
 
-from gemma_edge.export.emit import reference
-from gemma_edge.export.emit.reference import LOGIT_ROWS, evaluate, evaluate_blocks, gather
-from gemma_edge.export.model.tensors import PLE_NAME, tensor_specs, unused_names
-from gemma_edge.runtime.config import FULL, SLIDING
-from gemma_edge.runtime.rope import rotary_tables
+from gemma_edge.export.emit.reference import reference_text as reference
+from gemma_edge.export.emit.reference.reference_text import LOGIT_ROWS, evaluate, evaluate_blocks, gather
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import PLE_NAME, tensor_specs, unused_names
+from gemma_edge.runtime.engines.rope import rotary_tables
+from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING
 
 MAX_ERROR = 1e-4
 

@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemma_edge.export.quantize import dequantize, quantize
-from gemma_edge.export.recipe import Precision
-from gemma_edge.export.rows import write_row_table
-from gemma_edge.runtime import rows as module
-from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.export.weights.quantize import dequantize, quantize
+from gemma_edge.export.weights.recipe import Precision
+from gemma_edge.export.weights.row_table_writer import write_row_table
+from gemma_edge.runtime.artifacts import row_table as module
+from gemma_edge.runtime.artifacts.ple_table import PleTable
+from gemma_edge.runtime.artifacts.row_table import RowTable
 from gemma_edge.runtime.errors import BundleError, UsageError
-from gemma_edge.runtime.ple import PleTable
-from gemma_edge.runtime.rows import RowTable
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
 Layout = dict[str, Any]
 Factory = pytest.TempPathFactory

@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from tiny_modalities import IMAGE_TOKENS, modalities
 from tiny_model import EOS, IdTable, RuleDecoder, hash_rule, write_tokenizer
 
-from gemma_edge.runtime.backends.deferred import DeferredDecoder
+from gemma_edge.runtime.artifacts.token_rows import TokenRows
+from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.generate import Progress, TokenGenerator
-from gemma_edge.runtime.media import encoders as encoders_module
+from gemma_edge.runtime.media import encoder_pool as encoders_module
 from gemma_edge.runtime.media.attachments import Attachment, Reader
-from gemma_edge.runtime.media.encoders import Encoded, Encoders
+from gemma_edge.runtime.media.encoder_pool import Encoded, Encoders
 from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.prompt import Placed, Prompt
+from gemma_edge.runtime.prompt.prompt_builder import Placed, Prompt
+from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.sampling import Sampler, Sampling
-from gemma_edge.runtime.token_rows import TokenRows
-from gemma_edge.runtime.tokenizer import Tokenizer
 
 GREEDY = Sampler(Sampling(temperature=0.0))
 SOFT = 9

@@ -16,16 +16,16 @@ from test_soft_tokens import Array, RowDecoder
 from tiny_modalities import IMAGE_TOKENS, modalities
 from tiny_model import END_OF_TURN, EOS, IdTable, write_tokenizer
 
+from gemma_edge.cli import chat as chat_repl
 from gemma_edge.cli import main as cli
+from gemma_edge.cli.bundle_options import MODEL
 from gemma_edge.runtime.errors import GemmaEdgeError
 from gemma_edge.runtime.media import attachments
 from gemma_edge.runtime.media.attachments import Attachment, Reader
-from gemma_edge.runtime.media.encoders import Encoded
+from gemma_edge.runtime.media.encoder_pool import Encoded
 from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.sampling import Sampling
-from gemma_edge.runtime.tokenizer import Tokenizer
-from gemma_edge.runtime.verbs import chat_repl
-from gemma_edge.runtime.verbs.options import MODEL
 
 NAMES = ("start_of_image", "start_of_audio", "end_of_image", "image_soft_token", "end_of_audio")
 SPEECH = np.random.default_rng(0).uniform(-0.3, 0.3, 16_000).astype(np.float32)
@@ -203,7 +203,7 @@ def test_the_bundle_is_the_first_argument_or_m_or_the_environments(
 ) -> None:
     import argparse
 
-    from gemma_edge.runtime.verbs.options import add_words, take_bundle
+    from gemma_edge.cli.bundle_options import add_words, take_bundle
 
     monkeypatch.chdir(tmp_path)
     Path("real").mkdir()

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from gemma_edge.export import synth
-from gemma_edge.export.checkpoint import Checkpoint
-from gemma_edge.export.sentencepiece_build import build_model, synthetic_pieces
-from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint
+from gemma_edge.export.checkpoint.sentencepiece_model import build_model, synthetic_pieces
+from gemma_edge.export.synth import synth_checkpoint as synth
 from gemma_edge.runtime.errors import ConfigError, GemmaEdgeError, UsageError
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
 
 @pytest.fixture(scope="module")

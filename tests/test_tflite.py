@@ -17,16 +17,16 @@ pytest.importorskip("ai_edge_litert")
 
 from ai_edge_litert import schema_py_generated as schema
 
-from gemma_edge.export.bundle_writer import HashingFile
-from gemma_edge.export.emit.reference import evaluate
-from gemma_edge.export.emit.tflite import CacheLayout, emit_decoder, emit_per_layer_embedder
-from gemma_edge.export.emit.tflite_buffers import TfliteFile, stored_precision
-from gemma_edge.export.model.tensors import EMBEDDING_NAME, PLE_NAME, Part, head_name
-from gemma_edge.export.quantize import dequantize, quantize
-from gemma_edge.export.recipe import Precision, Recipe, load_recipe
-from gemma_edge.runtime.backends.litert import LitertDecoder
-from gemma_edge.runtime.bundle import Bundle, FileRecord
-from gemma_edge.runtime.rows import RowTable
+from gemma_edge.export.emit.reference.reference_text import evaluate
+from gemma_edge.export.emit.tflite.tflite_file import TfliteFile, stored_precision
+from gemma_edge.export.emit.tflite.tflite_text import CacheLayout, emit_decoder, emit_per_layer_embedder
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME, Part, head_name
+from gemma_edge.export.publish import HashingFile
+from gemma_edge.export.weights.quantize import dequantize, quantize
+from gemma_edge.export.weights.recipe import Precision, Recipe, load_recipe
+from gemma_edge.runtime.artifacts.bundle import Bundle, FileRecord
+from gemma_edge.runtime.artifacts.row_table import RowTable
+from gemma_edge.runtime.engines.litert_decoder import LitertDecoder
 
 PROMPT, CONTEXT, PREFILL = 24, 32, (8, 4)
 Decoders = Callable[[DictSource, CacheLayout], LitertDecoder]

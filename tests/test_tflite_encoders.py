@@ -17,23 +17,23 @@ from vision_models import TowerSource, random_pixels, random_tower, small_config
 
 pytest.importorskip("ai_edge_litert")
 
-from gemma_edge.export.bundle_writer import HashingFile
-from gemma_edge.export.emit.audio_folding import FoldedAudio
-from gemma_edge.export.emit.reference import WeightSource
-from gemma_edge.export.emit.reference_audio import evaluate_audio
-from gemma_edge.export.emit.reference_vision import evaluate_vision
-from gemma_edge.export.emit.tflite_audio import audio_lengths, emit_audio
-from gemma_edge.export.emit.tflite_buffers import TfliteFile
-from gemma_edge.export.emit.tflite_vision import emit_vision
-from gemma_edge.export.litertlm_encoders import emit_audio_adapter, emit_end_row, emit_row
-from gemma_edge.export.recipe import load_recipe
+from gemma_edge.export.emit.reference.audio_folding import FoldedAudio
+from gemma_edge.export.emit.reference.reference_audio import evaluate_audio
+from gemma_edge.export.emit.reference.reference_text import WeightSource
+from gemma_edge.export.emit.reference.reference_vision import evaluate_vision
+from gemma_edge.export.emit.tflite.tflite_audio import audio_lengths, emit_audio
+from gemma_edge.export.emit.tflite.tflite_file import TfliteFile
+from gemma_edge.export.emit.tflite.tflite_vision import emit_vision
+from gemma_edge.export.formats.litertlm.litertlm_sections import emit_audio_adapter, emit_end_row, emit_row
+from gemma_edge.export.publish import HashingFile
+from gemma_edge.export.weights.recipe import load_recipe
+from gemma_edge.runtime.artifacts.tflite_check import check_audio, check_vision
+from gemma_edge.runtime.artifacts.tflite_reader import read_tflite
 from gemma_edge.runtime.errors import BundleError, UsageError
-from gemma_edge.runtime.media.audio_config import AudioConfig
+from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
+from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
 from gemma_edge.runtime.media.audio_encoder import AudioEncoder
-from gemma_edge.runtime.media.vision import VisionEncoder
-from gemma_edge.runtime.media.vision_config import VisionConfig
-from gemma_edge.runtime.readers.tflite_check import check_audio, check_vision
-from gemma_edge.runtime.readers.tflite_reader import read_tflite
+from gemma_edge.runtime.media.image_encoder import VisionEncoder
 
 VISION = {
     "64": small_config(),

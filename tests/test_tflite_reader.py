@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gemma_edge.runtime.artifacts.row_table import RowTable
+from gemma_edge.runtime.artifacts.tflite_check import check_decoder, check_embedder, embedding_table
+from gemma_edge.runtime.artifacts.tflite_reader import TfliteModel, read_tflite
 from gemma_edge.runtime.errors import BundleError
-from gemma_edge.runtime.readers.tflite_check import check_decoder, check_embedder, embedding_table
-from gemma_edge.runtime.readers.tflite_reader import TfliteModel, read_tflite
-from gemma_edge.runtime.rows import RowTable
 
 pytest.importorskip("ai_edge_litert", reason="the LiteRT schema is not installed")
 

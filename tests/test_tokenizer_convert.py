@@ -13,10 +13,10 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemma_edge.export.checkpoint import Checkpoint
-from gemma_edge.export.sentencepiece_build import BYTE_PIECES
-from gemma_edge.export.synth import synthesize
-from gemma_edge.export.tokenizer import convert, tokenizer_files
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint
+from gemma_edge.export.checkpoint.sentencepiece_model import BYTE_PIECES
+from gemma_edge.export.checkpoint.tokenizer_files import convert, tokenizer_files
+from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.runtime.errors import TokenizerError
 
 tokenizers = pytest.importorskip("tokenizers")

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_edge.export import verify
-from gemma_edge.export.checkpoint import Checkpoint
-from gemma_edge.export.emit.reference import evaluate
-from gemma_edge.export.recipe import Bounds
-from gemma_edge.export.synth import synthesize
-from gemma_edge.export.verify import (
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint
+from gemma_edge.export.emit.reference.reference_text import evaluate
+from gemma_edge.export.gate import parity as verify
+from gemma_edge.export.gate.parity import (
     Agreement,
     check_bounds,
     verify_bundle,
     verify_sequences,
     write_bundle_logits,
 )
-from gemma_edge.runtime.bundle import Bundle
+from gemma_edge.export.synth.synth_checkpoint import synthesize
+from gemma_edge.export.weights.recipe import Bounds
+from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import BundleError, ConfigError, ParityError, UsageError
 
 SEQUENCES = [[2, 5, 300, 7, 12, 513, 40], [2, 9, 9], [2]]

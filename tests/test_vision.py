@@ -23,21 +23,21 @@ from vision_models import (
     transformers_model,
 )
 
-from gemma_edge.export.emit.onnx_vision import emit_vision
-from gemma_edge.export.emit.reference_vision import (
+from gemma_edge.export.emit.onnx.onnx_vision import emit_vision
+from gemma_edge.export.emit.reference.reference_vision import (
     ReferenceVisionOps,
     evaluate_vision,
     same_padding,
     vision_token_table,
 )
-from gemma_edge.export.model import vision
+from gemma_edge.export.model.gemma3n import gemma3n_vision as vision
+from gemma_edge.export.model.gemma3n.gemma3n_vision_tensors import TOWER, block_specs, stages, vision_specs
 from gemma_edge.export.model.ops import Weights
-from gemma_edge.export.model.vision_tensors import TOWER, block_specs, stages, vision_specs
-from gemma_edge.export.recipe import load_recipe
-from gemma_edge.export.synth import synthesize
+from gemma_edge.export.synth.synth_checkpoint import synthesize
+from gemma_edge.export.weights.recipe import load_recipe
 from gemma_edge.runtime.errors import BundleError, ConfigError
-from gemma_edge.runtime.media.vision import VisionEncoder
-from gemma_edge.runtime.media.vision_config import VisionConfig
+from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
+from gemma_edge.runtime.media.image_encoder import VisionEncoder
 
 # Without a pool, with one of 3 x 3 as published, and wider.
 CONFIGS = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.runtime.media.audio_config import AudioConfig
-from gemma_edge.runtime.media.log_mel import LogMel
-from gemma_edge.runtime.media.modalities import AudioModality, Modality, VisionModality
-from gemma_edge.runtime.media.vision_config import VisionConfig
+from gemma_edge.runtime.artifacts.modalities import AudioModality, Modality, VisionModality
+from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
+from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
+from gemma_edge.runtime.families.log_mel import LogMel
 
 IMAGE_TOKENS, AUDIO_TOKENS, IMAGE_SIZE = 4, 188, 32
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from sentencepiece import sentencepiece_model_pb2 as pb
 
 from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.sampling import Sampling
-from gemma_edge.runtime.tokenizer import Tokenizer
 
 PAD, EOS, BOS, UNK = range(4)
 CONTROL, USER_DEFINED, BYTE, UNKNOWN, NORMAL = 3, 4, 6, 2, 1

@@ -14,7 +14,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.config import Gemma3nConfig
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
 S: Any = schema
 FLOAT32, FLOAT16, INT32, INT8, INT4 = 0, 1, 2, 9, 17

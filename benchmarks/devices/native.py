@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gemma_edge.benchmarks.devices.base import Device, DeviceFacts, DeviceRun
+from gemma_edge.benchmarks.machine.cpu_features import LITERT_LM, missing_feature
 from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions
 from gemma_edge.runtime.cache_folder import cache_folder
-from gemma_edge.runtime.cpu import LITERT_LM, missing_feature
 from gemma_edge.runtime.errors import DeviceError, UsageError
 
 Json = dict[str, Any]

@@ -11,10 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gemma_edge.benchmarks.machine.cpu_features import CPUINFO
 from gemma_edge.benchmarks.machine.cpu_info import cpu_flags, pairs
-from gemma_edge.runtime.bundle import EXPORT_AGAIN, MANIFEST, Bundle
+from gemma_edge.runtime.artifacts.bundle import EXPORT_AGAIN, MANIFEST, Bundle
 from gemma_edge.runtime.cache_folder import cache_folder
-from gemma_edge.runtime.cpu import CPUINFO
 from gemma_edge.runtime.errors import BundleError, FileError
 
 RECORD_SCHEMA = 1

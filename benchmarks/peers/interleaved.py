@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gemma_edge.benchmarks.child import ChildError, run_child
+from gemma_edge.benchmarks.machine.cpu_features import LITERT_LM, check_engine
 from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions
 from gemma_edge.benchmarks.peers.llama_cpp import (
@@ -26,7 +27,6 @@ from gemma_edge.benchmarks.peers.llama_cpp import (
     run_llama_bench,
 )
 from gemma_edge.benchmarks.script import progress
-from gemma_edge.runtime.cpu import LITERT_LM, check_engine
 from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError, UsageError
 
 T = TypeVar("T")

@@ -22,21 +22,21 @@ from urllib.request import url2pathname
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_edge.runtime.artifacts.modalities import AudioModality, VisionModality
 from gemma_edge.runtime.errors import BundleError, MediaError, UsageError
-from gemma_edge.runtime.media.audio import (
+from gemma_edge.runtime.media.images import load_image, pixels, upright
+from gemma_edge.runtime.media.recordings import (
     MAX_SECONDS,
     Segment,
     decoded_segments,
     read_audio,
     split_at_pauses,
 )
-from gemma_edge.runtime.media.images import load_image, pixels, upright
-from gemma_edge.runtime.media.modalities import AudioModality, VisionModality
 from gemma_edge.runtime.media.srt import clock
 from gemma_edge.runtime.media.video import frames_within, has_pictures, has_sound, sample_frames, sound
 
 if TYPE_CHECKING:
-    from gemma_edge.runtime.media.modalities import Modality
+    from gemma_edge.runtime.artifacts.modalities import Modality
 
 Kind = Literal["image", "audio", "video"]
 

@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.backends.encoder import open_encoder
+from gemma_edge.runtime.engines.onnx_encoder import open_encoder
 from gemma_edge.runtime.errors import BundleError, UsageError
 
 F32 = "tensor(float)"
@@ -55,7 +55,7 @@ class AudioEncoder:
         """One clip.
 
         Args:
-            log_mel: (frames, bins), as `gemma_edge.runtime.media.log_mel` computes it.
+            log_mel: (frames, bins), as `gemma_edge.runtime.families.log_mel` computes it.
             mask: (frames,), True where a frame belongs to the clip; all of them if None.
 
         Returns:

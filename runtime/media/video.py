@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.errors import MediaError, UsageError
-from gemma_edge.runtime.media.audio import SAMPLE_RATE
 from gemma_edge.runtime.media.images import MAX_PIXELS, Resample, pixels
+from gemma_edge.runtime.media.recordings import SAMPLE_RATE
 
 Array = NDArray[np.float32]
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from vision_models import GOLDEN_BLOCKS, Array, random_pixels, transformers_model
 
-from gemma_edge.export.synth import synthesize
+from gemma_edge.export.synth.synth_checkpoint import synthesize
 
 OUT = Path(__file__).with_name("vision.npz")
 

@@ -1,0 +1,186 @@
+"""Talk with a bundle, turn by turn.
+
+A line is a turn, at a terminal and from a pipe. Answers are printed on stdout, everything else on stderr.
+Ctrl-C ends an answer that is being given, Ctrl-D the conversation. With `--json` every answer is one line of
+JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from gemma_edge.cli.bundle_options import add_words, loading, take_bundle, tell
+from gemma_edge.cli.run import add_options, generate_options, print_answer, read_utf8
+from gemma_edge.runtime.errors import FileError, UsageError
+from gemma_edge.runtime.generate import Stream
+from gemma_edge.runtime.media.attachments import Part
+from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.prompt.prompt_builder import bare, whole
+
+HELP = """\
+/attach FILE  an image, a recording or a video for the next turn
+/reset  forget the conversation
+/help   this list
+/quit   end (so does Ctrl-D)
+Ctrl-C  end the answer that is being given"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_words(parser)
+    add_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The verb. Raises what `Model.load` and `Model.generate` raise."""
+    interactive = sys.stdin is not None and sys.stdin.isatty()
+    bundle, words = take_bundle(args)
+    if words:
+        raise UsageError(f"turns are typed or piped, not given as arguments such as {words[0]!r}")
+    model = Model.load(bundle, defer_decoder=bool(args.attach), **loading(args))
+    conversation = Conversation(model, system=args.system, options=generate_options(args))
+    for file in args.attach:
+        conversation.attach(file)
+    if interactive:
+        tell("/help lists the commands, Ctrl-D ends.")
+    chat(
+        conversation,
+        _ask if interactive else lambda: read_utf8(sys.stdin.readline) or None,
+        interactive=interactive,
+        as_json=args.json,
+        usage=args.usage,
+    )
+    return 0
+
+
+class Conversation:
+    """The turns so far, and the options that every answer is given with."""
+
+    def __init__(
+        self, model: Model, *, system: str | None = None, options: dict[str, Any] | None = None
+    ) -> None:
+        self.model, self.system, self.options = model, system, options or {}
+        self.messages: list[dict[str, Any]] = []
+        self._attached: list[Part] = []  # for the turn to come
+        self._asked: dict[str, Any] = {}
+
+    def reset(self) -> None:
+        """Forgets the turns; the system message stays."""
+        self.messages, self._attached = [], []
+        self.model.reset()
+
+    def attach(self, path: str) -> None:
+        """Adds a file to the next turn. Raises as `Reader.file`."""
+        self._attached += self.model.reader.file(path)
+
+    def ask(self, text: str) -> Stream:
+        """The answer to a further turn; `note` it when it has ended."""
+        parts = [*map(whole, self._attached), *([bare(text)] if text else [])]
+        self._asked = {"role": "user", "content": parts if self._attached else text}
+        turns = [*self.messages, self._asked]
+        return self.model.generate(turns, stream=True, system=self.system, **self.options)
+
+    def note(self, answer: str) -> None:
+        """Keeps the turn and its answer, also one cut short; without any answer the turn never was."""
+        if answer.strip():
+            self.messages += [self._asked, {"role": "assistant", "content": answer}]
+            self._attached = []
+
+
+def chat(
+    conversation: Conversation,
+    read: Callable[[], str | None],
+    *,
+    interactive: bool = False,
+    as_json: bool = False,
+    usage: bool = False,
+) -> None:
+    """Reads turns until there are no more, and answers each.
+
+    Args:
+        read: the next line, or None at the end.
+        interactive: go on after an error and after Ctrl-C at the prompt.
+
+    Raises:
+        UsageError, FileError: a turn does not fit the context, or a file cannot be attached, unless
+            interactive.
+    """
+    while True:
+        try:
+            line = read()
+            if line is None:
+                return
+            text = line.strip()
+            if re.fullmatch(r"/[a-z]*|/attach\s.*", text):
+                if text == "/quit":
+                    return
+                _command(text, conversation)
+            elif text:
+                stream = conversation.ask(text)
+                with ctrl_c_cancels(stream):
+                    completion = print_answer(stream, as_json=as_json, usage=usage)
+                conversation.note(completion.text)
+        except (UsageError, FileError) as error:
+            if not interactive:
+                raise
+            tell(f"error: {error}")
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            tell("\n/quit or Ctrl-D ends.")
+
+
+def _command(name: str, conversation: Conversation) -> None:
+    verb, _, file = name.partition(" ")
+    if verb == "/attach" and file.strip():
+        conversation.attach(file.strip().strip("'\""))  # a terminal quotes a file that is dropped on it
+        tell("It goes with your next turn.")
+    elif name == "/reset":
+        conversation.reset()
+        tell("The conversation is forgotten.")
+    elif name == "/help":
+        tell(HELP)
+    else:
+        tell(f"There is no command {name}.\n{HELP}")
+
+
+@contextlib.contextmanager
+def ctrl_c_cancels(stream: Stream) -> Iterator[None]:
+    """Within it, the first Ctrl-C cancels the stream; a second one interrupts as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's business
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, previous)
+        stream.cancel()
+
+    signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _ask() -> str | None:
+    """A line from the terminal, with editing and history where Python has readline; None at Ctrl-D."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (importing it is what gives `input` its editing)
+    sys.stdout.flush()
+    try:
+        if sys.stdout.isatty():
+            return input("> ")
+        print("> ", end="", file=sys.stderr, flush=True)  # stdout is a file, for answers only
+        return sys.stdin.readline() or None
+    except EOFError:
+        tell("")
+        return None

@@ -1,0 +1,55 @@
+"""Say what pictures, recordings or videos show.
+
+An answer for each file on stdout, named if there are several; with `--json` an object each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from gemma_edge.cli.bundle_options import add_loading, add_video, add_words, loading, take_bundle
+from gemma_edge.cli.run import print_answer
+from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.media.attachments import kind_of
+from gemma_edge.runtime.model import Model
+
+PROMPTS = {
+    "image": "Describe this image.",
+    "audio": "Describe what is heard in this recording.",
+    "video": "These are frames of a video with their times, and its sound. Describe the video.",
+}
+MAX_TOKENS = 512
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_words(parser, "FILE...", "then images, recordings or videos")
+    parser.add_argument("--prompt", metavar="TEXT", help="what the model is asked")
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help="at most this many")
+    parser.add_argument("--json", action="store_true", help="print an answer as one JSON object")
+    parser.add_argument("-u", "--usage", action="store_true", help="report tokens and speed on stderr")
+    add_video(parser)
+    add_loading(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The verb. Raises what `Model.load` and `Model.generate` raise."""
+    bundle, files = take_bundle(args)
+    if not files:
+        raise UsageError("name an image, a recording or a video")
+    prompts = [args.prompt or PROMPTS[kind_of(file)] for file in files]
+    model = Model.load(bundle, defer_decoder=True, **loading(args))
+    for file, prompt in zip(files, prompts, strict=True):
+        stream = model.generate(
+            prompt, attach=[file], stream=True, temperature=0.0, max_tokens=args.max_tokens
+        )
+        if args.json:
+            for _ in stream:
+                pass
+            print(json.dumps({"file": file, **stream.completion.to_dict()}, ensure_ascii=False), flush=True)
+            continue
+        if len(files) > 1:
+            print(f"{file}: ", end="", flush=True)
+        print_answer(stream, usage=args.usage)
+    return 0

@@ -1,0 +1,58 @@
+"""Show what a bundle holds, and what it will need."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from gemma_edge.export.gate.parity import Agreement
+from gemma_edge.export.plan_table import NAMES, format_plan
+from gemma_edge.export.progress_bar import Progress
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.errors import BundleError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `gemma-edge inspect`."""
+    parser.add_argument("bundle", help="folder of the bundle")
+    parser.add_argument("--check", action="store_true", help="hash every file and compare with the manifest")
+    parser.add_argument("--json", action="store_true", help="print the manifest's account as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints parts, bits, bytes, residency, predicted peak, and what the parity gate found."""
+    bundle = Bundle.open(Path(args.bundle))
+    if args.check:
+        with Progress("checking hashes", sum(f.bytes for f in bundle.files.values()), True, "B") as bar:
+            bundle.check_hashes(bar.advance)
+    plan, source = bundle.member("plan", dict), bundle.member("source", dict)
+    agreement = bundle.manifest.get("agreement")
+    if args.json:
+        keys = (
+            "format",
+            "generator",
+            "source",
+            "recipe",
+            "context",
+            "chunk",
+            "kv_cache",
+            "plan",
+            "modalities",
+            "files",
+        )
+        print(json.dumps({**{k: bundle.manifest.get(k) for k in keys}, "agreement": agreement}))
+        return 0
+    try:
+        print(format_plan(plan))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(bundle.path / "manifest.json", "plan", "a plan", f"no {error}") from None
+    print(f"takes {', '.join(['text', *(NAMES[kind] for kind in bundle.modalities)])}")
+    print(f"source {source.get('name')} ({str(source.get('revision'))[:12]}), KV cache {bundle.kv_cache}")
+    if agreement:
+        print(Agreement(**agreement).summary())
+    else:
+        print("not verified: exported with --no-verify")
+    if args.check:
+        print("every file has the recorded SHA-256")
+    return 0

@@ -1,0 +1,143 @@
+"""Answer one prompt with a bundle.
+
+The answer streams to stdout. Images, recordings and videos are attached with `-a`. The prompt comes from the
+command line, from stdin, or from both: a text that is piped in follows the prompt after an empty line.
+`--json` prints one object with text, finish_reason and usage instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any, TextIO
+
+from gemma_edge.cli.bundle_options import add_attachments, add_loading, add_words, loading, take_bundle
+from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.generate import Completion, Stream, Usage
+from gemma_edge.runtime.media.attachments import kind_of
+from gemma_edge.runtime.model import Model
+
+# Options of `Model.generate` that the verbs take, with their types and help.
+OPTIONS: dict[str, tuple[type, str]] = {
+    "temperature": (float, "0 always takes the likeliest token"),
+    "top_k": (int, "sample from the K likeliest tokens; 0 for all"),
+    "top_p": (float, "sample from the likeliest tokens that together reach this probability"),
+    "min_p": (float, "drop tokens less probable than this fraction of the likeliest"),
+    "repetition_penalty": (float, "above 1 makes tokens that occurred less likely"),
+    "seed": (int, "make the answer repeatable"),
+    "max_tokens": (int, "at most this many tokens (default: what the context has room for)"),
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_words(parser, "[PROMPT]", "then the user's turn; stdin, if piped, is added to it")
+    add_options(parser)
+    parser.add_argument("--raw", action="store_true", help="complete the prompt without the chat template")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The verb. Raises what `Model.load` and `Model.generate` raise."""
+    bundle, words = take_bundle(args)
+    if len(words) > 1:
+        raise UsageError(f"one prompt is answered, not {len(words)}: put it in quotes")
+    piped = piped_text(sys.stdin)
+    # A question may be spoken.
+    prompt = "" if args.attach and not words and not piped else join_prompt("".join(words), piped)
+    for file in args.attach:
+        kind_of(file)  # before anything is loaded
+    model = Model.load(bundle, defer_decoder=bool(args.attach), **loading(args))
+    options = generate_options(args)
+    stream = model.generate(
+        prompt, stream=True, system=args.system, attach=args.attach, raw=args.raw, **options
+    )
+    print_answer(stream, as_json=args.json, usage=args.usage)
+    return 0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that `run` and `chat` share."""
+    parser.add_argument("-s", "--system", metavar="TEXT", help="a system message")
+    for name, (kind, text) in OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+    parser.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end the answer before this text; may be repeated"
+    )
+    parser.add_argument("-u", "--usage", action="store_true", help="report tokens and speed on stderr")
+    parser.add_argument("--json", action="store_true", help="print an answer as one JSON object")
+    add_attachments(parser)
+    add_loading(parser)
+
+
+def generate_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `Model.generate` from those of `add_options`."""
+    return {**{name: getattr(args, name) for name in OPTIONS}, "stop": args.stop}
+
+
+def piped_text(stdin: TextIO | None) -> str | None:
+    """What is piped into stdin; None at a terminal, or when there is nothing but space."""
+    if stdin is None or stdin.closed or stdin.isatty():
+        return None
+    text = read_utf8(stdin.read)
+    return text if text.strip() else None
+
+
+def read_utf8(read: Any) -> str:
+    """`read()`, its bytes refused as a user's error when they are not text."""
+    try:
+        return str(read())
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"stdin is not {error.encoding} text: {error.reason} at byte {error.start}"
+        ) from None
+
+
+def join_prompt(prompt: str | None, piped: str | None) -> str:
+    """The prompt, then what was piped, with an empty line between them.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    parts = [part for part in (prompt, piped) if part]
+    if not parts:
+        raise UsageError("no prompt: give it as an argument, or pipe it into stdin")
+    return "\n\n".join(parts)
+
+
+def print_answer(stream: Stream, *, as_json: bool = False, usage: bool = False) -> Completion:
+    """Prints an answer on stdout as it comes, or as JSON when complete; its usage, if wanted, on stderr."""
+    for piece in stream:
+        if not as_json:
+            print(piece, end="", flush=True)
+    completion = stream.completion
+    if as_json:
+        print(json.dumps(completion.to_dict(), ensure_ascii=False), flush=True)
+    elif not completion.text.endswith("\n"):
+        print(flush=True)
+    if usage:
+        print(usage_line(completion.usage, completion.finish_reason), file=sys.stderr)
+    return completion
+
+
+def usage_line(usage: Usage, finish_reason: str) -> str:
+    """For people: "prompt 12 tokens (8 cached), 85.0 tok/s; first token 0.31 s; answer 20 tokens; stop".
+
+    With attachments, "524 soft tokens encoded in 9.3 s" comes first.
+    """
+
+    def rate(value: float | None) -> str:
+        return "" if value is None else f", {value:.1f} tok/s"
+
+    first = usage.time_to_first_token_s
+    encoded = usage.encode_s
+    return "; ".join(
+        [
+            *([] if encoded is None else [f"{usage.soft_tokens} soft tokens encoded in {encoded:.1f} s"]),
+            f"prompt {usage.prompt_tokens} tokens ({usage.cached_tokens} cached)"
+            + rate(usage.prefill_tokens_per_s),
+            *([] if first is None else [f"first token {first:.2f} s"]),
+            f"answer {usage.completion_tokens} tokens{rate(usage.decode_tokens_per_s)}",
+            finish_reason,
+        ]
+    )

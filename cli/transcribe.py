@@ -1,0 +1,88 @@
+"""Write down what is said in recordings, or in videos.
+
+A recording of any length is cut at pauses into segments of at most 30 s. Each is written as a line with its
+times; `--srt` makes subtitles of them, `--text` one text, `--json` an object. Silence is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gemma_edge.cli.bundle_options import add_loading, add_words, loading, take_bundle, tell
+from gemma_edge.runtime.errors import MediaError, UsageError
+from gemma_edge.runtime.media.attachments import kind_of
+from gemma_edge.runtime.media.srt import stitch, subtitle, timestamp
+from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.transcription import MAX_TOKENS, TRANSCRIBE, Spoken, spoken
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_speech_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The verb. Raises what `Model.load`, `Reader.segments` and `Model.generate` raise."""
+    return speech_verb(args, args.prompt or TRANSCRIBE)
+
+
+def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `transcribe` and `translate` share."""
+    add_words(parser, "FILE...", "then recordings or videos")
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--srt", action="store_true", help="SubRip subtitles")
+    forms.add_argument("--text", action="store_true", help="the text alone, without times")
+    forms.add_argument("--json", action="store_true", help="one JSON object a recording")
+    parser.add_argument("--prompt", metavar="TEXT", help="what the model is asked for each segment")
+    parser.add_argument(
+        "--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help="at most this many for a segment"
+    )
+    parser.add_argument("-u", "--usage", action="store_true", help="report time and speed on stderr")
+    add_loading(parser)
+
+
+def speech_verb(args: argparse.Namespace, prompt: str) -> int:
+    """Prints what `spoken` gives of every file, in the form that is asked for."""
+    bundle, files = take_bundle(args)
+    if not files:
+        raise UsageError("name a recording")
+    for file in files:
+        if kind_of(file) == "image":
+            raise MediaError(file, "file", "a recording or a video", "an image")
+    model = Model.load(bundle, defer_decoder=True, **loading(args))
+    for file in files:
+        started = time.perf_counter()
+        cues: list[Spoken] = []
+        for cue in spoken(model, file, prompt, max_tokens=args.max_tokens):
+            cues.append(cue)
+            if args.srt and cue.line:
+                print(subtitle(cue, sum(1 for each in cues if each.line)), flush=True)
+            elif cue.line and not (args.text or args.json):
+                print(f"[{timestamp(cue.start)} --> {timestamp(cue.end)}] {cue.line}", flush=True)
+        seconds, duration = time.perf_counter() - started, cues[-1].end if cues else 0.0
+        if args.json:
+            print(json.dumps(as_json(file, cues, seconds), ensure_ascii=False), flush=True)
+        elif args.text:
+            print(stitch(cues), flush=True)
+        if not any(cue.line for cue in cues):
+            tell(f"{file}: nothing is said")
+        if args.usage:
+            pace = f", {duration / seconds:.2f} times as fast as it was spoken" if seconds else ""
+            tell(f"{file}: {duration:.1f} s in {len(cues)} segments took {seconds:.1f} s{pace}")
+    return 0
+
+
+def as_json(file: str | Path, cues: list[Spoken], seconds: float) -> dict[str, Any]:
+    """JSON values: file, text, segments (start, end, text, finish_reason), duration_s, seconds."""
+    return {
+        "file": str(file),
+        "text": stitch(cues),
+        "segments": [asdict(cue) for cue in cues],
+        "duration_s": cues[-1].end if cues else 0.0,
+        "seconds": seconds,
+    }

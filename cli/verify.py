@@ -1,0 +1,60 @@
+"""Compare a bundle with its checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from gemma_edge.export.gate.parity import DEFAULT_TEXT_TOKENS, check_bounds, verify_bundle
+from gemma_edge.export.weights.recipe import Bounds, load_recipe
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.errors import BundleError, UsageError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `gemma-edge verify`."""
+    parser.add_argument("bundle", help="folder of the bundle")
+    parser.add_argument("--source", required=True, help="the checkpoint that it was made from")
+    parser.add_argument(
+        "--text", metavar="FILE", help="compare on this text file instead of the built-in prompts"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=DEFAULT_TEXT_TOKENS, metavar="N", help="tokens of the text to use (256)"
+    )
+    parser.add_argument(
+        "--recipe", help="bounds to hold it to (default: those of the recipe it was made with)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the measures as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the measures; exit code 6 when the bounds are exceeded."""
+    if args.tokens < 2:
+        raise UsageError(f"--tokens must be 2 or more, not {args.tokens}")
+    text = None
+    if args.text:
+        try:
+            text = Path(args.text).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{args.text}: cannot be read as UTF-8 text: {error}") from None
+    recipe = Bundle.open(args.bundle).member("recipe", dict)
+    if args.recipe:
+        bounds = load_recipe(args.recipe).bounds
+    else:
+        try:
+            bounds = Bounds(**recipe["bounds"])
+        except (KeyError, TypeError):
+            raise BundleError(
+                Path(args.bundle) / "manifest.json",
+                "recipe.bounds",
+                "the recipe's bounds",
+                repr(recipe.get("bounds")),
+            ) from None
+    agreement = verify_bundle(args.bundle, args.source, text=text, max_tokens=args.tokens, progress=True)
+    print(json.dumps(agreement.to_dict()) if args.json else agreement.summary())
+    check_bounds(agreement, bounds)
+    if not args.json:
+        print(f"within the bounds of recipe {args.recipe or recipe.get('name')}", file=sys.stderr)
+    return 0

@@ -1,0 +1,1 @@
+"""A checkpoint as it is stored: shards, tensors by name, tokenizer, encoders."""

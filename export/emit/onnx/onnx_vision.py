@@ -1,0 +1,118 @@
+"""The ONNX interpreter of the image encoder: emits `vision.onnx`, for ONNX Runtime on CPU.
+
+Its input is pixels, f32 (1, 3, image_size, image_size) in [0, 1], and its output soft_tokens, f32 (1, soft
+tokens, text hidden): what stands in the prompt for an image.
+
+Values are (1, height, width, channels). Channels come last, so that norms and 1x1 convolutions, which hold
+nearly all weights, are the decoder's own operators, quantized by the same recipes. Only convolutions over
+more than a pixel have to transpose, and stay fp32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto
+
+from gemma_edge.export.emit.onnx.onnx_graph import ACCURACY_FP32, FLOAT, MS, OnnxGraph
+from gemma_edge.export.model.gemma3n import gemma3n_vision as vision
+from gemma_edge.export.model.gemma3n.gemma3n_vision_tensors import vision_specs
+from gemma_edge.export.model.ops import Weight
+from gemma_edge.export.weights.external_data import ExternalData
+from gemma_edge.export.weights.recipe import Recipe
+from gemma_edge.runtime.families.gemma3n_vision_config import RMS_NORM_EPS, VisionConfig
+
+TO_CHANNELS_FIRST, TO_CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
+
+
+@dataclass(frozen=True)
+class EmittedVision:
+    """A graph without weights, and the layout of the weights it names."""
+
+    model: ModelProto
+    data: ExternalData
+
+
+def emit_vision(
+    config: VisionConfig, recipe: Recipe, data_location: str = "vision.onnx.data"
+) -> EmittedVision:
+    """Emits the encoder of `config`; reads no weight.
+
+    Convolutions stay fp32, linear layers have the precision that `recipe` gives small projections.
+    """
+    data = ExternalData(data_location, vision_specs(config))
+    ops = OnnxVisionOps(vision_specs(config), recipe, data, RMS_NORM_EPS, config.text_hidden_size)
+    size = config.image_size
+    pixels = ops.channels_last(ops.input("pixels", FLOAT, [1, 3, size, size]))
+    vision.soft_tokens(ops, config, pixels)
+    ops.output("soft_tokens", FLOAT, [1, config.soft_tokens, config.text_hidden_size])
+    return EmittedVision(ops.model("gemma3n_vision"), data)
+
+
+class OnnxVisionOps(OnnxGraph):
+    """`VisionOps` that append to a graph."""
+
+    # A linear layer has up to 36,864 rows here, over which unpacking its weights is spread. With fp32
+    # activations the published encoder is no slower than with int8 ones, a quarter nearer to the reference,
+    # and its weights stay pages of the file: none is packed on the heap (at 768 x 768 with 2 threads).
+    accuracy_level = ACCURACY_FP32
+
+    def conv2d(self, x: str, weight: Weight, stride: int = 1, bias: Weight | None = None) -> str:
+        return self.convolve(x, weight, stride, 1, bias)
+
+    def depthwise_conv2d(self, x: str, weight: Weight, stride: int = 1) -> str:
+        return self.convolve(x, weight, stride, self.specs[weight.name].shape[0], None)
+
+    def convolve(self, x: str, weight: Weight, stride: int, groups: int, bias: Weight | None) -> str:
+        kernel = self.specs[weight.name].shape[-1]
+        inputs = [self.channels_first(x), self.vector(weight)]
+        if bias:
+            inputs.append(self.vector(bias))
+        y = self.node(
+            "Conv",
+            inputs,
+            kernel_shape=[kernel, kernel],
+            strides=[stride, stride],
+            group=groups,
+            auto_pad="SAME_UPPER",
+        )
+        return self.channels_last(y)
+
+    def channels_first(self, x: str) -> str:
+        return self.node("Transpose", [x], perm=TO_CHANNELS_FIRST)
+
+    def channels_last(self, x: str) -> str:
+        return self.node("Transpose", [x], perm=TO_CHANNELS_LAST)
+
+    def multi_query_attention(self, q: str, k: str, v: str, heads: int, dim: int) -> str:
+        # All heads read the same keys: the heads of a row of pixels are rows of one product.
+        queries = self.node("Reshape", [q, self.constant([0, 0, -1, dim], np.int64)])
+        keys, values = (self.node("Reshape", [x, self.constant([1, 1, -1, dim], np.int64)]) for x in (k, v))
+        scores = self.node("FusedMatMul", [queries, keys], domain=MS, transB=1, alpha=dim**-0.5)
+        y = self.node("MatMul", [self.node("Softmax", [scores], axis=-1), values])
+        return self.node("Reshape", [y, self.constant([0, 0, -1, heads * dim], np.int64)])
+
+    def upsample(self, x: str, factor: int) -> str:
+        return self.node(
+            "Resize",
+            [x, "", self.constant([1, factor, factor, 1])],
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
+
+    def average_pool(self, x: str, factor: int) -> str:
+        y = self.node(
+            "AveragePool",
+            [self.channels_first(x)],
+            kernel_shape=[factor, factor],
+            strides=[factor, factor],
+        )
+        return self.channels_last(y)
+
+    def concat(self, xs: list[str]) -> str:
+        return self.node("Concat", xs, axis=-1)
+
+    def flatten(self, x: str, channels: int) -> str:
+        return self.node("Reshape", [x, self.constant([1, -1, channels], np.int64)])

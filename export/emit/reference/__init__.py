@@ -1,0 +1,1 @@
+"""The interpreter that computes, in NumPy: the truth."""

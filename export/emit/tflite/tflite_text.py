@@ -1,0 +1,314 @@
+"""The TFLite interpreter: emits the decoder as subgraphs of fixed shapes over shared weights, for XNNPACK.
+
+Signatures `prefill_N`, of several N, append N tokens to the cache and return nothing else; they hold no layer
+beyond the last one that owns KV. `decode` takes one token and returns its logits. Inputs of all of them, with
+L layers, P the per-layer width, T the context, and i counting the layers that own KV:
+
+    embeddings            f32 (1, N, hidden)   scaled token embeddings or soft tokens
+    per_layer_embeddings  f32 (1, N, L, P)     scaled rows of the per-layer table
+
+There are two layouts of the cache. "litertlm" is the one that LiteRT-LM drives:
+
+    input_pos             i32 (N)              positions; the cache is written from the first one on
+    mask                  f32 (1, 1, N, T)     0 where a position is visible, very negative elsewhere
+    kv_cache_k_i          f32 (1, kv heads, T, head_dim)     the whole cache in, the whole cache out
+    kv_cache_v_i          f32 (1, kv heads, head_dim, T)     transposed
+
+"windowed" is ours. The graph only reads the cache and returns the keys and values of its own tokens, so that
+nothing is copied; the caller puts them where it likes, and describes it in the masks. A sliding layer's cache
+has room for its window only (C = window, else C = T):
+
+    cos_K, sin_K          f32 (N, head_dim / 2)             rotary tables at the tokens' positions
+    mask_K                f32 (1, 1, N, C + N)              over the cache, then the tokens themselves
+    kv_cache_k_i, _v_i    f32 (1, kv heads, C, head_dim)    -> f32 (1, kv heads, N, head_dim), k rotated
+
+K is a kind of layer, full or sliding; a kind that no layer has is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from gemma_edge.export.emit.tflite.tflite_file import Graph, TfliteFile
+from gemma_edge.export.emit.tflite.tflite_ops import TfliteGraphOps
+from gemma_edge.export.model.gemma3n import gemma3n_text as text
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME, Part, tensor_specs
+from gemma_edge.export.model.ops import HeadProjection, Weight
+from gemma_edge.export.weights.recipe import FP32, Recipe
+from gemma_edge.runtime.engines.kv_cache import window_capacity
+from gemma_edge.runtime.engines.rope import rotary_tables
+from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING, Gemma3nConfig
+
+CacheLayout = Literal["windowed", "litertlm"]
+
+KINDS = {FULL: "full", SLIDING: "sliding"}
+MASKED = -1e9  # finite: a padding row that sees nothing must not become NaN
+EMBEDDER, PER_LAYER_EMBEDDER = "embedder", "per_layer_embedder"
+
+
+def emit_decoder(
+    config: Gemma3nConfig,
+    recipe: Recipe,
+    *,
+    context: int,
+    prefill: Sequence[int],
+    layout: CacheLayout = "windowed",
+) -> TfliteFile:
+    """Emits the decoder of `config` with the precisions of `recipe`; reads no weight.
+
+    Args:
+        context: tokens of KV cache; fixed in the file.
+        prefill: numbers of tokens, each a signature.
+    """
+    file = TfliteFile()
+    for tokens in (*sorted(set(prefill)), 0):
+        graph = file.graph(f"prefill_{tokens}" if tokens else "decode")
+        ops = TfliteOps(graph, config, recipe, tokens or 1, context, layout)
+        logits = ops.emit()
+        if not tokens:
+            graph.outputs["logits"] = ops.reshape(logits, (1, 1, config.vocab_size))
+    file.layout()
+    return file
+
+
+def emit_embedder(config: Gemma3nConfig, recipe: Recipe) -> TfliteFile:
+    """token_ids i32 (1, 1) -> embeddings f32 (1, 1, hidden), scaled."""
+    return _emit_lookup(
+        config, recipe, EMBEDDER, EMBEDDING_NAME, config.embed_scale, (1, 1, config.hidden_size)
+    )
+
+
+def emit_per_layer_embedder(config: Gemma3nConfig, recipe: Recipe) -> TfliteFile:
+    """token_ids i32 (1, 1) -> embeddings f32 (1, 1, layers, per-layer width), scaled; row 0 for other ids."""
+    shape = (1, 1, config.num_hidden_layers, config.hidden_size_per_layer_input)
+    return _emit_lookup(config, recipe, PER_LAYER_EMBEDDER, PLE_NAME, config.ple_scale, shape)
+
+
+def _emit_lookup(
+    config: Gemma3nConfig, recipe: Recipe, signature: str, name: str, scale: float, shape: tuple[int, ...]
+) -> TfliteFile:
+    file = TfliteFile()
+    graph = file.graph(signature)
+    spec = tensor_specs(config)[name]
+    ids = graph.input("token_ids", (1, 1), "int32")
+    ids = graph.op("RESHAPE", [ids, graph.constant([1], "int32")], (1,), dtype="int32")
+    inside = graph.op("LESS", [ids, graph.constant([spec.shape[0]], "int32")], (1,), dtype="bool")
+    ids = graph.op("SELECT_V2", [inside, ids, graph.constant([0], "int32")], (1,), dtype="int32")
+    ids = graph.op("MAXIMUM", [ids, graph.constant([0], "int32")], (1,), dtype="int32")
+    table = graph.weight(name, [Weight(name)], spec.shape, spec.part, recipe.precision(spec))
+    rows = graph.op("EMBEDDING_LOOKUP", [ids, table], (1, spec.shape[1]))
+    rows = graph.op("MUL", [rows, graph.constant([scale])], (1, spec.shape[1]), "MulOptions")
+    out = graph.op("RESHAPE", [rows, graph.constant(shape, "int32")], shape)
+    graph.outputs["embeddings"] = out
+    file.layout()
+    return file
+
+
+class TfliteOps(TfliteGraphOps):
+    """`Ops` over edges of one graph. Hidden states are (tokens, width), streams (tokens, streams, width)."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        config: Gemma3nConfig,
+        recipe: Recipe,
+        tokens: int,
+        context: int,
+        layout: CacheLayout,
+    ) -> None:
+        super().__init__(graph, tensor_specs(config), recipe, config.rms_norm_eps)
+        self.config = config
+        self.tokens, self.context, self.windowed = tokens, context, layout == "windowed"
+        self.streams: dict[tuple[int, int], int] = {}
+        # For each kind of layer: cos and sin, (tokens, 1, head_dim) each, and the mask over a layer's scores.
+        self.rotary: dict[str, tuple[int, int]] = {}
+        self.masks: dict[str, int] = {}
+        # For each layer that owns KV: keys and values as attention reads them, in one or two parts.
+        self.keys: dict[int, list[int]] = {}
+        self.values: dict[int, list[int]] = {}
+
+    def emit(self) -> int:
+        """Inputs, the description, and the caches' outputs; returns the logits of the last token."""
+        c, n, graph = self.config, self.tokens, self.graph
+        embeddings = graph.input("embeddings", (1, n, c.hidden_size))
+        rows = graph.input("per_layer_embeddings", (1, n, c.num_hidden_layers, c.hidden_size_per_layer_input))
+        self.declare_positions()
+        for i in c.kv_layers:
+            capacity = self.capacity(c.layer_types[i])
+            key = (1, c.num_key_value_heads, capacity, c.head_dim)
+            value = key if self.windowed else (1, c.num_key_value_heads, c.head_dim, capacity)
+            self.keys[i] = [graph.input(f"kv_cache_k_{i}", key)]
+            self.values[i] = [graph.input(f"kv_cache_v_{i}", value)]
+        rows = self.reshape(rows, (n, c.ple_row_size))
+        split = c.first_shared_layer * c.hidden_size_per_layer_input
+        high = None
+        if c.num_kv_shared_layers:
+            high = self.columns(rows, split, c.ple_row_size)
+        embeddings = self.reshape(embeddings, (n, c.hidden_size))
+        return text.decoder(self, c, embeddings, self.columns(rows, 0, split), high)
+
+    def capacity(self, layer_type: str) -> int:
+        """Positions in the cache of a layer."""
+        if self.windowed and layer_type == SLIDING:
+            return window_capacity(self.config, self.context)
+        return self.context
+
+    def declare_positions(self) -> None:
+        """Rotary tables and masks, as inputs or computed once from positions."""
+        c, n, graph = self.config, self.tokens, self.graph
+        kinds = sorted(set(c.layer_types))
+        half = c.head_dim // 2
+        if self.windowed:
+            for kind in kinds:
+                name = KINDS[kind]
+                self.set_rotary(
+                    kind, graph.input(f"cos_{name}", (n, half)), graph.input(f"sin_{name}", (n, half))
+                )
+                self.set_mask(kind, graph.input(f"mask_{name}", (1, 1, n, self.capacity(kind) + n)))
+            return
+        positions = graph.input("input_pos", (n,), "int32")
+        mask = graph.input("mask", (1, 1, n, self.context))
+        mask = self.op("MAXIMUM", [mask, graph.constant([MASKED])])
+        for kind in kinds:
+            tables = rotary_tables(c, kind, self.context)
+            cos, sin = (
+                self.graph.op("EMBEDDING_LOOKUP", [positions, graph.constant(table)], (n, half))
+                for table in tables
+            )
+            self.set_rotary(kind, cos, sin)
+            self.set_mask(kind, mask if kind == FULL else self.op("ADD", [mask, self.outside(positions)]))
+        first = self.slice(positions, (0,), (1,), dtype="int32")
+        zero = graph.constant([0], "int32")
+        self.key_place = self.concat([zero, zero, first, zero], dtype="int32")
+        self.value_place = self.concat([zero, zero, zero, first], dtype="int32")
+
+    def outside(self, positions: int) -> int:
+        """f32 (1, 1, tokens, context): very negative beyond the window, else 0."""
+        own = self.graph.op("CAST", [positions], (self.tokens,), "CastOptions", inDataType=2, outDataType=0)
+        own = self.reshape(own, (1, 1, self.tokens, 1))
+        all_positions = self.graph.constant(np.arange(self.context).reshape(1, 1, 1, -1))
+        inside = self.op("SUB", [all_positions, own])  # minus the distance
+        inside = self.op("ADD", [inside, self.graph.constant([self.config.sliding_window - 0.5])])
+        return self.scale(self.op("MINIMUM", [inside, self.graph.constant([0.0])]), -MASKED)
+
+    def set_rotary(self, kind: str, cos: int, sin: int) -> None:
+        shape = (self.tokens, 1, self.config.head_dim)
+        both = self.concat([cos, cos]), self.concat([self.scale(sin, -1.0), sin])
+        self.rotary[kind] = self.reshape(both[0], shape), self.reshape(both[1], shape)
+
+    def set_mask(self, kind: str, mask: int) -> None:
+        """The heads that share a KV head are rows of one product: the mask is repeated for them."""
+        groups = self.config.num_attention_heads // self.config.num_key_value_heads
+        self.masks[kind] = mask if self.tokens == 1 else self.concat([mask] * groups, axis=2)
+
+    # Attention. -----------------------------------------------------------------------------------
+
+    def project_heads(self, x: int, projections: list[HeadProjection]) -> int:
+        """(tokens, heads, head_dim): one product and one norm for queries, keys and values."""
+        first = projections[0].weight.name
+        y = self.fully_connected(x, f"{first}.heads", [p.weight for p in projections])
+        biases = [p.bias for p in projections if p.bias]
+        if biases:
+            size = (self.shape(y)[-1],)
+            y = self.op("ADD", [y, self.graph.weight(f"{first}.biases", biases, size, Part.VECTOR, FP32)])
+        heads, dim = sum(p.heads for p in projections), self.config.head_dim
+        y = self.normalize(self.reshape(y, (self.shape(y)[0], heads, dim)))
+        rows = [row for p in projections for row in [p.norm or 1.0] * p.heads]
+        norms = self.graph.weight(f"{first}.norms", rows, (heads, dim), Part.VECTOR, FP32)
+        return self.op("MUL", [y, norms])
+
+    def attention(self, heads: int, layer: int) -> int:
+        c = self.config
+        kind = c.layer_types[layer]
+        tokens, count, dim = self.shape(heads)
+        queries = c.num_attention_heads
+        if count > queries:
+            rotated = self.rotate(self.slice_axis(heads, 1, 0, queries + c.num_key_value_heads), kind)
+            key = self.slice_axis(rotated, 1, queries, queries + c.num_key_value_heads)
+            self.append(layer, key, self.slice_axis(heads, 1, queries + c.num_key_value_heads, count))
+            q = self.slice_axis(rotated, 1, 0, queries)
+        else:
+            q = self.rotate(heads, kind)
+        q = self.reshape(
+            self.transpose(q, (1, 0, 2)),
+            (1, c.num_key_value_heads, queries // c.num_key_value_heads * tokens, dim),
+        )
+        keys, values = self.keys[c.kv_owner[layer]], self.values[c.kv_owner[layer]]
+        scores = self.concat([self.matmul(q, k, transposed=True) for k in keys])
+        weights = self.softmax(self.op("ADD", [scores, self.masks[kind]]))
+        parts, start = [], 0
+        for k, v in zip(keys, values, strict=True):
+            stop = start + self.shape(k)[2]
+            parts.append(
+                self.matmul(self.slice_axis(weights, 3, start, stop), v, transposed=not self.windowed)
+            )
+            start = stop
+        y = parts[0] if len(parts) == 1 else self.op("ADD", parts)
+        y = self.transpose(self.reshape(y, (queries, tokens, dim)), (1, 0, 2))
+        return self.reshape(y, (tokens, c.query_size))
+
+    def append(self, layer: int, key: int, value: int) -> None:
+        """Gives a layer the keys and values, (tokens, kv heads, head_dim) each, of the tokens themselves."""
+        kv, dim = self.config.num_key_value_heads, self.config.head_dim
+        key = self.reshape(self.transpose(key, (1, 0, 2)), (1, kv, self.tokens, dim))
+        if self.windowed:
+            value = self.reshape(self.transpose(value, (1, 0, 2)), (1, kv, self.tokens, dim))
+            self.keys[layer].append(key)
+            self.values[layer].append(value)
+        else:
+            value = self.reshape(self.transpose(value, (1, 2, 0)), (1, kv, dim, self.tokens))
+            key = self.update(self.keys[layer][0], key, self.key_place)
+            value = self.update(self.values[layer][0], value, self.value_place)
+            self.keys[layer], self.values[layer] = [key], [value]
+        self.graph.outputs[f"kv_cache_k_{layer}"] = key
+        self.graph.outputs[f"kv_cache_v_{layer}"] = value
+
+    def update(self, cache: int, part: int, place: int) -> int:
+        return self.graph.op("DYNAMIC_UPDATE_SLICE", [cache, part, place], self.shape(cache))
+
+    def rotate(self, x: int, kind: str) -> int:
+        """RoPE over (tokens, heads, head_dim), half-split rotation."""
+        cos, sin = self.rotary[kind]
+        half = self.config.head_dim // 2
+        swapped = self.concat([self.slice_axis(x, 2, half, 2 * half), self.slice_axis(x, 2, 0, half)])
+        return self.op("ADD", [self.op("MUL", [x, cos]), self.op("MUL", [swapped, sin])])
+
+    def wanted(self, x: int) -> int:
+        """All rows: in decode there is one, and in prefill no output depends on what follows."""
+        return x
+
+    # Streams. -------------------------------------------------------------------------------------
+
+    def stack(self, xs: list[int]) -> int:
+        tokens, width = self.shape(xs[0])
+        return self.concat([self.reshape(x, (tokens, 1, width)) for x in xs], axis=1)
+
+    def stream(self, x: int, index: int) -> int:
+        if (x, index) not in self.streams:
+            tokens, _, width = self.shape(x)
+            part = self.slice_axis(x, 1, index, index + 1)
+            self.streams[x, index] = self.reshape(part, (tokens, width))
+        return self.streams[x, index]
+
+    def mix(self, coefficients: int, streams: int) -> int:
+        tokens, count, _ = self.shape(streams)
+        # (c + I) x = c x + x, without another pass over the streams.
+        matrix = self.op("ADD", [coefficients, self.graph.constant(np.eye(count).reshape(1, -1))])
+        return self.matmul(self.reshape(matrix, (tokens, count, count)), streams)
+
+    def spread(self, coefficients: int, x: int, streams: int) -> int:
+        tokens, count, width = self.shape(streams)
+        factors = self.op("ADD", [coefficients, self.graph.constant([1.0])])
+        column, row = self.reshape(factors, (tokens, count, 1)), self.reshape(x, (tokens, 1, width))
+        return self.op("ADD", [streams, self.op("MUL", [column, row])])
+
+    def add_to_tail(self, streams: int, x: int) -> int:
+        tokens, count, width = self.shape(streams)
+        tail = self.graph.constant(np.array([0.0] + [1.0] * (count - 1)).reshape(1, count, 1))
+        y = self.op("ADD", [streams, self.op("MUL", [tail, self.reshape(x, (tokens, 1, width))])])
+        if (streams, 0) in self.streams:
+            self.streams[y, 0] = self.streams[streams, 0]  # the first stream is unchanged
+        return y

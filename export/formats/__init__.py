@@ -1,0 +1,1 @@
+"""Artifact formats: how each is planned, emitted and written."""

@@ -1,0 +1,1 @@
+"""One .litertlm file, for LiteRT-LM and for our runtime."""

@@ -1,0 +1,1 @@
+"""What is compared before an artifact is published."""

@@ -1,0 +1,95 @@
+"""The parity gate of encoders: a bundle's rows against the reference's, of a test picture and sound.
+
+The graph that was written is run whole, at the size that it has, in a process of its own; so is the
+reference, in fp32, over the checkpoint's own weights: on a picture of `image_size` pixels, and on 2 s of
+sound, which go through every layer and past the end of what the encoder attends to. What is not compared is
+a long clip.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint
+from gemma_edge.export.checkpoint.towers import Encoder
+from gemma_edge.export.emit.reference.reference_audio import evaluate_audio
+from gemma_edge.export.emit.reference.reference_vision import evaluate_vision
+from gemma_edge.export.gate.parity import run_isolated
+from gemma_edge.export.progress_bar import Progress
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
+from gemma_edge.runtime.families.log_mel import LogMel
+from gemma_edge.runtime.media.audio_encoder import AudioEncoder
+from gemma_edge.runtime.media.image_encoder import VisionEncoder
+
+Array = NDArray[np.float32]
+CLIP_SECONDS = 2.0
+
+
+def encoder_errors(bundle: Bundle, checkpoint: Checkpoint, *, progress: bool = False) -> dict[str, float]:
+    """How far each encoder of the bundle is from the checkpoint's.
+
+    Returns:
+        By "vision" and "audio": the root of the mean square of the difference, over that of the reference.
+
+    Raises:
+        BundleError: an encoder does not load.
+    """
+    errors = {}
+    for kind, encoder in checkpoint.encoders.items():
+        if kind not in bundle.modalities:
+            continue
+        sample = sample_input(encoder)
+        with tempfile.TemporaryDirectory(prefix="gemma-edge-") as folder:
+            given, out = Path(folder) / "input.npy", Path(folder) / "rows.npy"
+            np.save(given, sample)
+            with Progress(f"running the {kind} encoder", 0, progress):
+                run_isolated(bundle.path, write_soft_tokens, kind, given, out)
+            theirs = np.load(out)
+        total = sum(spec.size for spec in encoder.specs.values())
+        with Progress(f"running the {kind} reference", total, progress, "weights") as bar:
+            if isinstance(encoder.config, VisionConfig):
+                ours = evaluate_vision(checkpoint, encoder.config, sample, progress=bar.advance)
+            else:
+                ours = evaluate_audio(checkpoint, encoder.config, sample, progress=bar.advance)
+        errors[str(kind)] = relative_error(theirs, ours)
+    return errors
+
+
+def relative_error(got: Array, expected: Array) -> float:
+    """Root mean square of the difference over that of `expected`; a NaN stays one."""
+    difference, size = (np.sqrt(np.mean(np.square(x, dtype=np.float64))) for x in (got - expected, expected))
+    return float(difference / size)
+
+
+def sample_input(encoder: Encoder) -> Array:
+    """What is encoded: (3, size, size) pixels, or (frames, bins) of log-mel; the same every time."""
+    random = np.random.default_rng(0)
+    if isinstance(encoder.config, VisionConfig):
+        size = encoder.config.image_size
+        # Smooth like a photograph, with some noise: waves of a few lengths and directions in each colour.
+        grid = np.mgrid[:size, :size] / size
+        waves = random.uniform(1, 24, (3, 8, 2))
+        phases = random.uniform(0, 2 * np.pi, (3, 8, 1, 1))
+        smooth = np.sin(2 * np.pi * np.tensordot(waves, grid, 1) + phases).mean(axis=1)
+        noisy = 0.5 + 0.5 * smooth + 0.02 * random.standard_normal(smooth.shape)
+        return np.clip(noisy, 0, 1).astype(np.float32)
+    extractor = LogMel.from_dict(encoder.preprocessor)
+    # A voice of sorts: harmonics of a pitch that glides, swelling and fading, and some noise.
+    time = np.arange(round(CLIP_SECONDS * extractor.sampling_rate)) / extractor.sampling_rate
+    pitch = np.cumsum(120 + 60 * np.sin(2 * np.pi * 0.7 * time)) / extractor.sampling_rate
+    voice = sum(np.sin(2 * np.pi * k * pitch) / k for k in range(1, 20))
+    sound = 0.1 * voice * np.sin(2 * np.pi * 2.5 * time) ** 2 + 0.002 * random.standard_normal(len(time))
+    return extractor(sound.astype(np.float32))[0][: encoder.config.max_frames]
+
+
+def write_soft_tokens(path: Path, kind: str, given: Path, out: Path) -> None:
+    """Runs an encoder of the bundle at `path` on the array in a file, and writes what it gives to another."""
+    modality = Bundle.open(path).modalities[kind]
+    engine = VisionEncoder if kind == "vision" else AudioEncoder
+    with engine(modality.graph) as encoder:
+        np.save(out, encoder.encode(np.load(given)))

@@ -1,0 +1,286 @@
+"""`gemma-edge verify`, and the parity gate of `gemma-edge export`.
+
+The bundle's logits, from its own engine, are compared with the reference's over the same tokens: the
+divergence of the next-token distributions (KL, in nats), how often the most likely token agrees, the
+largest logit error, and the perplexity of both. The engine runs in a process of its own: a crash there is
+an error here, and its memory is no part of the exporter's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint, resolve
+from gemma_edge.export.emit.reference.reference_text import evaluate_blocks
+from gemma_edge.export.gate.gate_prompts import prompt_ids
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
+from gemma_edge.export.progress_bar import Progress
+from gemma_edge.export.weights.recipe import Bounds
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.modalities import KINDS
+from gemma_edge.runtime.errors import BundleError, ConfigError, ParityError, UsageError
+from gemma_edge.runtime.prompt.tokenizer import Tokenizer
+
+Array = NDArray[np.float32]
+# Logits of so many tokens at a time are asked of the engine: a row of 262,400 is a megabyte.
+ROWS_PER_CALL = 32
+DEFAULT_TEXT_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a bundle agrees with its checkpoint over `tokens` positions."""
+
+    tokens: int
+    mean_kl: float  # nats a token, from the checkpoint's distribution to the bundle's
+    max_kl: float
+    top1: float  # fraction of positions with the same most likely token
+    max_abs: float  # largest absolute difference of a logit
+    perplexity: float  # of the checkpoint, over the same text
+    bundle_perplexity: float
+    # Of "vision" and "audio": how far soft tokens are from the checkpoint's, see `verify_encoders`.
+    encoders: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"agreement over {self.tokens} tokens: KL {self.mean_kl:.3g} nats (max {self.max_kl:.3g}), "
+            f"top-1 {self.top1:.1%}, max logit error {self.max_abs:.3g}, "
+            f"perplexity {self.bundle_perplexity:.4g} (checkpoint {self.perplexity:.4g})"
+            + "".join(f", {kind} encoder off by {error:.2g}" for kind, error in self.encoders.items())
+        )
+
+
+def verify_bundle(
+    bundle: str | Path,
+    source: str | Path,
+    *,
+    text: str | None = None,
+    max_tokens: int = DEFAULT_TEXT_TOKENS,
+    progress: bool = False,
+) -> Agreement:
+    """Compares a bundle with the checkpoint it was made from, every file of it hashed first.
+
+    Args:
+        text: evaluated instead of the built-in prompts, in pieces of the bundle's context.
+        max_tokens: of the text, from its beginning.
+
+    Raises:
+        BundleError, CheckpointError: one of them is bad, or they do not belong together.
+        UsageError: the text is too short to compare anything.
+    """
+    opened = Bundle.open(bundle)
+    with Progress("checking hashes", sum(f.bytes for f in opened.files.values()), progress, "B") as bar:
+        opened.check_hashes(bar.advance)
+    from gemma_edge.export.gate.encoder_parity import encoder_errors
+
+    with Checkpoint.open(resolve(str(source)), [k for k in KINDS if k in opened.modalities]) as checkpoint:
+        same = [opened.modalities[k].config == e.config for k, e in checkpoint.encoders.items()]
+        if checkpoint.config != opened.config or not all(same) or len(same) != len(opened.modalities):
+            raise ConfigError(
+                checkpoint.path / "config.json",
+                "model",
+                "the bundle's model",
+                "another",
+                "Name its own checkpoint.",
+            )
+        tokenizer = Tokenizer(
+            opened.file("tokenizer.model"), opened.member("added_tokens", dict), opened.config.vocab_size
+        )
+        if text is None:
+            sequences = prompt_ids(tokenizer, opened.context)
+        else:
+            ids = tokenizer.encode(text, bos=True)[:max_tokens]
+            sequences = [ids[i : i + opened.context] for i in range(0, len(ids), opened.context)]
+        agreement = verify_sequences(opened, checkpoint, sequences, progress=progress)
+        return replace(agreement, encoders=encoder_errors(opened, checkpoint, progress=progress))
+
+
+def verify_sequences(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    sequences: Sequence[Sequence[int]],
+    *,
+    starts: Sequence[int] | None = None,
+    progress: bool = False,
+) -> Agreement:
+    """As `verify_bundle`, over token ids; each sequence starts from an empty cache.
+
+    Args:
+        starts: of each sequence, the first position whose logits are compared; 0 for all.
+    """
+    pairs = zip(sequences, starts or [0] * len(sequences), strict=True)
+    chosen = [(list(s), start) for s, start in pairs if len(s) > 1]
+    sequences = [sequence for sequence, _ in chosen]
+    if not sequences:
+        raise UsageError("there is nothing to compare: the text has fewer than two tokens")
+    weights = sum(
+        spec.size for name, spec in tensor_specs(bundle.config).items() if "per_layer.w" not in name
+    )
+    with tempfile.TemporaryDirectory(prefix="gemma-edge-") as folder:
+        path = Path(folder) / "logits.f32"
+        with Progress("running the bundle", 0, progress):
+            run_isolated(bundle.path, write_bundle_logits, sequences, path)
+        rows = sum(map(len, sequences))
+        theirs = np.memmap(path, dtype=np.float32, mode="r", shape=(rows, bundle.config.vocab_size))
+        with Progress("running the reference", weights, progress, "weights") as bar:
+            comparison = _Comparison(sequences, [start for _, start in chosen])
+            for block in evaluate_blocks(checkpoint, sequences, progress=bar.advance):
+                comparison.add(block, theirs)
+    return comparison.agreement()
+
+
+def check_bounds(agreement: Agreement, bounds: Bounds) -> None:
+    """The gate itself.
+
+    Raises:
+        ParityError: a bound of the recipe is exceeded, or a logit is not a number.
+    """
+    failures = []
+    if not agreement.mean_kl <= bounds.mean_kl:
+        failures.append(f"mean KL {agreement.mean_kl:.3g} nats, the recipe's bound is {bounds.mean_kl:g}")
+    if not agreement.top1 >= bounds.top1:
+        failures.append(f"top-1 agreement {agreement.top1:.3f}, the bound is {bounds.top1:g}")
+    if bounds.max_abs is not None and not agreement.max_abs <= bounds.max_abs:
+        failures.append(f"max logit error {agreement.max_abs:.3g}, the bound is {bounds.max_abs:g}")
+    for kind, error in agreement.encoders.items():
+        if bounds.encoder is not None and not error <= bounds.encoder:
+            failures.append(f"the {kind} encoder is off by {error:.3g}, the bound is {bounds.encoder:g}")
+    if failures:
+        raise ParityError(
+            f"the export does not agree with its checkpoint: {'; '.join(failures)}. Nothing was published. "
+            "A recipe with more bits or smaller groups is closer; --no-verify publishes as it is"
+        )
+
+
+class _Comparison:
+    """Accumulates the measures over blocks of logits, from the start of each sequence on."""
+
+    def __init__(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
+        self.compared = np.concatenate(
+            [np.arange(len(s)) >= start for s, start in zip(sequences, starts, strict=True)]
+        )
+        # The next token of every row; -1 for the last one of a sequence, which has none.
+        self.targets = np.concatenate([np.append(s[1:], -1) for s in sequences])
+        self.rows = 0
+        self.kl: list[float] = []
+        self.same = 0
+        self.max_abs = 0.0
+        self.losses: tuple[list[float], list[float]] = ([], [])
+
+    def add(self, ours: Array, all_theirs: Array) -> None:
+        for row in ours:
+            other = np.asarray(all_theirs[self.rows])
+            target, compared = self.targets[self.rows], self.compared[self.rows]
+            self.rows += 1
+            if not compared:
+                continue
+            error = float(np.max(np.abs(row - other)))
+            # A NaN compares false with everything; it must not look like agreement.
+            self.max_abs = error if math.isnan(error) else max(self.max_abs, error)
+            self.same += int(np.argmax(row) == np.argmax(other))
+            with np.errstate(invalid="ignore"):
+                log_p, log_q = _log_softmax(row), _log_softmax(other)
+            self.kl.append(
+                max(0.0, float(np.sum(np.exp(log_p) * (log_p - log_q)))) if math.isfinite(error) else math.nan
+            )
+            if target >= 0:
+                self.losses[0].append(-float(log_p[target]))
+                self.losses[1].append(-float(log_q[target]))
+
+    def agreement(self) -> Agreement:
+        return Agreement(
+            tokens=len(self.kl),
+            mean_kl=float(np.mean(self.kl)),
+            max_kl=float(np.max(self.kl)),
+            top1=self.same / len(self.kl),
+            max_abs=self.max_abs,
+            perplexity=float(np.exp(np.mean(self.losses[0]))),
+            bundle_perplexity=float(np.exp(np.mean(self.losses[1]))),
+        )
+
+
+def _log_softmax(x: Array) -> NDArray[np.float64]:
+    shifted = x.astype(np.float64) - float(x.max())
+    return shifted - math.log(float(np.exp(shifted).sum()))
+
+
+def run_isolated(path: Path, function: Callable[..., None], *args: Any) -> None:
+    """Calls `function(path, *args)` in a process of its own, and raises here what it raises there.
+
+    Raises:
+        BundleError: the process died; `path` is the bundle's.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(sender, function, path, *args))
+    with _interrupts_ignored():  # which the process inherits: Ctrl-C is for this one to handle
+        process.start()
+    sender.close()
+    try:
+        error = receiver.recv()
+    except EOFError:
+        raise BundleError(
+            path, "engine", "a run to its end", "the engine's process died", "Is there enough memory?"
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+    if error is not None:
+        raise error
+
+
+def _work(sender: Connection, function: Callable[..., None], *args: Any) -> None:
+    """In the other process: calls the function and sends what it raises, or None."""
+    try:
+        function(*args)
+    except Exception as error:
+        sender.send(error)
+    else:
+        sender.send(None)
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's, and so are their handlers
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def write_bundle_logits(path: Path, sequences: Sequence[Sequence[int]], out: Path) -> None:
+    """Writes the bundle's fp32 logits of every token of `sequences` to a file, row after row."""
+    from gemma_edge.runtime.model import Model
+
+    model = Model.load(path)
+    with open(out, "wb") as file:
+        for sequence in sequences:
+            model.decoder.reset()
+            step = min(ROWS_PER_CALL, model.decoder.chunk)
+            for start in range(0, len(sequence), step):
+                ids = np.asarray(sequence[start : start + step], dtype=np.int64)
+                logits = model.decoder.forward(
+                    model.embeddings.lookup(ids), model.per_layer.lookup(ids), len(ids)
+                )
+                file.write(np.ascontiguousarray(logits).data)

@@ -1,0 +1,1 @@
+"""Gemma 3n: its tensors and its computation, written once against Ops."""

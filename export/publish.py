@@ -1,0 +1,216 @@
+"""Publishing a bundle: written to a sibling folder, synced, renamed. Old, new or absent, never torn."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol, Self
+
+from gemma_edge.runtime.artifacts.bundle import MANIFEST, sha256
+from gemma_edge.runtime.artifacts.litertlm_reader import MAGIC as LITERTLM_MAGIC
+from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+
+Json = dict[str, Any]
+ROOM = 64 << 20  # bytes left free on the disk beside what the bundle needs
+
+
+class Output(Protocol):
+    """What weights are streamed to: any binary file will do."""
+
+    def write(self, data: Any, /) -> int: ...
+    def tell(self) -> int: ...
+
+
+class PatchableOutput(Output, Protocol):
+    """One whose beginning may be written again."""
+
+    def patch(self, offset: int, data: Any, /) -> None: ...
+
+
+class HashingFile:
+    """A binary file that hashes what is written to it, so that gigabytes are not read again.
+
+    Unless it is patched: then they are.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO = open(path, "xb")  # noqa: SIM115 - closed by `close`
+        self._digest = hashlib.sha256()
+        self._patched = False
+        self._position = 0
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._file.write(view)
+        self._digest.update(view)
+        self._position += len(view)
+        return len(view)
+
+    def patch(self, offset: int, data: Any) -> None:
+        """Replaces bytes that were written before."""
+        self._file.seek(offset)
+        self._file.write(data)
+        self._file.seek(self._position)
+        self._patched = True
+
+    def tell(self) -> int:
+        return self._position
+
+    def close(self) -> Json:
+        """Syncs and closes; returns the manifest's record of the file."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        digest = sha256(self._path) if self._patched else self._digest.hexdigest()
+        return {"bytes": self._position, "sha256": digest}
+
+    def abandon(self) -> None:
+        self._file.close()
+
+
+class BundleWriter:
+    """Collects the files of a bundle in a hidden sibling of `target`; `publish` makes them the bundle.
+
+    Leaving the context without `publish`, by whatever error or Ctrl-C, removes the sibling.
+
+    Raises:
+        UsageError: `target` exists and is not a bundle, so that nothing else is ever overwritten.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target.absolute()
+        if not self._replaceable():
+            raise UsageError(f"{target} exists and is not a bundle; name another folder, or remove it")
+        self.folder = self.target.with_name(f".{self.target.name}.partial-{os.getpid()}")
+        self.records: Json = {}
+        self._open: list[HashingFile] = []
+
+    def _replaceable(self) -> bool:
+        """Whether the target is absent, empty or a bundle."""
+        if not self.target.is_dir():
+            return not self.target.exists()
+        return not any(self.target.iterdir()) or (self.target / MANIFEST).is_file()
+
+    def __enter__(self) -> Self:
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(self.target)
+        self.folder.mkdir()
+        return self
+
+    def check_room(self, needed: int) -> None:
+        """Refuses to start what the disk cannot hold."""
+        free = shutil.disk_usage(self.folder).free
+        if free < needed + ROOM:
+            raise GemmaEdgeError(
+                f"{self.target.parent}: the bundle needs {needed + ROOM:,} bytes of disk, {free:,} are free; "
+                "free some, or name a folder on another disk"
+            )
+
+    def write(self, name: str, produce: Callable[[HashingFile], Any]) -> Any:
+        """Writes one file through `produce(file)` and records it; returns what `produce` returned."""
+        file = HashingFile(self.folder / name)
+        self._open.append(file)
+        result = produce(file)
+        self.records[name] = file.close()
+        self._open.remove(file)
+        return result
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        self.write(name, lambda file: file.write(data))
+
+    def write_manifest(self, manifest: Json) -> None:
+        """Writes the manifest, last: before it is there, the folder is no bundle."""
+        path = self.folder / MANIFEST
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({**manifest, "files": self.records}, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def publish(self) -> Path:
+        """Renames the folder to the target; an old bundle there is replaced, or stays if that fails."""
+        _sync_folder(self.folder)
+        return self._replace_target(self.folder)
+
+    def _replace_target(self, new: Path) -> Path:
+        old = self.target.with_name(f".{self.target.name}.old-{os.getpid()}")
+        try:
+            if self.target.exists():
+                os.rename(self.target, old)
+            os.rename(new, self.target)
+        except BaseException:
+            if old.exists() and not self.target.exists():
+                os.rename(old, self.target)
+            raise
+        _sync_folder(self.target.parent)
+        _remove(old)
+        return self.target
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._open:
+            file.abandon()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class FileWriter(BundleWriter):
+    """The same for a target that is one file; the hidden sibling is still a folder."""
+
+    def _replaceable(self) -> bool:
+        if not self.target.is_file():
+            return not self.target.exists()
+        with self.target.open("rb") as file:
+            return file.read(len(LITERTLM_MAGIC)) == LITERTLM_MAGIC
+
+    def publish_file(self, path: Path) -> Path:
+        """Renames a file of the folder to the target, as `publish` does with the folder."""
+        return self._replace_target(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Removes what an export that was killed (not interrupted) has left beside `target`.
+
+    Killed between its two renames, it has left the old bundle aside, which goes back to its place.
+    """
+    for kind in ("partial", "old"):
+        for folder in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
+            pid = folder.name.rpartition("-")[2]
+            if not pid.isdigit() or _alive(int(pid)):
+                continue
+            if kind == "old" and not target.exists():
+                os.rename(folder, target)
+            else:
+                _remove(folder)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Checkpoints of true shapes with random weights."""

@@ -1,0 +1,1 @@
+"""Recipes, quantization, and weights streamed into files."""

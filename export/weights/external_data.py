@@ -1,0 +1,191 @@
+"""Weights beside the graph: laid out before anything is read, then written once, in order.
+
+`ExternalData` is filled while the graph is emitted; every size follows from shape and precision, so offsets,
+the plan and the predicted memory are known before the first byte of a checkpoint is touched. `write` then
+streams one tensor after the other in row chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from gemma_edge.export.emit.reference.reference_text import WeightSource, read_weight
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import Part, TensorSpec, tensor_specs
+from gemma_edge.export.model.ops import Weight
+from gemma_edge.export.publish import Output
+from gemma_edge.export.weights.quantize import Clip, quantize_stream
+from gemma_edge.export.weights.recipe import Precision
+
+# mmap works in pages; a large tensor that starts on one shares no page with its neighbour.
+PAGE = 4096
+SMALL_ALIGNMENT = 64
+CHUNK_ELEMENTS = 1 << 20  # elements of a weight in memory at once, per worker
+
+
+@dataclass(frozen=True)
+class Region:
+    """Bytes [offset, offset + length) of the data file."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One initializer: fp32, or packed blocks followed by their fp32 scales.
+
+    Its rows come from one weight or from several, one after the other; a number stands for a row of it.
+    """
+
+    weights: tuple[Weight | float, ...]
+    shape: tuple[int, ...]
+    part: Part
+    precision: Precision
+    data: Region
+    scales: Region | None
+
+    @property
+    def blocks(self) -> int:
+        """Quantization blocks in a row."""
+        return self.precision.blocks(self.shape[-1])
+
+    @property
+    def bytes(self) -> int:
+        return self.data.length + (self.scales.length if self.scales else 0)
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+class ExternalData:
+    """The layout of one data file, and its initializers.
+
+    Args:
+        location: its name, relative to the graph.
+        specs: the tensors that it is made of; None for those of the text model.
+    """
+
+    def __init__(self, location: str, specs: Mapping[str, TensorSpec] | None = None) -> None:
+        self.location, self.specs = location, specs
+        self.tensors: list[StoredTensor] = []
+        self.initializers: list[TensorProto] = []
+        self.size = 0
+        self._vectors: list[tuple[str, Sequence[Weight | float], tuple[int, ...], Precision]] = []
+
+    def add(
+        self,
+        name: str,
+        weights: Sequence[Weight | float],
+        shape: tuple[int, ...],
+        part: Part,
+        precision: Precision,
+    ) -> None:
+        """Reserves room for a tensor and names its initializers `name` and, if quantized, `name`_scales.
+
+        Norms and scales wait for `finish`: the engine reads these few megabytes from the mapped file in every
+        step, and were they strewn between the weights, each would drag the kernel's readahead of its
+        neighbours in with it (500 MB a token, measured on E4B under a limit of 3 GiB).
+        """
+        if part is Part.VECTOR:
+            self._vectors.append((name, weights, shape, precision))
+        else:
+            self._place(name, weights, shape, part, precision)
+
+    def finish(self) -> None:
+        """Places what `add` left for the end of the file."""
+        for name, weights, shape, precision in self._vectors:
+            self._place(name, weights, shape, Part.VECTOR, precision)
+        self._vectors = []
+
+    def _place(
+        self,
+        name: str,
+        weights: Sequence[Weight | float],
+        shape: tuple[int, ...],
+        part: Part,
+        precision: Precision,
+    ) -> None:
+        if precision.bits == 32:
+            data = self._region(4 * math.prod(shape))
+            self._initializer(name, TensorProto.FLOAT, shape, data)
+            stored = StoredTensor(tuple(weights), shape, part, precision, data, None)
+        else:
+            rows, columns = shape
+            blocks = math.ceil(columns / precision.group)
+            block_bytes = precision.group * precision.bits // 8
+            data = self._region(rows * blocks * block_bytes)
+            scales = self._region(4 * rows * blocks)
+            self._initializer(name, TensorProto.UINT8, (rows, blocks, block_bytes), data)
+            self._initializer(f"{name}_scales", TensorProto.FLOAT, (rows, blocks), scales)
+            stored = StoredTensor(tuple(weights), shape, part, precision, data, scales)
+        self.tensors.append(stored)
+
+    def _region(self, length: int) -> Region:
+        alignment = PAGE if length >= PAGE else SMALL_ALIGNMENT
+        offset = math.ceil(self.size / alignment) * alignment
+        self.size = offset + length
+        return Region(offset, length)
+
+    def _initializer(self, name: str, data_type: int, dims: tuple[int, ...], region: Region) -> None:
+        tensor = TensorProto(name=name, data_type=data_type, dims=dims, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", self.location), ("offset", region.offset), ("length", region.length)):
+            tensor.external_data.add(key=key, value=str(value))
+        self.initializers.append(tensor)
+
+    def write(
+        self, out: Output, source: WeightSource, clip: Clip, progress: Callable[[int], None] | None = None
+    ) -> None:
+        """Streams every tensor to `out`; `progress` is given the elements done since its last call."""
+        specs = self.specs or tensor_specs(source.config)
+        for tensor in self.tensors:
+            pad(out, tensor.data.offset)
+            if tensor.scales is None:
+                for chunk in row_chunks(source, tensor, specs):
+                    out.write(np.ascontiguousarray(chunk, dtype="<f4").data)
+                    report(progress, chunk.size)
+                continue
+            scales: list[NDArray[np.float32]] = []
+            chunks = row_chunks(source, tensor, specs)
+            for block in quantize_stream(chunks, tensor.precision.bits, tensor.precision.group, clip):
+                out.write(block.data.data)
+                scales.append(block.scales)
+                report(progress, len(block.scales) * tensor.shape[-1])
+            pad(out, tensor.scales.offset)
+            for scale in scales:
+                out.write(np.ascontiguousarray(scale, dtype="<f4").data)
+
+
+def row_chunks(
+    source: WeightSource, tensor: StoredTensor, specs: Mapping[str, TensorSpec] | None = None
+) -> Iterator[NDArray[np.float32]]:
+    """The rows of a stored tensor, in chunks of about CHUNK_ELEMENTS."""
+    specs = specs or tensor_specs(source.config)
+    columns = tensor.shape[-1]
+    step = max(1, CHUNK_ELEMENTS // columns)
+    for weight in tensor.weights:
+        if not isinstance(weight, Weight):
+            yield np.full((1, columns), weight, dtype=np.float32)
+            continue
+        shape = specs[weight.name].shape
+        if len(shape) == 1:
+            yield read_weight(source, weight)[None]
+            continue
+        start, stop = weight.rows or (0, shape[0])
+        for row in range(start, stop, step):
+            yield read_weight(source, replace(weight, rows=(row, min(row + step, stop))))
+
+
+def pad(out: Output, offset: int) -> None:
+    out.write(bytes(offset - out.tell()))
+
+
+def report(progress: Callable[[int], None] | None, elements: int) -> None:
+    if progress:
+        progress(elements)

@@ -1,0 +1,220 @@
+"""A .litertlm as a bundle: what `Bundle.open` gives for a file.
+
+The engine opens files, not parts of them, and so does SentencePiece: the decoder and the tokenizer are taken
+out into the cache folder once, under their hashes. The tables of embeddings are read where they lie.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gemma_edge.runtime.artifacts.bundle import Bundle, FileRecord, check_schema, choice, sha256
+from gemma_edge.runtime.artifacts.litertlm_reader import (
+    AUDIO_ADAPTER,
+    AUDIO_ENCODER,
+    EMBEDDER,
+    END_OF_AUDIO,
+    PER_LAYER_EMBEDDER,
+    PREFILL_DECODE,
+    VISION_ADAPTER,
+    VISION_ENCODER,
+    Litertlm,
+    Section,
+    read_litertlm,
+)
+from gemma_edge.runtime.artifacts.modalities import read_modalities
+from gemma_edge.runtime.artifacts.row_table import RowLayout
+from gemma_edge.runtime.artifacts.tflite_check import embedding_table
+from gemma_edge.runtime.cache_folder import CACHE_VARIABLE, cache_folder
+from gemma_edge.runtime.errors import BundleError
+
+MANIFEST_KEY = "gemma_edge.manifest"  # of the system metadata: what a bundle's manifest.json holds, as JSON
+EXPORT_AGAIN = "Export the checkpoint again."
+DECODER, TOKENIZER = "decoder.tflite", "tokenizer.model"
+TEMPLATE, GENERATION = "chat_template.jinja", "generation_config.json"
+VISION, AUDIO, TOKENS = "vision.tflite", "audio.tflite", "tokens.bin"
+SECTIONS = {
+    DECODER: ("TFLiteModel", PREFILL_DECODE),
+    "embedder.tflite": ("TFLiteModel", EMBEDDER),
+    "per_layer_embedder.tflite": ("TFLiteModel", PER_LAYER_EMBEDDER),
+    TOKENIZER: ("SP_Tokenizer", ""),
+}
+# What sees and hears, where there is any.
+ENCODER_SECTIONS = {
+    VISION: ("TFLiteModel", VISION_ENCODER),
+    "vision_adapter.tflite": ("TFLiteModel", VISION_ADAPTER),
+    AUDIO: ("TFLiteModel", AUDIO_ENCODER),
+    "audio_adapter.tflite": ("TFLiteModel", AUDIO_ADAPTER),
+    "end_of_audio.tflite": ("TFLiteModel", END_OF_AUDIO),
+    TOKENS: ("GenericBinaryData", ""),
+}
+BLOCK = 16 << 20
+
+
+@dataclass(frozen=True)
+class LitertlmBundle(Bundle):
+    """A checked .litertlm; `path` is the file."""
+
+    litertlm: Litertlm | None = None
+
+    @classmethod
+    def open(cls, path: str | Path) -> LitertlmBundle:
+        """Reads and checks a .litertlm that `gemma-edge export --format litertlm` made.
+
+        Raises:
+            BundleError: it is damaged, or was made by another tool.
+        """
+        path = Path(path)
+        litertlm = read_litertlm(path)
+        manifest = _manifest(litertlm)
+        check_schema(path, manifest)
+        config = litertlm.config
+        manifest["tables"] = {
+            "embedding": embedding_table(litertlm.embedder, config.hidden_size, config.embed_scale),
+            "per_layer": embedding_table(litertlm.per_layer_embedder, config.ple_row_size, config.ple_scale),
+        }
+        manifest["added_tokens"] = {}  # the tokenizer has a piece for each id
+        digests = manifest.get("sha256")
+        files = {}
+        for name, section in _parts(litertlm).items():
+            digest = digests.get(name) if isinstance(digests, dict) else None
+            if not isinstance(digest, str):
+                raise BundleError(path, f"{MANIFEST_KEY}.sha256", f"the hash of {name}", digest, EXPORT_AGAIN)
+            files[name] = FileRecord(section.end - section.begin, digest)
+        texts = {TEMPLATE: litertlm.llm.template.encode()}
+        if isinstance(generation := manifest.get("generation"), dict):
+            texts[GENERATION] = json.dumps(generation).encode()
+        for name, text in texts.items():
+            files[name] = FileRecord(len(text), hashlib.sha256(text).hexdigest())
+        _place_modalities(litertlm, manifest)
+        bundle = cls(
+            path,
+            manifest,
+            config,
+            files,
+            context=litertlm.signatures.context,
+            chunk=max(litertlm.signatures.prefill),
+            kv_cache=choice(path, manifest, "kv_cache", ("fp32",)),
+            format="litertlm",
+            litertlm=litertlm,
+        )
+        return replace(bundle, modalities=read_modalities(path, manifest, config, bundle.file))
+
+    def file(self, name: str) -> Path:
+        """A file of its own with this part of the .litertlm; the .litertlm itself for its own name."""
+        if name == self.path.name:
+            return self.path
+        if name not in self.files:
+            raise BundleError(self.path, "sections", name, "no such section", EXPORT_AGAIN)
+        size, digest = self.files[name].bytes, self.files[name].sha256
+        taken_out = cache_folder() / f"{digest[:32]}-{name}"
+        if taken_out.is_file() and taken_out.stat().st_size == size:
+            return taken_out
+        try:
+            taken_out.parent.mkdir(parents=True, exist_ok=True)
+            return self._take_out(name, taken_out)
+        except OSError as error:
+            folder = tempfile.mkdtemp(prefix="gemma-edge-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            warnings.warn(
+                f"{taken_out.parent}: {error.strerror}; {name} goes from {self.path.name} into {folder} "
+                f"for this process only. Set {CACHE_VARIABLE} to a folder with room for {size:,} bytes",
+                stacklevel=2,
+            )
+            return self._take_out(name, Path(folder) / name)
+
+    def check_hashes(self, progress: Callable[[int], None] | None = None) -> None:
+        """Hashes every section; `progress` is given the bytes done since its last call."""
+        assert self.litertlm is not None
+        for name, section in _parts(self.litertlm).items():
+            digest = sha256(self.path, progress, section.begin, section.end)
+            if digest != self.files[name].sha256:
+                remedy = "The file was altered: copy it again."
+                raise BundleError(self.path, f"sha256 of {name}", self.files[name].sha256, digest, remedy)
+
+    def _section(self, name: str) -> Section:
+        assert self.litertlm is not None
+        return _parts(self.litertlm)[name]
+
+    def _take_out(self, name: str, target: Path) -> Path:
+        """Writes one part to a name beside `target`, then renames it, so that `target` is always whole."""
+        assert self.litertlm is not None
+        descriptor, building = tempfile.mkstemp(".building", name, target.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as out:
+                if name == TEMPLATE:
+                    out.write(self.litertlm.llm.template.encode())
+                elif name == GENERATION:
+                    out.write(json.dumps(self.manifest["generation"]).encode())
+                else:
+                    section = self._section(name)
+                    _copy(self.path, section.begin, section.end, out.fileno())
+            os.replace(building, target)
+        except BaseException:
+            Path(building).unlink(missing_ok=True)
+            raise
+        return target
+
+
+def _parts(litertlm: Litertlm) -> dict[str, Section]:
+    """The sections by their names as files."""
+    there = {(section.type, section.model_type) for section in litertlm.sections}
+    names = SECTIONS | {name: kind for name, kind in ENCODER_SECTIONS.items() if kind in there}
+    return {name: litertlm.section(*kind) for name, kind in names.items()}
+
+
+def _place_modalities(litertlm: Litertlm, manifest: dict[str, Any]) -> None:
+    """Makes the manifest's modalities point into the file: to its encoders, and to its tables of tokens."""
+    modalities, parts = manifest.get("modalities", {}), _parts(litertlm)
+    expected = [kind for kind, graph in (("vision", VISION), ("audio", AUDIO)) if graph in parts]
+    if not isinstance(modalities, dict) or set(modalities) != set(expected):
+        got = list(modalities) if isinstance(modalities, dict) else modalities
+        raise BundleError(litertlm.path, f"{MANIFEST_KEY}.modalities", expected, got, EXPORT_AGAIN)
+    for kind in expected:
+        entry = modalities[kind]
+        tokens = entry.get("tokens") if isinstance(entry, dict) else None
+        if TOKENS not in parts or not isinstance(tokens, dict):
+            field = f"{MANIFEST_KEY}.modalities.{kind}.tokens"
+            raise BundleError(litertlm.path, field, f"a table in {TOKENS}", tokens, EXPORT_AGAIN)
+        section = parts[TOKENS]
+        layout = {key: value for key, value in tokens.items() if key != "first_id"}
+        RowLayout.parse(layout, litertlm.path, section.end - section.begin)
+        data = {**tokens["data"], "offset": tokens["data"]["offset"] + section.begin}
+        entry["graph"] = litertlm.path.name
+        entry["tokens"] = {**tokens, "file": litertlm.path.name, "data": data}
+
+
+def _copy(path: Path, begin: int, end: int, out: int) -> None:
+    """Bytes [begin, end) of a file to a descriptor, within the kernel."""
+    with path.open("rb") as file:
+        while begin < end:
+            sent = os.sendfile(out, file.fileno(), begin, min(BLOCK, end - begin))
+            if not sent:
+                raise BundleError(path, "size", f"{end} bytes", f"{begin}, it became shorter", EXPORT_AGAIN)
+            begin += sent
+
+
+def _manifest(litertlm: Litertlm) -> dict[str, Any]:
+    text = litertlm.system.get(MANIFEST_KEY)
+    if text is None:
+        remedy = (
+            "Files of other tools run in LiteRT-LM. `gemma-edge export --format litertlm` makes one for us."
+        )
+        raise BundleError(litertlm.path, f"system metadata {MANIFEST_KEY}", "a manifest", "nothing", remedy)
+    try:
+        manifest = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BundleError(litertlm.path, MANIFEST_KEY, "JSON", str(error), EXPORT_AGAIN) from None
+    if not isinstance(manifest, dict):
+        raise BundleError(litertlm.path, MANIFEST_KEY, "a JSON object", type(manifest).__name__, EXPORT_AGAIN)
+    return manifest

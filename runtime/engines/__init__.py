@@ -1,0 +1,1 @@
+"""Engines behind one Decoder protocol: ONNX Runtime and LiteRT."""

@@ -1,0 +1,83 @@
+"""Engines behind one Decoder protocol.
+
+A decoder turns embeddings into logits and keeps the KV cache. It knows nothing about tokens, prompts or
+sampling: whoever calls it looks up the rows of both embedding tables.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_edge.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from gemma_edge.runtime.artifacts.bundle import Bundle
+
+Array = NDArray[np.float32]
+
+
+class Decoder(Protocol):
+    """One loaded model with one KV cache."""
+
+    context: int  # tokens that the KV cache holds
+    chunk: int  # most tokens that one call takes; bounds the memory of activations
+    position: int  # tokens in the cache
+
+    def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
+        """Appends T tokens to the cache and returns the logits of the last `n_logits` of them.
+
+        An engine may be quicker when none are asked for, as in all calls of a prompt but the last.
+
+        Args:
+            embeddings: f32 (T, hidden), 1 <= T <= chunk, scaled.
+            per_layer: f32 (T, layers * ple width), scaled rows of the per-layer table.
+            n_logits: 0 to T.
+
+        Returns:
+            f32 (n_logits, vocab), the caller's to keep.
+
+        Raises:
+            UsageError: the cache has no room for T more tokens.
+        """
+
+    def reset(self) -> None:
+        """Empties the cache."""
+
+
+def check_room(decoder: Decoder, tokens: int, n_logits: int) -> None:
+    """Whether `Decoder.forward` can take this call.
+
+    Raises:
+        UsageError: the cache has no room for `tokens` more.
+        ValueError: not a call that the protocol allows.
+    """
+    if not 0 <= n_logits <= tokens <= decoder.chunk or not tokens:
+        raise ValueError(
+            f"0 <= n_logits ({n_logits}) <= tokens ({tokens}) <= chunk ({decoder.chunk}) does not hold"
+        )
+    if decoder.position + tokens > decoder.context:
+        raise UsageError(f"{decoder.position} + {tokens} tokens do not fit a context of {decoder.context}")
+
+
+def largest_context(bundle: Bundle) -> int:
+    """Tokens of KV cache that a bundle can be loaded with at most: a .tflite has them in its shapes."""
+    return bundle.config.max_position_embeddings if bundle.format == "onnx" else bundle.context
+
+
+def load_decoder(bundle: Bundle, *, threads: int | None = None, context: int | None = None) -> Decoder:
+    """The decoder of a bundle on the engine its format asks for.
+
+    Args:
+        threads: worker threads; None for one a physical core.
+        context: tokens of KV cache; None for the context that the bundle was planned for.
+    """
+    if bundle.format != "onnx":
+        from gemma_edge.runtime.engines.litert_decoder import LitertDecoder
+
+        return LitertDecoder(bundle, threads=threads, context=context)
+    from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder
+
+    return OnnxDecoder(bundle, threads=threads, context=context)

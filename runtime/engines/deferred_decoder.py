@@ -1,0 +1,51 @@
+"""A decoder that is loaded when it is fed, and can be released in between: its memory is for others then."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+from gemma_edge.runtime.engines.cores import release_free_memory
+from gemma_edge.runtime.engines.decoder import Array, Decoder
+
+
+class DeferredDecoder:
+    """See `Decoder`.
+
+    Args:
+        load: makes the decoder; called when it is needed and not there.
+        context, chunk: those of the decoder that it will make.
+    """
+
+    def __init__(self, load: Callable[[], Decoder], *, context: int, chunk: int) -> None:
+        self._load = load
+        self._decoder: Decoder | None = None
+        self.context, self.chunk, self.position = context, chunk, 0
+
+    def load(self) -> Decoder:
+        """The decoder, loaded by now. Raises what loading it raises."""
+        if self._decoder is None:
+            self._decoder = self._load()
+        return self._decoder
+
+    @property
+    def loaded(self) -> bool:
+        return self._decoder is not None
+
+    def release(self) -> None:
+        """Gives its memory back; what the KV cache held is lost."""
+        self._decoder, self.position = None, 0
+        gc.collect()  # an engine's buffers may be in a cycle
+        release_free_memory()
+
+    def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
+        decoder = self.load()
+        try:
+            return decoder.forward(embeddings, per_layer, n_logits)
+        finally:
+            self.position = decoder.position
+
+    def reset(self) -> None:
+        if self._decoder is not None:
+            self._decoder.reset()
+        self.position = 0

@@ -1,0 +1,211 @@
+"""The decoder on LiteRT (XNNPACK on CPU): fixed-shape signatures over buffers that are bound once.
+
+The graph reads the KV cache where it lies and returns the keys and values of its own tokens only
+(`export.emit.tflite`, layout "windowed"); this module puts them into the cache and says in the masks which of
+its places are visible. A sliding layer's cache is a ring: a token lies at its position modulo the ring's
+length. In the layout "litertlm" the graph returns the whole cache, into the buffers it came from: the engine
+then writes the new rows alone, where it would copy 300 MB of cache a token into others.
+
+XNNPACK repacks the weights into a file, which is mapped from then on. Without it they would be anonymous
+memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from ai_edge_litert.compiled_model import TensorBuffer
+from numpy.typing import NDArray
+
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.tflite_check import check_decoder
+from gemma_edge.runtime.artifacts.tflite_reader import read_tflite
+from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
+from gemma_edge.runtime.engines.decoder import check_room
+from gemma_edge.runtime.engines.litert_model import Buffer, load_model, run_first
+from gemma_edge.runtime.engines.rope import rotary_tables
+from gemma_edge.runtime.errors import BundleError, UsageError
+from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING
+
+Array = NDArray[np.float32]
+
+DECODER = "decoder.tflite"
+MASKED = np.float32(-1e9)
+KINDS = {FULL: "full", SLIDING: "sliding"}
+# A call of a larger signature with a few rows unused is cheaper than several calls of smaller ones.
+WORTH_PADDING = 0.8
+
+
+class LitertDecoder:
+    """See `Decoder`. Not thread-safe: it has one cache."""
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, context: int | None = None) -> None:
+        self.config = bundle.config
+        self.context = bundle.context if context is None else context
+        self.chunk = bundle.chunk
+        if not 1 <= self.context <= bundle.context:
+            raise UsageError(
+                f"context must be 1 to {bundle.context}, for which this bundle was exported, not "
+                f"{self.context}; `gemma-edge export --context` makes one for more"
+            )
+        path = bundle.file(DECODER)
+        # Engines follow what a file says, over its end too: it is checked before one sees it.
+        file = check_decoder(read_tflite(path), self.config)
+        if file.context != bundle.context and FULL in self.config.layer_types:
+            raise BundleError(path, "context", bundle.context, file.context, "Export the checkpoint again.")
+        self.windowed = file.layout == "windowed"
+        self.model = load_model(path, bundle.files[DECODER].sha256, threads or physical_cores())
+        self.started = False
+        self._allocate_cache(bundle.context)
+        # By number of tokens; decode takes one.
+        names = {1: "decode"} | {size: f"prefill_{size}" for size in file.prefill}
+        self.calls = {size: _Call(self, name, size) for size, name in names.items()}
+        self.reset()
+
+    def _allocate_cache(self, context: int) -> None:
+        """Buffers of every layer that owns KV."""
+        c = self.config
+        self.capacity = {
+            kind: min(c.sliding_window, context) if self.windowed and kind == SLIDING else context
+            for kind in sorted(set(c.layer_types))
+        }
+        self.caches: dict[str, Buffer] = {}
+        for i in c.kv_layers:
+            shape = (1, c.num_key_value_heads, self.capacity[c.layer_types[i]], c.head_dim)
+            transposed = shape if self.windowed else (*shape[:2], shape[3], shape[2])
+            for name, size in ((f"kv_cache_k_{i}", shape), (f"kv_cache_v_{i}", transposed)):
+                self.caches[name] = Buffer(self.model.create_input_buffer_by_name("decode", name), size)
+
+    def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
+        tokens = len(embeddings)
+        check_room(self, tokens, n_logits)
+        done, silent = 0, tokens - n_logits
+        while done < silent:
+            size = self._next_size(silent - done)
+            count = min(size, silent - done)
+            rows = slice(done, done + count)
+            self._run(self.calls[size], embeddings[rows], per_layer[rows])
+            done += count
+        logits = np.empty((n_logits, self.config.vocab_size), np.float32)
+        for i in range(n_logits):
+            rows = slice(silent + i, silent + i + 1)
+            self._run(self.calls[1], embeddings[rows], per_layer[rows])
+            logits[i] = self.calls[1].outputs["logits"].array.reshape(-1)
+        if tokens > 1:
+            release_free_memory()
+        return logits
+
+    def _next_size(self, left: int) -> int:
+        """The signature for the next of `left` tokens: the largest that they fill, or nearly fill."""
+        # A padded call writes its padding too where the graph itself writes the cache.
+        room = max(self.calls) if self.windowed else max(self.capacity.values()) - self.position
+        prefill = [size for size in self.calls if 1 < size <= room]
+        nearly = [size for size in prefill if size * WORTH_PADDING <= left <= size]
+        filled = [size for size in prefill if size <= left]
+        return nearly[0] if nearly else filled[-1] if filled else prefill[0] if prefill else 1
+
+    def _run(self, call: _Call, embeddings: Array, per_layer: Array) -> None:
+        call.run(embeddings, per_layer)
+        self.position += len(embeddings)
+
+    def reset(self) -> None:
+        self.position = 0
+
+
+class _Call:
+    """One signature: its inputs and outputs, bound."""
+
+    def __init__(self, decoder: LitertDecoder, name: str, tokens: int) -> None:
+        self.decoder, self.tokens = decoder, tokens
+        model, c = decoder.model, decoder.config
+        self.index = model.get_signature_index(name)
+        signature = model.get_signature_by_index(self.index)
+        self.input_names: list[str] = signature["inputs"]
+        self.output_names: list[str] = signature["outputs"]
+        details = model.get_input_tensor_details(name)
+        self.inputs = {
+            key: Buffer(
+                model.create_input_buffer_by_name(name, key),
+                tuple(details[key]["shape"]),
+                np.int32 if key == "input_pos" else np.float32,
+            )
+            for key in self.input_names
+            if key not in decoder.caches
+        }
+        own = (1, c.num_key_value_heads, tokens, c.head_dim)
+        self.outputs = {
+            key: Buffer(
+                model.create_output_buffer_by_name(name, key),
+                (1, 1, c.vocab_size) if key == "logits" else own,
+            )
+            for key in self.output_names
+            if key == "logits" or decoder.windowed
+        }
+
+    def run(self, embeddings: Array, per_layer: Array) -> None:
+        """Computes and appends the tokens, at most as many as the signature has; the rest is padding."""
+        decoder, count = self.decoder, len(embeddings)
+        self.inputs["embeddings"].array[0, :count] = embeddings
+        rows = self.inputs["per_layer_embeddings"].array
+        rows[0, :count] = per_layer.reshape(count, *rows.shape[2:])
+        if decoder.windowed:
+            self._describe_window()
+        else:
+            self._describe_cache()
+        inputs = [self.inputs.get(key) or decoder.caches[key] for key in self.input_names]
+        outputs = [self.outputs.get(key) or decoder.caches[key] for key in self.output_names]
+        for buffer in inputs:
+            buffer.push()
+        if decoder.started:
+            decoder.model.run_by_index(self.index, _tensors(inputs), _tensors(outputs))
+        else:
+            run_first(decoder.model, self.index, _tensors(inputs), _tensors(outputs))
+            decoder.started = True
+        for buffer in outputs:
+            buffer.pull()
+        if decoder.windowed:
+            self._append(count)
+
+    def _describe_window(self) -> None:
+        """Rotary tables of the tokens' positions; what each token sees of the cache, and of the tokens."""
+        decoder, config = self.decoder, self.decoder.config
+        first = decoder.position
+        positions = np.arange(first, first + self.tokens)
+        for kind, capacity in decoder.capacity.items():
+            name = KINDS[kind]
+            cos, sin = rotary_tables(config, kind, positions)
+            self.inputs[f"cos_{name}"].array[...] = cos
+            self.inputs[f"sin_{name}"].array[...] = sin
+            # The last position before `first` that lies at each place of the ring; negative for none.
+            places = np.arange(capacity)
+            stored = first - 1 - (first - 1 - places) % capacity
+            window = (
+                config.sliding_window if kind == SLIDING else config.max_position_embeddings + self.tokens
+            )
+            mask = self.inputs[f"mask_{name}"].array[0, 0]
+            seen = (stored >= 0)[None, :] & (positions[:, None] - stored[None, :] < window)
+            mask[:, :capacity] = np.where(seen, np.float32(0), MASKED)
+            distance = np.arange(self.tokens)[:, None] - np.arange(self.tokens)[None, :]
+            mask[:, capacity:] = np.where((distance >= 0) & (distance < window), np.float32(0), MASKED)
+
+    def _describe_cache(self) -> None:
+        first = self.decoder.position
+        positions = np.arange(first, first + self.tokens)
+        self.inputs["input_pos"].array[...] = positions
+        mask = self.inputs["mask"].array[0, 0]
+        mask[...] = np.where(np.arange(mask.shape[1])[None] <= positions[:, None], np.float32(0), MASKED)
+
+    def _append(self, count: int) -> None:
+        """Copies the tokens' keys and values to their places in the caches."""
+        decoder, first = self.decoder, self.decoder.position
+        places = {}
+        for kind, capacity in decoder.capacity.items():
+            skipped = max(0, count - capacity)
+            places[kind] = (slice(skipped, count), np.arange(first + skipped, first + count) % capacity)
+        for i in decoder.config.kv_layers:
+            rows, place = places[decoder.config.layer_types[i]]
+            for key in (f"kv_cache_k_{i}", f"kv_cache_v_{i}"):
+                decoder.caches[key].array[:, :, place] = self.outputs[key].array[:, :, rows]
+
+
+def _tensors(buffers: list[Buffer]) -> list[TensorBuffer]:
+    return [buffer.tensor for buffer in buffers]

@@ -1,0 +1,154 @@
+"""Encoders of images and audio on LiteRT (XNNPACK on CPU); see `Encoder`.
+
+Weights are packed once, into a file that is mapped from then on, as the decoder's are: what an encoder takes
+of anonymous memory is its activations.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.compiled_model import CompiledModel
+from numpy.typing import NDArray
+
+from gemma_edge.runtime.artifacts.bundle import sha256
+from gemma_edge.runtime.artifacts.litertlm_bundle import AUDIO as AUDIO_FILE
+from gemma_edge.runtime.artifacts.litertlm_bundle import VISION as VISION_FILE
+from gemma_edge.runtime.artifacts.litertlm_bundle import LitertlmBundle
+from gemma_edge.runtime.artifacts.tflite_check import (
+    FEATURES,
+    IMAGES,
+    LOG_MEL,
+    MASK,
+    VISION,
+    check_audio,
+    check_vision,
+)
+from gemma_edge.runtime.artifacts.tflite_reader import TfliteModel, read_tflite
+from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
+from gemma_edge.runtime.engines.litert_model import Buffer, load_model, run_first
+from gemma_edge.runtime.engines.onnx_encoder import Encoder, Signature
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def open_litert_encoder(path: Path, signature: Signature, threads: int | None, digest: str = "") -> Encoder:
+    """The encoder in a .tflite, or of a .litertlm, for a caller that knows ONNX Runtime's by `signature`.
+
+    Raises:
+        BundleError: there is no such file, it is damaged, or has no such encoder.
+    """
+    sees = "pixels" in signature
+    if path.suffix == ".litertlm":
+        # The engine opens files, not parts of them.
+        bundle, name = LitertlmBundle.open(path), VISION_FILE if sees else AUDIO_FILE
+        path, digest = bundle.file(name), bundle.files[name].sha256
+    # Engines follow what a file says, over its end too: it is checked before one sees it.
+    model = read_tflite(path)
+    return (LitertVision if sees else LitertAudio)(model, threads, digest or sha256(path))
+
+
+class LitertVision:
+    """An image encoder: `run(pixels=f32 (1, 3, size, size))`."""
+
+    def __init__(self, model: TfliteModel, threads: int | None, digest: str) -> None:
+        graph = check_vision(model)
+        self.metadata: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int | None, ...]] = {
+            "pixels": (1, 3, graph.size, graph.size),
+            "soft_tokens": (1, graph.soft_tokens, graph.hidden),
+        }
+        self._engine = _Engine(model, threads, digest)
+
+    def run(self, **inputs: NDArray[Any]) -> NDArray[Any]:
+        return self._engine.run(VISION, {IMAGES: inputs["pixels"].transpose(0, 2, 3, 1)})
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class LitertAudio:
+    """An audio encoder: `run(log_mel=f32 (1, frames, bins), valid=f32 (1, frames, 1))`.
+
+    The clip is padded to the shortest of the graph's lengths that it fits.
+    """
+
+    def __init__(self, model: TfliteModel, threads: int | None, digest: str) -> None:
+        graph = check_audio(model)
+        self._lengths = graph.frames
+        self.metadata = {"max_frames": str(graph.frames[-1])}
+        self.shapes: dict[str, tuple[int | None, ...]] = {
+            "log_mel": (1, None, graph.bins),
+            "soft_tokens": (1, graph.soft_tokens, graph.hidden),
+        }
+        self._engine = _Engine(model, threads, digest)
+
+    def run(self, **inputs: NDArray[Any]) -> NDArray[Any]:
+        log_mel, valid = inputs["log_mel"], inputs["valid"][:, :, 0] > 0
+        length = next(length for length in self._lengths if length >= log_mel.shape[1])
+        return self._engine.run(f"audio_{length}", {LOG_MEL: log_mel, MASK: valid})
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class _Engine:
+    """The engine's model, and the buffers of the signatures that were called.
+
+    Args:
+        digest: SHA-256 of the file, by which its packed weights are found.
+    """
+
+    def __init__(self, model: TfliteModel, threads: int | None, digest: str) -> None:
+        self.signatures = model.signatures
+        self.model: CompiledModel | None = load_model(model.path, digest, threads or physical_cores())
+        self.buffers: dict[str, tuple[dict[str, Buffer], dict[str, Buffer]]] = {}
+        release_free_memory()
+
+    def run(self, name: str, inputs: Arrays) -> NDArray[Any]:
+        """The features; an input shorter than the signature's is followed by zeros."""
+        if self.model is None:
+            raise ValueError("the encoder is closed")
+        first = not self.buffers
+        bound_inputs, bound_outputs = self.bind(self.model, name)
+        for key, value in inputs.items():
+            array = bound_inputs[key].array
+            array[:, value.shape[1] :] = 0
+            array[:, : value.shape[1]] = value
+            bound_inputs[key].push()
+        index = self.model.get_signature_index(name)
+        order = self.model.get_signature_by_index(index)
+        tensors = (
+            [bound_inputs[key].tensor for key in order["inputs"]],
+            [bound_outputs[key].tensor for key in order["outputs"]],
+        )
+        if first:
+            run_first(self.model, index, *tensors)
+        else:
+            self.model.run_by_index(index, *tensors)
+        bound_outputs[FEATURES].pull()
+        features = bound_outputs[FEATURES].array.copy()
+        release_free_memory()
+        return features
+
+    def bind(self, model: CompiledModel, name: str) -> tuple[dict[str, Buffer], dict[str, Buffer]]:
+        if name not in self.buffers:
+            signature = self.signatures[name]
+            self.buffers[name] = (
+                {
+                    key: Buffer(model.create_input_buffer_by_name(name, key), t.shape, np.dtype(t.type).type)
+                    for key, t in signature.inputs.items()
+                },
+                {
+                    key: Buffer(model.create_output_buffer_by_name(name, key), t.shape, np.dtype(t.type).type)
+                    for key, t in signature.outputs.items()
+                },
+            )
+        return self.buffers[name]
+
+    def close(self) -> None:
+        self.buffers = {}
+        self.model = None
+        release_free_memory()

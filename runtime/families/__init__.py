@@ -1,0 +1,1 @@
+"""Model families: what a config.json of each says."""

@@ -1,0 +1,142 @@
+"""`Encoders`: attachments to rows of the text model's input, with no encoder in memory longer than needed.
+
+An encoder is loaded when a prompt has something for it and released before the next one is: at most one of
+them is in memory at a time, and none while the answer is decoded, unless they are to be kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_edge.runtime.artifacts.modalities import AudioModality, Modality
+from gemma_edge.runtime.errors import BundleError
+from gemma_edge.runtime.media.attachments import MODALITY, Attachment
+from gemma_edge.runtime.media.audio_encoder import AudioEncoder
+from gemma_edge.runtime.media.image_encoder import VisionEncoder
+
+Rows = NDArray[np.float32]
+
+KEPT_BYTES = 32 << 20  # rows of attachments that a later prompt may repeat: 16 images
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What was done for one attachment: seconds of preprocessing and encoding, loading not counted."""
+
+    attachment: Attachment
+    seconds: float
+
+    def __str__(self) -> str:
+        item = self.attachment
+        return f"{item.kind} {item.name}: {item.soft_tokens} tokens, {self.seconds:.1f} s"
+
+
+def load_encoder(modality: Modality, *, threads: int | None = None) -> VisionEncoder | AudioEncoder:
+    """The encoder of a modality, loaded. Raises BundleError for one that is damaged, or of another model."""
+    make = AudioEncoder if isinstance(modality, AudioModality) else VisionEncoder
+    encoder = make(modality.graph, threads=threads, digest=modality.digest)
+    expected = (modality.soft_tokens, int(modality.tokens["columns"]))
+    if (got := (encoder.soft_tokens, encoder.hidden_size)) != expected:
+        encoder.close()
+        raise BundleError(Path(modality.graph), "soft_tokens", f"(1, *{expected})", f"(1, *{got})")
+    return encoder
+
+
+def encode_one(encoder: VisionEncoder | AudioEncoder, modality: Modality, data: NDArray[Any]) -> Rows:
+    """Rows f32 (soft_tokens, hidden), not to be scaled, of what an `Attachment` of that modality holds."""
+    if isinstance(encoder, VisionEncoder):
+        return encoder.encode(data * np.float32(1 / 255))
+    assert isinstance(modality, AudioModality)
+    return encoder.encode(*modality.log_mel(data))
+
+
+class Encoders:
+    """The encoders of a bundle.
+
+    Args:
+        modalities: the bundle's.
+        threads: of the engine; a thread a physical core if None.
+        keep: leave an encoder loaded once it is.
+        report: is told of every attachment that was encoded.
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Modality],
+        *,
+        threads: int | None = None,
+        keep: bool = False,
+        report: Callable[[Encoded], None] = lambda encoded: None,
+    ) -> None:
+        self.modalities, self.threads, self.keep, self.report = modalities, threads, keep, report
+        self._loaded: dict[str, VisionEncoder | AudioEncoder] = {}
+        self._rows: OrderedDict[int, Rows] = OrderedDict()  # the last used at the end
+
+    def encode(
+        self, attachments: Sequence[Attachment], cancelled: Callable[[], bool] = lambda: False
+    ) -> dict[int, Rows] | None:
+        """The rows of attachments by their `key`, each f32 (soft_tokens, hidden), not to be scaled.
+
+        Images come first, whatever their order, so that each encoder is loaded once. What was encoded lately
+        is not encoded again.
+
+        Returns:
+            None if `cancelled`, which is asked before every one of them.
+
+        Raises:
+            BundleError: an encoder is damaged, or of another model.
+        """
+        found = {item.key: self._rows[item.key] for item in attachments if item.key in self._rows}
+        try:
+            for kind, name in MODALITY.items():
+                todo = {item.key: item for item in attachments if item.kind == kind and item.key not in found}
+                for key, item in todo.items():
+                    if cancelled():
+                        return None
+                    found[key] = self._encode(self._load(name), item)
+                if not self.keep:
+                    self._release(name)
+        finally:
+            if not self.keep:
+                self.close()
+        for key, rows in found.items():
+            self._remember(key, rows)
+        return found
+
+    def missing(self, attachments: Sequence[Attachment]) -> list[Attachment]:
+        """Those whose rows are not kept: what `encode` would have to work for."""
+        return [item for item in attachments if item.key not in self._rows]
+
+    def close(self) -> None:
+        """Gives the memory of loaded encoders back; the next prompt loads what it needs."""
+        for name in list(self._loaded):
+            self._release(name)
+
+    def _load(self, name: str) -> VisionEncoder | AudioEncoder:
+        if name not in self._loaded:
+            self._loaded[name] = load_encoder(self.modalities[name], threads=self.threads)
+        return self._loaded[name]
+
+    def _release(self, name: str) -> None:
+        if encoder := self._loaded.pop(name, None):
+            encoder.close()
+
+    def _encode(self, encoder: VisionEncoder | AudioEncoder, item: Attachment) -> Rows:
+        started = time.perf_counter()
+        rows = encode_one(encoder, self.modalities[MODALITY[item.kind]], item.data)
+        self.report(Encoded(item, time.perf_counter() - started))
+        return rows
+
+    def _remember(self, key: int, rows: Rows) -> None:
+        self._rows[key] = rows
+        self._rows.move_to_end(key)
+        while sum(kept.nbytes for kept in self._rows.values()) > KEPT_BYTES:
+            self._rows.popitem(last=False)
