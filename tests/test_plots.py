@@ -1,4 +1,4 @@
-"""The README's plots: what they show, that they are the same every time, and that the check notices."""
+"""The plots of results: what they show, that they are the same every time, and that the check notices."""
 
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -84,21 +84,24 @@ def test_a_record_that_is_not_complete(missing: str) -> None:
         render_plots([record])
 
 
-def test_they_are_written_beside_the_readme_and_checked(tmp_path: Path) -> None:
+def test_they_are_written_beside_the_page_and_checked(tmp_path: Path) -> None:
     readme, results, folder = tmp_path / "README.md", tmp_path / "r.jsonl", tmp_path / "docs" / "img"
-    readme.write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+    page = tmp_path / "docs" / "results.md"
+    page.parent.mkdir()
+    readme.write_text("<!-- highlights:begin -->\n<!-- highlights:end -->\n")
+    page.write_text("<!-- results:begin -->\n<!-- results:end -->\n")
     for record in RECORDS:
         append_record(results, record)
-    assert table.update_readme(readme, [results])
-    assert "\n![Prefill](docs/img/prefill.svg)\n" in readme.read_text()
+    assert table.update_documents(readme, [results])
+    assert "\n![Prefill](img/prefill.svg)\n" in page.read_text()
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    assert len(before) == 3 and not table.update_readme(readme, [results], check=True)
+    assert len(before) == 3 and not table.update_documents(readme, [results], check=True)
 
     changed = folder / "memory.svg"
     changed.write_text("other")
-    with pytest.raises(GemmaEdgeError, match=f"{changed.name}: the plot is not that of the results"):
-        table.update_readme(readme, [results], check=True)
+    with pytest.raises(GemmaEdgeError, match=f"{changed.name}: not made from these results"):
+        table.update_documents(readme, [results], check=True)
     stale = folder / "stale.svg"
     stale.write_text("old")
-    assert table.update_readme(readme, [results])
+    assert table.update_documents(readme, [results])
     assert {path: path.read_bytes() for path in folder.iterdir()} == before, "the stale one is removed"

@@ -57,9 +57,11 @@ def test_bars_with_what_was_measured() -> None:
     }
 
 
-def test_the_readme_has_the_latest(tmp_path: Path) -> None:
-    readme, results = tmp_path / "README.md", tmp_path / "5.jsonl"
-    readme.write_text(
+def test_the_page_of_results_has_the_latest(tmp_path: Path) -> None:
+    readme, page, results = tmp_path / "README.md", tmp_path / "docs" / "results.md", tmp_path / "5.jsonl"
+    page.parent.mkdir()
+    readme.write_text("<!-- highlights:begin -->\n<!-- highlights:end -->\n")
+    page.write_text(
         "".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n" for name in ("results", "quality"))
     )
     for count in (1, 2):
@@ -68,10 +70,10 @@ def test_the_readme_has_the_latest(tmp_path: Path) -> None:
     lines = results.read_text().splitlines()
     older = lines[1].replace('"time": "2', '"time": "1')
     results.write_text(f"{lines[0]}\n{older}\n")
-    assert table.update_readme(readme, [results])
+    assert table.update_documents(readme, [results])
     newest = render_quality({**METRICS, "columns": COLUMNS[-1:]})
-    assert f"<!-- quality:begin -->\n{newest}\n<!-- quality:end -->" in readme.read_text()
-    assert not table.update_readme(readme, [results], check=True)
+    assert f"<!-- quality:begin -->\n{newest}\n<!-- quality:end -->" in page.read_text()
+    assert not table.update_documents(readme, [results], check=True)
 
 
 def test_counts_are_by_task_and_by_what_is_asked_about() -> None:

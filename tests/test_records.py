@@ -1,4 +1,4 @@
-"""Results as data: what a bundle says of itself, records, and the README's table."""
+"""Results as data: what a bundle says of itself, records, and the tables of the documents."""
 
 import json
 from pathlib import Path
@@ -102,22 +102,40 @@ def test_line_that_is_no_record_is_named(tmp_path: Path, line: str, field: str) 
 # The table --------------------------------------------------------------------------------------------
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-README = f"# Title\n{BEGIN}\nold\n{END}\nend\n"
+PAGE = f"# Title\n{BEGIN}\nold\n{END}\nend\n"
 
 
-def test_table_is_written_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results, readme = tmp_path / "r.jsonl", tmp_path / "README.md"
-    record(results, readme_row("load", "<= 6 s", "4 s"), readme_row("a|b", "", "1"))
-    readme.write_text(README)
+def documents(folder: Path) -> tuple[Path, Path]:
+    """A README and a docs/results.md with empty blocks."""
+    readme, page = folder / "README.md", folder / "docs" / "results.md"
+    page.parent.mkdir()
+    readme.write_text("<!-- highlights:begin -->\n<!-- highlights:end -->\n")
+    page.write_text(PAGE)
+    return readme, page
+
+
+def test_tables_are_written_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results, (readme, page) = tmp_path / "r.jsonl", documents(tmp_path)
+    label, words = next(iter(table.HIGHLIGHTS.items()))
+    record(
+        results, readme_row("load", "<= 6 s", "4 s"), readme_row("a|b", "", "1"), readme_row(label, "", "9")
+    )
     argv = [str(results), "--readme", str(readme)]
     assert run_script(lambda: table.main([*argv, "--check"])) == 1
-    assert "the table is not that of the results" in capsys.readouterr().err
-    assert readme.read_text() == README, "--check writes nothing"
+    assert "README.md: not made from these results" in capsys.readouterr().err
+    assert page.read_text() == PAGE, "--check writes nothing"
     assert table.main(argv) == 0 and table.main([*argv, "--check"]) == 0
-    text = readme.read_text()
+    text = page.read_text()
     assert "| load | <= 6 s | 4 s |\n| a\\|b |  | 1 |\n" in text
     assert text.startswith("# Title\n") and text.endswith(f"{END}\nend\n") and "old" not in text
     assert f"Measured on {environment()['cpu']}" in text
+    assert f"| {words} |  | 9 |" in readme.read_text() and "load" not in readme.read_text()
+
+
+def test_committed_records_have_every_highlight() -> None:
+    committed = (Path(__file__).parent.parent / "benchmarks" / "results").glob("*.jsonl")
+    rows = table.latest_rows([record for path in sorted(committed) for record in read_records(path)])
+    assert set(table.HIGHLIGHTS) <= {row["row"] for row in rows}
 
 
 def test_latest_record_wins_at_the_place_of_the_first() -> None:
@@ -131,7 +149,7 @@ def test_latest_record_wins_at_the_place_of_the_first() -> None:
     assert [line[2] for line in table.render_table(records).splitlines()[2:]] == ["x", "y", "z"]
 
 
-@pytest.mark.parametrize("text", ["", BEGIN, END + BEGIN, README + README])
-def test_readme_without_its_markers(text: str) -> None:
-    with pytest.raises(UsageError, match=r"README\.md: expected the lines"):
-        table.replace_block(text, "results", "t", Path("README.md"))
+@pytest.mark.parametrize("text", ["", BEGIN, END + BEGIN, PAGE + PAGE])
+def test_page_without_its_markers(text: str) -> None:
+    with pytest.raises(UsageError, match=r"results\.md: expected the lines"):
+        table.replace_block(text, "results", "t", Path("results.md"))

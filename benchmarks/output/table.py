@@ -1,11 +1,11 @@
-"""The README's tables of results and its plots, from the committed records and from nothing else.
+"""The tables and plots of measured results, made from the committed records and from nothing else.
 
     python -m gemma_edge.benchmarks.output.table benchmarks/results/*.jsonl --readme README.md [--check]
 
-Every record carries its own rows. A row that several records have is taken from the latest of them, at the
-place where it came first. The latest record of `quality` makes a table of its own. The plots (`plots.py`) are
-SVG files in docs/img beside the README, where nothing else is. `--check` writes nothing and fails when README
-or plots say something else.
+The README has the most telling rows (`HIGHLIGHTS`). docs/results.md beside it has every row, the plots of
+docs/img and the table of quality. Every record carries its own rows; if several records have the same row,
+the latest record gives its value and the first record its place. `--check` writes nothing, and fails when a
+document or a plot is out of date.
 """
 
 from __future__ import annotations
@@ -23,18 +23,51 @@ from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
 Json = dict[str, Any]
-PLOTS = "docs/img"
-RESULTS, QUALITY = "results", "quality"  # the blocks of the README, between comments with :begin and :end
+PAGE, PLOTS = "docs/results.md", "docs/img"  # beside the README
+# Blocks of the documents, each between comments with :begin and :end.
+SHORT, RESULTS, QUALITY = "highlights", "results", "quality"
+# The README's rows: the label of a row in the records, and the README's words for it.
+HIGHLIGHTS = {
+    "fp32 bundle against transformers; 64 greedy tokens, prefill chunks (1, 7, 32, 90)": (
+        "fp32 bundle against `transformers`: largest logit error; 64 greedy tokens"
+    ),
+    "E2B int4: export, peak RssAnon and time": "E2B `int4`: memory and time of the export",
+    "E2B int4: prefill against llama.cpp": "E2B `int4`, ONNX Runtime: prefill against llama.cpp",
+    "E2B int4: decode against llama.cpp": "E2B `int4`, ONNX Runtime: decode against llama.cpp",
+    "E2B int4_g32, LiteRT: prefill against llama.cpp": "E2B `int4_g32`, LiteRT: prefill against llama.cpp",
+    "E2B int4_g32, LiteRT: decode against llama.cpp": "E2B `int4_g32`, LiteRT: decode against llama.cpp",
+    "E2B int4_g32 .litertlm: decode against LiteRT-LM": (
+        "E2B `int4_g32`, one `.litertlm`: our decode against LiteRT-LM's"
+    ),
+    "E2B int4: RssAnon in steady state": "E2B `int4`, ONNX Runtime: memory between answers",
+    "E2B int4_g32, LiteRT: RssAnon in steady state": "E2B `int4_g32`, LiteRT: memory between answers",
+    "E2B int4: prefill 512, decode 64, context 4096 under a kernel limit of 2 GiB": (
+        "E2B `int4`, ONNX Runtime, under a kernel limit of 2 GiB"
+    ),
+    "E2B int4_g32, LiteRT: prefill 512, decode 64, context 4096 under a kernel limit of 2 GiB": (
+        "E2B `int4_g32`, LiteRT, under a kernel limit of 2 GiB"
+    ),
+    "E2B int4: encode one 768x768 image, 2 threads": "E2B: encoding one image",
+    "E2B int4: encode 30 s of audio, 2 threads": "E2B: encoding 30 s of audio",
+    "Pocket int4: points lost against fp32": "Pocket `int4`: points of accuracy lost against fp32",
+}
 
 
 def render_table(records: Iterable[Json]) -> str:
     """The rows of all records as a markdown table, and the machines that they were measured on."""
-    latest = _latest(records)
-    lines = ["| what | bar | measured |", "|---|---|---|"]
-    for row, _ in latest:
-        lines.append("| " + " | ".join(_cell(row[key]) for key in ("row", "bar", "value")) + " |")
-    machines = list(dict.fromkeys(machine for _, machine in latest if machine))
-    if machines:
+    return _render([(row["row"], row, machine) for row, machine in _latest(records)])
+
+
+def render_highlights(records: Iterable[Json]) -> str:
+    """The rows of `HIGHLIGHTS` that the records have, with the target that was set for each."""
+    latest = {row["row"]: (row, machine) for row, machine in _latest(records)}
+    return _render([(words, *latest[label]) for label, words in HIGHLIGHTS.items() if label in latest])
+
+
+def _render(rows: Sequence[tuple[str, Json, str]]) -> str:
+    lines = ["| | target | measured |", "|---|---|---|"]
+    lines += [f"| {' | '.join(map(_cell, (words, row['bar'], row['value'])))} |" for words, row, _ in rows]
+    if machines := list(dict.fromkeys(machine for _, _, machine in rows if machine)):
         lines += ["", f"Measured on {'; '.join(machines)}."]
     return "\n".join(lines)
 
@@ -56,10 +89,10 @@ def _latest(records: Iterable[Json]) -> list[tuple[Json, str]]:
 
 
 def replace_block(text: str, name: str, content: str, path: Path) -> str:
-    """The README's text with `content` between the markers of `name`.
+    """The document's text with `content` between the markers of `name`.
 
     Raises:
-        UsageError: they are not there, once each.
+        UsageError: the markers are missing, repeated or in the wrong order.
     """
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     before, found, rest = text.partition(begin)
@@ -69,45 +102,44 @@ def replace_block(text: str, name: str, content: str, path: Path) -> str:
     return f"{before}{begin}\n{content}\n{end}{after}"
 
 
-def update_readme(readme: Path, results: Sequence[Path], *, check: bool = False) -> bool:
-    """Writes the table and the plots of `results` into `readme` and docs/img beside it.
+def update_documents(readme: Path, results: Sequence[Path], *, check: bool = False) -> bool:
+    """Writes the tables and plots of `results` into `readme`, docs/results.md and docs/img.
 
     Returns:
-        Whether one of them was another one.
+        Whether a document or a plot was out of date.
 
     Raises:
-        RecordError: a results file that is not one.
-        GemmaEdgeError: with `check`, when README or plots are not those of the results.
+        RecordError: a results file holds something other than records.
+        GemmaEdgeError: with `check`, a document or a plot is out of date.
     """
-    if not readme.is_file():
-        raise UsageError(f"{readme}: no such file")
     records = [record for path in results for record in read_records(path)]
+    page, folder = readme.parent / PAGE, readme.parent / PLOTS
     plots = render_plots(records)
-    folder = readme.parent / PLOTS
-    wanted = {folder / name: svg for name, (_, svg) in plots.items()}
-    files = {path: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.svg"))}
     block = render_table(records)
     if plots:
-        block += "\n\n" + "\n".join(f"![{title}]({PLOTS}/{name})" for name, (title, _) in plots.items())
-    old = readme.read_text(encoding="utf-8")
-    new = replace_block(old, RESULTS, block, readme)
+        block += "\n\n" + "\n".join(f"![{title}](img/{name})" for name, (title, _) in plots.items())
+    blocks = {readme: {SHORT: render_highlights(records)}, page: {RESULTS: block}}
     if quality := [record for record in records if record["kind"] == QUALITY]:
         latest = max(quality, key=lambda record: str(record["time"]))
-        new = replace_block(new, QUALITY, render_quality(latest["metrics"]), readme)
-    if check and new != old:
-        raise GemmaEdgeError(f"{readme}: the table is not that of the results: run this without --check")
-    if check and wanted != files:
-        path = next(path for path in {**wanted, **files} if wanted.get(path) != files.get(path))
-        raise GemmaEdgeError(f"{path}: the plot is not that of the results: run this without --check")
-    if new != old:
-        readme.write_text(new, encoding="utf-8")
-    for path in files.keys() - wanted.keys():
-        path.unlink()
-    for path, svg in wanted.items():
-        if files.get(path) != svg:
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(svg, encoding="utf-8")
-    return new != old or wanted != files
+        blocks[page][QUALITY] = render_quality(latest["metrics"])
+    files: dict[Path, str] = {path: path.read_text(encoding="utf-8") for path in folder.glob("*.svg")}
+    wanted = {folder / name: svg for name, (_, svg) in plots.items()}
+    for path, contents in blocks.items():
+        if not path.is_file():
+            raise UsageError(f"{path}: no such file")
+        files[path] = wanted[path] = path.read_text(encoding="utf-8")
+        for name, content in contents.items():
+            wanted[path] = replace_block(wanted[path], name, content, path)
+    stale = sorted(path for path in files | wanted if files.get(path) != wanted.get(path))
+    if check and stale:
+        raise GemmaEdgeError(f"{stale[0]}: not made from these results: run this without --check")
+    for path in stale:
+        if path in wanted:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(wanted[path], encoding="utf-8")
+        else:
+            path.unlink()
+    return bool(stale)
 
 
 def _machine(record: Json) -> str:
@@ -128,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--readme", type=Path, required=True, metavar="FILE")
     parser.add_argument("--check", action="store_true", help="fail instead of writing")
     args = parser.parse_args(argv)
-    changed = update_readme(args.readme, args.results, check=args.check)
+    changed = update_documents(args.readme, args.results, check=args.check)
     print(f"{args.readme}: {'updated' if changed else 'up to date'}")
     return 0
 
