@@ -5,15 +5,21 @@ from __future__ import annotations
 import functools
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from gemma3n_models import VARIANTS, Array, DictSource, random_ids, random_source
 from hypothesis import HealthCheck, settings
 
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize
+from support.random_gemma3n_text import (
+    VARIANTS,
+    LiveCase,
+    random_ids,
+    random_source,
+    transformers_logits,
+    transformers_model,
+)
 
 # How long a machine takes says nothing about an example.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -23,21 +29,11 @@ settings.load_profile("any machine")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@dataclass(frozen=True)
-class LiveCase:
-    """A random model, a prompt of several windows, and the logits that transformers gives."""
-
-    source: DictSource
-    ids: list[int]
-    logits: Array
-
-
 @pytest.fixture(scope="session")
 def live_case() -> Callable[[str], LiveCase]:
     """The case of a name in VARIANTS. Skips without torch and transformers."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from gemma3n_models import transformers_logits, transformers_model
 
     @functools.cache
     def case(name: str) -> LiveCase:

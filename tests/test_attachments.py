@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audio_clips import write_wav
-from tiny_modalities import AUDIO_TOKENS, IMAGE_SIZE, IMAGE_TOKENS, modalities
 
 from gemma_edge.runtime.errors import BundleError, MediaError, UsageError
 from gemma_edge.runtime.media import attachments
 from gemma_edge.runtime.media.attachments import Attachment, Reader, kind_of
 from gemma_edge.runtime.media.images import load_image
+from support.audio_clips import write_wav
+from support.stub_modalities import AUDIO_TOKENS, IMAGE_SIZE, IMAGE_TOKENS, modalities
 
 IDS = {name: index for index, name in enumerate(("boi", "boa", "eoi", "image", "eoa", "audio"), 10)}
 EVERY = modalities(IDS)
@@ -43,7 +43,7 @@ def note(tmp_path: Path) -> Path:
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("av")
     pytest.importorskip("PIL")
-    from test_video import write_clip
+    from support.video_clips import write_clip
 
     return write_clip(tmp_path_factory.mktemp("video") / "clip.mp4", seconds=8, tone=440.0)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from device_servers import Sshd, sshd_missing
 
 from gemma_edge.benchmarks import target
 from gemma_edge.benchmarks.child import ChildError, ChildRun, run_child
@@ -24,6 +23,7 @@ from gemma_edge.benchmarks.target import DeviceTarget, NativeTarget, native_repo
 from gemma_edge.benchmarks.workload import Workload
 from gemma_edge.cli.main import main
 from gemma_edge.runtime.errors import DeviceError, UsageError
+from support.device_servers import Sshd, sshd_missing
 
 limited = pytest.mark.skipif(mechanism().name == "none", reason=f"no kernel limit: {mechanism().reason}")
 QUICK = ["-p", "16", "-n", "4", "-r", "2", "--no-cold", "--requests", "0", "--bandwidth", "0s"]

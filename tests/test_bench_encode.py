@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from multimodal import write_checkpoint
 
 from gemma_edge.benchmarks import answer, ceiling, encode, session
 from gemma_edge.benchmarks.child import ChildRun
@@ -27,6 +26,7 @@ from gemma_edge.benchmarks.worker import parse_worker_report
 from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError
+from support.multimodal_conversation import write_checkpoint
 
 limited = pytest.mark.skipif(mechanism().name == "none", reason=f"no kernel limit: {mechanism().reason}")
 MB = 2**20

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gemma3n_models import SMALL, Json
 
 from gemma_edge.runtime.artifacts import bundle as bundle_module
 from gemma_edge.runtime.artifacts.bundle import Bundle, sha256
 from gemma_edge.runtime.errors import BundleError, ConfigError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.model import Model
+from support.random_gemma3n_text import SMALL, Json
 
 FILES = {"decoder.onnx": b"graph", "decoder.onnx.data": b"weights " * 100, "sub/notes.txt": b""}
 

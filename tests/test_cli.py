@@ -13,13 +13,14 @@ import types
 from pathlib import Path
 
 import pytest
-from tiny_model import RuleDecoder, answers, hash_rule, tiny_model, tiny_tokenizer
 
 from gemma_edge.cli import chat as chat_repl
 from gemma_edge.cli import main as cli
 from gemma_edge.cli import run as run_verb
 from gemma_edge.runtime.errors import BundleError, CeilingError, DeviceError, GemmaEdgeError, ParityError
 from gemma_edge.runtime.model import Model
+from support.rule_decoder import RuleDecoder, answers, hash_rule, tiny_model
+from support.tiny_tokenizer import tiny_tokenizer
 
 COMMAND = [sys.executable, "-m", "gemma_edge.cli.main"]
 

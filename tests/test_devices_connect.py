@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from device_servers import DUMPSYS, Adbd, Sshd, adbd_missing, sshd_missing, wait_for
 
 from gemma_edge.benchmarks.devices import DeviceRun, open_device
 from gemma_edge.benchmarks.devices.adb import AdbDevice
@@ -21,6 +20,7 @@ from gemma_edge.benchmarks.devices.base import signal_name
 from gemma_edge.benchmarks.devices.facts import parse_facts, parse_meminfo
 from gemma_edge.benchmarks.machine.memory import PeakMemory
 from gemma_edge.runtime.errors import DeviceError, UsageError
+from support.device_servers import DUMPSYS, Adbd, Sshd, adbd_missing, sshd_missing, wait_for
 
 PHONE = f"""\
 ### uname

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from device_servers import Sshd, sleeping, sshd_missing, wait_for
 
 from gemma_edge.benchmarks.devices import Device, Member, Outcome, open_device, read_fleet, run_fleet
 from gemma_edge.benchmarks.devices.fleet import FleetError
@@ -19,6 +18,7 @@ from gemma_edge.benchmarks.devices.install import platform_tags, write_wheel
 from gemma_edge.benchmarks.kernel import measurements, parse_report
 from gemma_edge.runtime.errors import DeviceError
 from gemma_edge.runtime.version import __version__
+from support.device_servers import Sshd, sleeping, sshd_missing, wait_for
 
 
 @pytest.fixture(scope="module")

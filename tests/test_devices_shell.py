@@ -15,12 +15,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from device_servers import Adbd, Sshd, adbd_missing, sleeping, small_disk, sshd_missing, wait_for
 
 from gemma_edge.benchmarks.child import ChildError
 from gemma_edge.benchmarks.devices import cool_down, open_device, shell
 from gemma_edge.benchmarks.devices.shell import ShellDevice
 from gemma_edge.runtime.errors import DeviceError, UsageError
+from support.device_servers import Adbd, Sshd, adbd_missing, sleeping, small_disk, sshd_missing, wait_for
 
 MIB = 1 << 20
 _numbers = itertools.count(100_000 + os.getpid() * 100)

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from device_servers import sleeping, wait_for
+
+from support.device_servers import sleeping, wait_for
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "devices" / "supervise.sh"
 SHELLS = [["dash"], ["bash", "--posix"], ["busybox", "sh"], ["mksh"]]

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audio_models import AudioSource, TransformersAudio
-from vision_models import transformers_model
 
 from gemma_edge.cli.main import main
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
@@ -32,6 +30,8 @@ from gemma_edge.runtime.errors import BundleError, ConfigError, ParityError, Usa
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.media.audio_encoder import AudioEncoder
 from gemma_edge.runtime.media.image_encoder import VisionEncoder
+from support.random_gemma3n_audio import AudioSource, TransformersAudio
+from support.random_gemma3n_vision import transformers_model
 
 Json = dict[str, Any]
 # What a published config.json has; ids left out are those that transformers has for absent ones.

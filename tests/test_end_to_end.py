@@ -19,14 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gemma3n_models import random_ids, transformers_logits
-from test_exporter import impossible, poke
 
 from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import INT8_CACHE_BOUNDS, export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize, text_config
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.model import Model
+from support.random_gemma3n_text import random_ids, transformers_logits
+from support.refused_inputs import impossible, poke
 
 COMMAND = Path(sys.executable).with_name("gemma-edge")
 Result = subprocess.CompletedProcess[str]

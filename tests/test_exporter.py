@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gemma3n_models import Json
 
 from gemma_edge.export import exporter
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
@@ -29,8 +28,8 @@ from gemma_edge.runtime.errors import (
     ParityError,
     UsageError,
 )
-
-PREFIX = "model.language_model."
+from support.random_gemma3n_text import Json
+from support.refused_inputs import impossible, poke
 
 
 @pytest.fixture
@@ -45,16 +44,6 @@ def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return export_bundle(
         tiny_checkpoint, tmp_path_factory.mktemp("fp32") / "out", recipe="fp32", context=128, chunk=32
     )
-
-
-def poke(checkpoint: Path, name: str, element: int, bits: int = 0x7FC0) -> None:
-    """Overwrites one bf16 weight; the default is a NaN."""
-    path = checkpoint / "model.safetensors"
-    raw = bytearray(path.read_bytes())
-    length = int.from_bytes(raw[:8], "little")
-    start = 8 + length + json.loads(raw[8 : 8 + length])[PREFIX + name]["data_offsets"][0] + 2 * element
-    raw[start : start + 2] = bits.to_bytes(2, "little")
-    path.write_bytes(raw)
 
 
 def refused(
@@ -246,17 +235,6 @@ def test_a_target_that_is_not_a_bundle(tiny_checkpoint: Path, tmp_path: Path) ->
     with pytest.raises(UsageError, match="exists and is not a bundle"):
         export_bundle(tiny_checkpoint, tmp_path, verify=False)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def impossible(folder: Path) -> Path:
-    """int4, to be held to the bounds of fp32."""
-    path = folder / "impossible.json"
-    recipe = load_recipe("int4").to_dict() | {
-        "name": "impossible",
-        "bounds": load_recipe("fp32").to_dict()["bounds"],
-    }
-    path.write_text(json.dumps(recipe))
-    return path
 
 
 def test_the_parity_gate_keeps_the_old_bundle(

@@ -8,24 +8,14 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_model import (
-    BOS,
-    END_OF_TURN,
-    EOS,
-    IdTable,
-    Rule,
-    RuleDecoder,
-    answers,
-    hash_rule,
-    tiny_model,
-    tiny_tokenizer,
-)
 
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 from gemma_edge.runtime.generate import Progress, StopStrings, TokenGenerator
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.sampling import Sampler, Sampling
+from support.rule_decoder import IdTable, Rule, RuleDecoder, answers, hash_rule, tiny_model
+from support.tiny_tokenizer import BOS, END_OF_TURN, EOS, tiny_tokenizer
 
 GREEDY = Sampler(Sampling(temperature=0.0))
 PROMPT = [BOS, *range(270, 300)]

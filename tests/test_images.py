@@ -17,8 +17,9 @@ from gemma_edge.runtime.media.images import MAX_PIXELS, load_image, pixels
 
 pytest.importorskip("PIL")
 
-from picture_files import painting, pictures
 from PIL import Image, ImageFile, ImageOps
+
+from support.pictures import painting, pictures
 
 GOLDEN = Path(__file__).parent / "golden" / "pictures.npz"
 NEAR = 1 / 255 + 1e-6

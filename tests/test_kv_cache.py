@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gemma3n_models import SMALL, Array, DictSource, feed, random_ids, random_source, write_decoder
 
 from gemma_edge.export.emit.reference.reference_text import evaluate
 from gemma_edge.export.synth.synth_checkpoint import text_config
@@ -14,6 +13,15 @@ from gemma_edge.export.weights.calibrate import KvScales, kv_scales
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder
 from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING, Gemma3nConfig
+from support.random_gemma3n_text import (
+    SMALL,
+    Array,
+    DictSource,
+    feed,
+    random_ids,
+    random_source,
+    write_decoder,
+)
 
 MIB = 1 << 20
 # What fp32 arithmetic in another order costs on these models.

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from vision_models import random_pixels
+
+from support.random_gemma3n_vision import random_pixels
 
 pytest.importorskip("ai_edge_litert")
 pytest.importorskip("litert_lm_builder", reason="litert-lm-builder is not installed")
-
-from google_runtime import run_chat
 
 from gemma_edge.benchmarks.machine.cpu_features import check_engine
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
@@ -33,6 +32,7 @@ from gemma_edge.runtime.errors import BundleError, DeviceError
 from gemma_edge.runtime.media.audio_encoder import AudioEncoder
 from gemma_edge.runtime.media.image_encoder import VisionEncoder
 from gemma_edge.runtime.model import Model
+from support.litert_lm_process import run_chat
 
 COUNT, CONTEXT, CHUNK = 16, 512, 64
 SECONDS, RATE = 3, 16_000

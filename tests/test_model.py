@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_model import END_OF_TURN, RuleDecoder, answers, tiny_tokenizer
 
 from gemma_edge.runtime.engines import decoder as backends
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.model import Model, read_generation_config
+from support.rule_decoder import RuleDecoder, answers
+from support.tiny_tokenizer import END_OF_TURN, tiny_tokenizer
 
 VOCAB, LAYERS = 315, 2
 CONFIG = Gemma3nConfig.from_dict(

@@ -11,8 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audio_clips import write_wav
-from multimodal import (
+
+from gemma_edge.export.exporter import export_bundle
+from gemma_edge.runtime import model as model_module
+from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
+from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.generate import Progress
+from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.prompt.prompt_builder import Prompt
+from support.audio_clips import write_wav
+from support.multimodal_conversation import (
     ANSWER_TOKENS,
     FIRST,
     SECOND,
@@ -25,14 +33,6 @@ from multimodal import (
     transformers_model,
     write_checkpoint,
 )
-
-from gemma_edge.export.exporter import export_bundle
-from gemma_edge.runtime import model as model_module
-from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
-from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.generate import Progress
-from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.prompt.prompt_builder import Prompt
 
 FILE = json.loads((Path(__file__).parent / "golden" / "multimodal.json").read_text())
 GOLDEN: dict[str, list[int]] = {name: answer["tokens"] for name, answer in FILE.items()}

@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from device_servers import Adbd, adbd_missing
 
 from gemma_edge.benchmarks.child import ChildError
 from gemma_edge.benchmarks.devices import DeviceRun, open_device
@@ -18,6 +17,7 @@ from gemma_edge.benchmarks.machine.memory import PeakMemory
 from gemma_edge.benchmarks.options import KernelOptions
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError
+from support.device_servers import Adbd, adbd_missing
 
 BUILD = Path(__file__).parent.parent / "android_demo" / "bench" / "build.sh"
 OPTIONS = KernelOptions(n_prompt=48, n_gen=8, reps=3, threads=1, context=128)

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import LiveCase
-from gemma3n_models import VARIANTS, DictSource, feed, random_ids, random_source, rows_of, write_decoder
 
 from gemma_edge.export.emit.onnx.onnx_text import EmittedDecoder, emit_decoder
 from gemma_edge.export.emit.reference.reference_text import evaluate
@@ -19,6 +17,16 @@ from gemma_edge.export.weights.recipe import KvCache, Recipe, load_recipe
 from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder, physical_cores
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import FULL
+from support.random_gemma3n_text import (
+    VARIANTS,
+    DictSource,
+    LiveCase,
+    feed,
+    random_ids,
+    random_source,
+    rows_of,
+    write_decoder,
+)
 
 MAX_ERROR = 1e-3
 CHUNKS = {

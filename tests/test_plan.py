@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gemma3n_models import SMALL, VARIANTS, Json
 
 from gemma_edge.export.exporter import export_bundle, plan_export
 from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import Part, tensor_specs
@@ -19,6 +18,7 @@ from gemma_edge.export.synth.synth_checkpoint import synthesize, text_config
 from gemma_edge.export.weights.recipe import KvCache, Recipe, load_recipe
 from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from support.random_gemma3n_text import SMALL, VARIANTS, Json
 
 GIB, MIB = 1 << 30, 1 << 20
 KV_BYTES: tuple[tuple[KvCache, int], ...] = (("fp32", 4), ("int8", 1))

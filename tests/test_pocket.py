@@ -8,12 +8,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from gemma3n_models import random_ids
 
 from gemma_edge.benchmarks.evaluate import Answered, Question, answers, read_questions, scores, take
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.model import Model
+from support.random_gemma3n_text import random_ids
 
 POCKET = Path(__file__).parents[1] / "pocket"
 CHECKPOINT, QUESTIONS = POCKET / "checkpoint", POCKET / "questions" / "questions.jsonl"

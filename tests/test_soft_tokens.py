@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tiny_modalities import IMAGE_TOKENS, modalities
-from tiny_model import EOS, IdTable, RuleDecoder, hash_rule, write_tokenizer
 
 from gemma_edge.runtime.artifacts.token_rows import TokenRows
 from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
@@ -24,17 +22,13 @@ from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.prompt_builder import Placed, Prompt
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.sampling import Sampler, Sampling
+from support.rule_decoder import IdTable, RowDecoder, hash_rule
+from support.stub_modalities import IMAGE_TOKENS, modalities
+from support.tiny_tokenizer import EOS, write_tokenizer
 
 GREEDY = Sampler(Sampling(temperature=0.0))
 SOFT = 9
 Array = NDArray[np.float32]
-
-
-class RowDecoder(RuleDecoder):
-    """Decodes by the embeddings alone: rows of attachments are not those of the per-layer table."""
-
-    def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
-        return super().forward(embeddings, embeddings, n_logits)
 
 
 def picture(shade: int) -> Attachment:

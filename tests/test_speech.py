@@ -11,10 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audio_clips import write_wav
-from test_soft_tokens import Array, RowDecoder
-from tiny_modalities import IMAGE_TOKENS, modalities
-from tiny_model import END_OF_TURN, EOS, IdTable, write_tokenizer
 
 from gemma_edge.cli import chat as chat_repl
 from gemma_edge.cli import main as cli
@@ -26,6 +22,10 @@ from gemma_edge.runtime.media.encoder_pool import Encoded
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.sampling import Sampling
+from support.audio_clips import write_wav
+from support.rule_decoder import Array, IdTable, RowDecoder
+from support.stub_modalities import IMAGE_TOKENS, modalities
+from support.tiny_tokenizer import END_OF_TURN, EOS, write_tokenizer
 
 NAMES = ("start_of_image", "start_of_audio", "end_of_image", "image_soft_token", "end_of_audio")
 SPEECH = np.random.default_rng(0).uniform(-0.3, 0.3, 16_000).astype(np.float32)

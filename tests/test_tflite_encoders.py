@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audio_models import VARIANTS, Array, AudioSource, audio_config, first, random_features
-from audio_models import random_source as random_audio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vision_models import TowerSource, random_pixels, random_tower, small_config
+
+from support.random_gemma3n_audio import VARIANTS, Array, AudioSource, audio_config, first, random_features
+from support.random_gemma3n_audio import random_source as random_audio
+from support.random_gemma3n_vision import TowerSource, random_pixels, random_tower, small_config
 
 pytest.importorskip("ai_edge_litert")
 

@@ -18,7 +18,7 @@ from gemma_edge.runtime.errors import BundleError
 
 pytest.importorskip("ai_edge_litert", reason="the LiteRT schema is not installed")
 
-from tiny_tflite import S, TinyGraph, TinyTflite, bigram, decoder_bytes, embedder_bytes, tiny_config
+from support.bigram_tflite import S, TinyGraph, TinyTflite, bigram, decoder_bytes, embedder_bytes, tiny_config
 
 CONFIG = tiny_config()
 EMBEDDING, HEAD = bigram(CONFIG)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_model import BOS, END_OF_TURN, EOS, START_OF_TURN, UNK, tiny_tokenizer, write_tokenizer
 
 from gemma_edge.runtime.errors import TokenizerError, UsageError
 from gemma_edge.runtime.prompt.tokenizer import StreamDecoder, Tokenizer
+from support.tiny_tokenizer import BOS, END_OF_TURN, EOS, START_OF_TURN, UNK, tiny_tokenizer, write_tokenizer
 
 
 @pytest.fixture(scope="module")

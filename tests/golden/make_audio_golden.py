@@ -20,10 +20,17 @@ import torch
 import transformers
 from transformers import Gemma3nAudioFeatureExtractor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from audio_clips import odd_clips
-from audio_models import SMALL, TransformersAudio, audio_config, first, random_features, random_source
+from support.audio_clips import odd_clips
+from support.random_gemma3n_audio import (
+    SMALL,
+    TransformersAudio,
+    audio_config,
+    first,
+    random_features,
+    random_source,
+)
 
 OUT = Path(__file__).with_name("audio.npz")
 FRAMES, VALID = 150, 118  # ten soft tokens, two of them padding

@@ -1,6 +1,6 @@
 """Writes multimodal.json: what transformers answers about two pictures and a recording, greedily.
 
-Needs torch, transformers and timm; run it from `tests`: python golden/make_multimodal_golden.py
+python tests/golden/make_multimodal_golden.py
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from multimodal import (
+from gemma_edge.export.exporter import export_bundle
+from gemma_edge.runtime.model import Model
+from support.multimodal_conversation import (
     FIRST,
     SECOND,
     continued,
@@ -20,9 +22,6 @@ from multimodal import (
     transformers_model,
     write_checkpoint,
 )
-
-from gemma_edge.export.exporter import export_bundle
-from gemma_edge.runtime.model import Model
 
 GOLDEN = Path(__file__).with_name("multimodal.json")
 

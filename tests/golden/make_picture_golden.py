@@ -1,4 +1,4 @@
-"""Makes pictures.npz: what transformers' SigLIP processor (torchvision) makes of `picture_files.pictures()`.
+"""Makes pictures.npz: what transformers' SigLIP processor (torchvision) makes of `support.pictures`.
 
     python tests/golden/make_picture_golden.py
 
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from transformers.models.siglip.image_processing_siglip import SiglipImageProcessor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from picture_files import pictures
+from support.pictures import pictures
 
 OUT = Path(__file__).with_name("pictures.npz")
 

@@ -2,8 +2,8 @@
 
     python tests/golden/make_vision_golden.py
 
-Weights are not stored: they are drawn as `vision_models.draw` does, the same everywhere. Feature maps are
-(height, width, channels) fp32. `layout` is JSON: names and shapes of the published encoder's tensors.
+Weights are not stored: `random_gemma3n_vision.draw` draws the same ones everywhere. Feature maps are (height,
+width, channels) fp32. `layout` is JSON: names and shapes of the published encoder's tensors.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import timm
 import torch
 import transformers
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from vision_models import GOLDEN_BLOCKS, Array, random_pixels, transformers_model
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from gemma_edge.export.synth.synth_checkpoint import synthesize
+from support.random_gemma3n_vision import GOLDEN_BLOCKS, Array, random_pixels, transformers_model
 
 OUT = Path(__file__).with_name("vision.npz")
 

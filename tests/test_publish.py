@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from gemma3n_models import SMALL
 
 from gemma_edge.export.publish import ROOM, BundleWriter, HashingFile
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+from support.random_gemma3n_text import SMALL
 
 MANIFEST = {"schema_version": 1, "config": SMALL, "context": 64, "chunk": 16, "kv_cache": "fp32"}
 

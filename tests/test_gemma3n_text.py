@@ -1,4 +1,4 @@
-"""Each block of the description against transformers (golden/make_golden.py), by both interpreters.
+"""Each block of the description against transformers (golden/make_text_golden.py), by both interpreters.
 
 A block is a function of `Ops`, so one table serves the NumPy reference and the ONNX emission; the latter's
 graph holds that block alone and runs on ONNX Runtime.
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from gemma3n_models import SMALL, Array, DictSource
 from onnx import TensorProto, helper
 
 from gemma_edge.export.emit.onnx.onnx_text import OnnxOps
@@ -27,8 +26,9 @@ from gemma_edge.export.weights.recipe import load_recipe
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING, Gemma3nConfig
+from support.random_gemma3n_text import SMALL, Array, DictSource
 
-GOLDEN = Path(__file__).parent / "golden" / "blocks.npz"
+GOLDEN = Path(__file__).parent / "golden" / "text.npz"
 LAYERS = [Weights().layer(i) for i in range(6)]
 SLIDING_OWNER, GLOBAL, SHARED_FROM, SHARED_SLIDING, SHARED_GLOBAL = 0, 1, 2, 4, 5
 # Largest error allowed, relative to the largest value of the block.

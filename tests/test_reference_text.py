@@ -7,23 +7,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import LiveCase
-from gemma3n_models import (
-    SMALL,
-    VARIANTS,
-    Array,
-    DictSource,
-    random_ids,
-    random_source,
-    transformers_logits,
-    transformers_model,
-)
 
 from gemma_edge.export.emit.reference import reference_text as reference
 from gemma_edge.export.emit.reference.reference_text import LOGIT_ROWS, evaluate, evaluate_blocks, gather
 from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import PLE_NAME, tensor_specs, unused_names
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING
+from support.random_gemma3n_text import (
+    SMALL,
+    VARIANTS,
+    Array,
+    DictSource,
+    LiveCase,
+    random_ids,
+    random_source,
+    transformers_logits,
+    transformers_model,
+)
 
 MAX_ERROR = 1e-4
 

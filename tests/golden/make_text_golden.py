@@ -1,6 +1,6 @@
-"""Makes blocks.npz: what `transformers` computes inside a small random Gemma 3n, block by block.
+"""Makes text.npz: what `transformers` computes inside a small random Gemma 3n, block by block.
 
-    python tests/golden/make_golden.py
+    python tests/golden/make_text_golden.py
 
 One forward pass of one prompt is recorded: what goes into and comes out of each block, so that the values
 are those of real activations. Arrays are fp32 but for `ids` and `config` (JSON); weights are there as
@@ -19,11 +19,11 @@ import numpy as np
 import torch
 import transformers
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gemma3n_models import SMALL, Array, random_ids, random_source, transformers_model
+from support.random_gemma3n_text import SMALL, Array, random_ids, random_source, transformers_model
 
-OUT = Path(__file__).with_name("blocks.npz")
+OUT = Path(__file__).with_name("text.npz")
 TOKENS = 14  # more than three windows
 SHARED = {4: 2, 5: 3}  # layers that share KV: the owner
 ATTENTION = {"sliding": 0, "global": 1, "shared_sliding": 4, "shared_global": 5}

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gemma3n_models import SMALL, VARIANTS, Json
 
 from gemma_edge.export.synth.synth_checkpoint import text_config
 from gemma_edge.runtime.errors import ConfigError
 from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING, Gemma3nConfig, Rope
+from support.random_gemma3n_text import SMALL, VARIANTS, Json
 
 MINIMAL: Json = {"model_type": "gemma3n_text"}
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gemma3n_models import SMALL as SMALL_TEXT
 from numpy.typing import NDArray
 
 from gemma_edge.export.emit.onnx.onnx_audio import emit_audio
@@ -19,6 +18,7 @@ from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import TensorSpec
 from gemma_edge.export.weights.recipe import load_recipe
 from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from support.random_gemma3n_text import SMALL as SMALL_TEXT
 
 Array = NDArray[np.float32]
 Json = dict[str, Any]

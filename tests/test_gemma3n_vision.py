@@ -9,19 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vision_models import (
-    GOLDEN_BLOCKS,
-    Array,
-    TowerSource,
-    draw,
-    random_pixels,
-    random_tower,
-    small_config,
-    timm_encoder,
-    timm_state,
-    tiny_vision_config,
-    transformers_model,
-)
 
 from gemma_edge.export.emit.onnx.onnx_vision import emit_vision
 from gemma_edge.export.emit.reference.reference_vision import (
@@ -38,6 +25,19 @@ from gemma_edge.export.weights.recipe import load_recipe
 from gemma_edge.runtime.errors import BundleError, ConfigError
 from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
 from gemma_edge.runtime.media.image_encoder import VisionEncoder
+from support.random_gemma3n_vision import (
+    GOLDEN_BLOCKS,
+    Array,
+    TowerSource,
+    draw,
+    random_pixels,
+    random_tower,
+    small_config,
+    timm_encoder,
+    timm_state,
+    tiny_vision_config,
+    transformers_model,
+)
 
 # Without a pool, with one of 3 x 3 as published, and wider.
 CONFIGS = {

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audio_clips import RATE, Array, odd_clips, write_wav
 
 from gemma_edge.runtime.errors import MediaError, UsageError
 from gemma_edge.runtime.media.recordings import Segment, read_audio, split_at_pauses
+from support.audio_clips import RATE, Array, odd_clips, write_wav
 
 SPEECH = odd_clips()["speech_like"]
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gemma3n_models import VARIANTS, DictSource, feed, random_ids, random_source
+
+from support.random_gemma3n_text import VARIANTS, DictSource, feed, random_ids, random_source
 
 pytest.importorskip("ai_edge_litert")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audio_clips import Array, odd_clips
 
 from gemma_edge.runtime.errors import ConfigError
 from gemma_edge.runtime.families.log_mel import LogMel, log_mel
+from support.audio_clips import Array, odd_clips
 
 GOLDEN = Path(__file__).parent / "golden" / "audio.npz"
 TOLERANCE = 1e-4

@@ -12,22 +12,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from audio_clips import odd_clips
-from audio_models import (
-    SMALL,
-    SOFT_TOKENS,
-    TEXT_HIDDEN,
-    VARIANTS,
-    Array,
-    AudioSource,
-    TransformersAudio,
-    audio_config,
-    first,
-    random_features,
-    random_source,
-    write_audio,
-)
-from gemma3n_models import SMALL as SMALL_TEXT
 from safetensors.numpy import load_file
 
 from gemma_edge.export.emit.onnx.onnx_audio import OnnxAudioOps, emit_audio
@@ -45,6 +29,22 @@ from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.families.log_mel import LogMel, log_mel
 from gemma_edge.runtime.media.audio_encoder import AudioEncoder
+from support.audio_clips import odd_clips
+from support.random_gemma3n_audio import (
+    SMALL,
+    SOFT_TOKENS,
+    TEXT_HIDDEN,
+    VARIANTS,
+    Array,
+    AudioSource,
+    TransformersAudio,
+    audio_config,
+    first,
+    random_features,
+    random_source,
+    write_audio,
+)
+from support.random_gemma3n_text import SMALL as SMALL_TEXT
 
 GOLDEN = Path(__file__).parent / "golden" / "audio.npz"
 TOLERANCE = 1e-4  # of the largest value; the bar is 1e-3

@@ -1,64 +1,26 @@
-"""A small tokenizer and a decoder that follows a rule, for tests of what is around a model."""
+"""A decoder that follows a rule in the place of weights, and a model around it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sentencepiece import sentencepiece_model_pb2 as pb
 
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.sampling import Sampling
+from support.tiny_tokenizer import END_OF_TURN, EOS
 
-PAD, EOS, BOS, UNK = range(4)
-CONTROL, USER_DEFINED, BYTE, UNKNOWN, NORMAL = 3, 4, 6, 2, 1
-USER_PIECES = ("<start_of_turn>", "<end_of_turn>", "<table>", "\n\n")
-START_OF_TURN, END_OF_TURN = 4, 5
-LETTERS = "▁eationshrdlucmfwygpbvk\n.,<>_xzqj"
-MERGES = ("th", "the", "▁the", "in", "he", "▁he")
-IMAGE_SOFT_TOKEN = "<image_soft_token>"
-
-
-def write_tokenizer(path: Path, *, add_dummy_prefix: bool = False) -> Path:
-    """A SentencePiece BPE model with byte fallback and special pieces, in the manner of Gemma's."""
-    model = pb.ModelProto()
-    pieces = [("<pad>", CONTROL), ("<eos>", CONTROL), ("<bos>", CONTROL), ("<unk>", UNKNOWN)]
-    pieces += [(piece, USER_DEFINED) for piece in USER_PIECES]
-    pieces += [(f"<0x{byte:02X}>", BYTE) for byte in range(256)]
-    pieces += [(piece, NORMAL) for piece in (*MERGES, *LETTERS)]
-    for rank, (piece, kind) in enumerate(pieces):
-        model.pieces.add(piece=piece, score=-float(rank), type=kind)
-    model.trainer_spec.model_type = pb.TrainerSpec.BPE
-    model.trainer_spec.byte_fallback = True
-    model.trainer_spec.pad_id, model.trainer_spec.eos_id = PAD, EOS
-    model.trainer_spec.bos_id, model.trainer_spec.unk_id = BOS, UNK
-    for name in ("pad", "eos", "bos", "unk"):
-        setattr(model.trainer_spec, f"{name}_piece", f"<{name}>")
-    model.normalizer_spec.name = "identity"
-    model.normalizer_spec.add_dummy_prefix = add_dummy_prefix
-    model.normalizer_spec.remove_extra_whitespaces = False
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-def tiny_tokenizer(folder: Path) -> Tokenizer:
-    """315 ids: the pieces, one without a piece, <image_soft_token>, ten without a piece."""
-    path = write_tokenizer(folder / "tokenizer.model")
-    size = len(pb.ModelProto.FromString(path.read_bytes()).pieces)
-    return Tokenizer(path, {IMAGE_SOFT_TOKEN: size + 1}, vocab_size=size + 12)
+Array = NDArray[np.float32]
+Rule = Callable[[list[int]], int]
 
 
 class IdTable:
     """Rows that are the ids themselves, so that the decoder can see what it is fed."""
 
-    def lookup(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def lookup(self, ids: NDArray[np.int64]) -> Array:
         return np.asarray(ids, np.float32).reshape(-1, 1)
-
-
-Rule = Callable[[list[int]], int]
 
 
 class RuleDecoder:
@@ -77,9 +39,7 @@ class RuleDecoder:
     def reset(self) -> None:
         self.ids.clear()
 
-    def forward(
-        self, embeddings: NDArray[np.float32], per_layer: NDArray[np.float32], n_logits: int = 1
-    ) -> NDArray[np.float32]:
+    def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
         assert embeddings.dtype == np.float32 and np.array_equal(embeddings, per_layer)
         assert 1 <= len(embeddings) <= self.chunk and n_logits in (0, 1)
         self.ids += [int(i) for i in embeddings[:, 0]]
@@ -88,6 +48,13 @@ class RuleDecoder:
         logits = np.zeros((n_logits, self.vocab_size), np.float32)
         logits[:, self.rule(self.ids)] = np.nan if self.broken else 10.0
         return logits
+
+
+class RowDecoder(RuleDecoder):
+    """Decodes by the embeddings alone: rows of attachments are not those of the per-layer table."""
+
+    def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
+        return super().forward(embeddings, embeddings, n_logits)
 
 
 def hash_rule(ids: list[int]) -> int:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import write_tokenizer
 
 from gemma_edge.benchmarks.machine.cpu_features import check_engine, missing_feature
 from gemma_edge.runtime.artifacts.litertlm_reader import CONFIG_KEY, read_litertlm
@@ -20,12 +19,10 @@ from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.chat_template import ChatTemplate
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.sampling import Sampling
+from support.tiny_tokenizer import write_tokenizer
 
 pytest.importorskip("ai_edge_litert", reason="the LiteRT schema is not installed")
 pytest.importorskip("litert_lm_builder", reason="litert-lm-builder is not installed")
-
-from google_runtime import run_greedy
-from tiny_tflite import bigram, tiny_config, write_models
 
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.emit.reference.reference_text import evaluate
@@ -33,6 +30,8 @@ from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.formats.litertlm.litertlm_file import llm_metadata, pad_tokenizer, write_litertlm
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.export.weights.recipe import load_recipe
+from support.bigram_tflite import bigram, tiny_config, write_models
+from support.litert_lm_process import run_greedy
 
 CONTEXT, STOP = 64, (1, 5)
 FIRST_TEXT_PIECE, PIECES = 264, 299  # of `write_tokenizer`: what comes before are special and byte pieces

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_tokenizer_convert import gemma_json
-from tiny_modalities import AUDIO_TOKENS, IMAGE_SIZE, IMAGE_TOKENS, modalities
 
 from gemma_edge.export.checkpoint.tokenizer_files import convert
 from gemma_edge.export.synth.synth_checkpoint import CHAT_TEMPLATE
@@ -21,6 +19,8 @@ from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.chat_template import ChatTemplate
 from gemma_edge.runtime.prompt.prompt_builder import Prompt, build
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
+from support.gemma_tokenizer_json import gemma_json
+from support.stub_modalities import AUDIO_TOKENS, IMAGE_SIZE, IMAGE_TOKENS, modalities
 
 NAMES = {
     "boi": "<start_of_image>",

@@ -112,6 +112,15 @@ class DictSource:
         return DictSource(self.config, self.weights | {k.replace("__", "."): v for k, v in weights.items()})
 
 
+@dataclass(frozen=True)
+class LiveCase:
+    """A random model, a prompt of several windows, and the logits that transformers gives."""
+
+    source: DictSource
+    ids: list[int]
+    logits: Array
+
+
 def random_source(seed: int = 0, **changes: Any) -> DictSource:
     """A model of SMALL with `changes`."""
     config = Gemma3nConfig.from_dict(SMALL | changes)
