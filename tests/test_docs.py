@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import re
+import runpy
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -20,7 +21,10 @@ from gemma_edge.runtime import errors
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+GUIDE, RECIPES, EXIT_CODES = (
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("guide", "recipes", "exit-codes")
+)
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "pocket" / "README.md"])
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -28,29 +32,34 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands() -> Iterator[list[str]]:
-    """The arguments of every `gemma-edge VERB ...` in the README's code."""
-    for block in [*blocks(README, "sh"), *blocks(README, "console")]:
-        for line in block.splitlines():
-            for part in re.split(r"&&|\||<", line.removeprefix("$ ")):
-                if part.strip().startswith("gemma-edge "):
-                    yield shlex.split(part, comments=True)[1:]
+    """The arguments of every `gemma-edge VERB ...` in the code of README and documents."""
+    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
+    lines = [
+        line
+        for text in texts
+        for block in [*blocks(text, "sh"), *blocks(text, "console")]
+        for line in block.splitlines()
+    ]
+    for line in dict.fromkeys(lines):
+        for part in re.split(r"&&|\||<", line.removeprefix("$ ")):
+            if part.strip().startswith("gemma-edge "):
+                yield shlex.split(part, comments=True)[1:]
 
 
 @pytest.mark.parametrize("argv", commands(), ids=" ".join)
-def test_every_command_of_the_readme_parses(argv: list[str]) -> None:
+def test_every_printed_command_parses(argv: list[str]) -> None:
     module = importlib.import_module(VERBS[argv[0]][0])
     parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     module.configure(parser)
     parser.parse_intermixed_args(argv[1:])
 
 
-def test_the_readme_shows_every_verb() -> None:
+def test_the_documents_show_every_verb() -> None:
     assert {argv[0] for argv in commands()} == set(VERBS)
 
 
-def test_the_readme_names_every_recipe_with_its_cache_and_bounds() -> None:
-    table = README.partition("## Recipes")[2].partition("\n## ")[0]
-    rows = {line.split("|")[1]: line for line in table.splitlines() if line.startswith("| `")}
+def test_the_page_of_recipes_has_every_cache_and_bound() -> None:
+    rows = {line.split("|")[1]: line for line in RECIPES.splitlines() if line.startswith("| `")}
     assert {name for cell in rows for name in re.findall(r"`(\w+)`", cell)} == set(list_recipes())
     for cell, line in rows.items():
         for name in re.findall(r"`(\w+)`", cell):
@@ -59,14 +68,14 @@ def test_the_readme_names_every_recipe_with_its_cache_and_bounds() -> None:
             assert line.rstrip().endswith(f"| {recipe.kv_cache} | {bounds} |"), name
 
 
-def test_the_readme_has_every_exit_code() -> None:
+def test_the_page_of_exit_codes_has_every_one() -> None:
     table = [line for line in (errors.__doc__ or "").splitlines() if re.match(r"\| \d", line)]
     classes = [
         c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.GemmaEdgeError)
     ]
     documented = {int(line.split("|")[1]) for line in table}
     assert documented == {0, INTERRUPTED, *(c.exit_code for c in classes)}
-    assert [line for line in table if line not in README] == []
+    assert [line for line in table if line not in EXIT_CODES] == []
 
 
 def test_the_distribution_has_every_source_file() -> None:
@@ -89,11 +98,27 @@ def test_links_and_named_files_exist(document: Path) -> None:
     assert missing + [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_the_python_of_the_readme_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("text", "printed"), [(README, ""), (GUIDE, "Agreement(")], ids=["README", "guide"])
+def test_printed_python_runs(
+    text: str,
+    printed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (code,) = blocks(README, "python")
+    (code,) = blocks(text, "python")
     monkeypatch.chdir(tmp_path)
     synthesize("ckpt", "tiny", progress=False)
-    exec(compile(code, "README.md", "exec"), {})
-    assert "Agreement(" in capsys.readouterr().out
+    exec(compile(code, "printed.py", "exec"), {})
+    assert printed in capsys.readouterr().out
+
+
+def test_generated_documents_are_current() -> None:
+    """docs/cli.md is that of the parsers, the file tree of ARCHITECTURE.md that of the docstrings."""
+    generated = runpy.run_path(str(ROOT / "docs" / "generate.py"))["documents"]()
+    stale = [path.name for path, text in generated.items() if path.read_text(encoding="utf-8") != text]
+    assert stale == [], "run python docs/generate.py"
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) < 250
