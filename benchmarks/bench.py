@@ -24,13 +24,13 @@ from typing import Any
 
 from gemma_edge.benchmarks.devices import Device, cool_down, open_device
 from gemma_edge.benchmarks.devices.fleet import FleetError, Member, read_fleet, run_fleet
-from gemma_edge.benchmarks.output.record import BundleFacts, append_record, bundle_facts
-from gemma_edge.benchmarks.output.rows import parse_outputs, render, save
+from gemma_edge.benchmarks.measure.session import Bars, Emit, Plan, Session, check_problems
+from gemma_edge.benchmarks.measure.target import DeviceTarget, LocalTarget, NativeTarget, Target
+from gemma_edge.benchmarks.measure.workload import Workload
 from gemma_edge.benchmarks.peers.interleaved import Peer, find_peers
+from gemma_edge.benchmarks.records.record import BundleFacts, append_record, bundle_facts
+from gemma_edge.benchmarks.records.rows import parse_outputs, render, save
 from gemma_edge.benchmarks.script import progress
-from gemma_edge.benchmarks.session import Bars, Emit, Plan, Session, check_problems
-from gemma_edge.benchmarks.target import DeviceTarget, LocalTarget, NativeTarget, Target
-from gemma_edge.benchmarks.workload import Workload
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.units import parse_size
 
@@ -207,7 +207,7 @@ def _member_job(path: Path, member: Member, job: Job) -> Job:
 
 def _bench_on(device: Device, job: Job, name: str | None = None) -> list[str]:
     with device.awake():
-        facts = device.probe()
+        facts = device.facts
         target: Target
         if device.kind == "local":
             target = LocalTarget(job.bundle)

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.benchmarks.answer import CLIP_SECONDS, FIRST, answer_argv, write_media
-from gemma_edge.benchmarks.child import ChildError
-from gemma_edge.benchmarks.kernel import kernel_argv, measurements, parse_report
 from gemma_edge.benchmarks.machine.cgroup import LimitedRun, run_limited
+from gemma_edge.benchmarks.machine.child import ChildError
 from gemma_edge.benchmarks.machine.memory import drop_page_cache
+from gemma_edge.benchmarks.measure.answer_phases import CLIP_SECONDS, FIRST, answer_argv, write_media
+from gemma_edge.benchmarks.measure.kernel_tests import kernel_argv, measurements, parse_report
 from gemma_edge.benchmarks.options import KernelOptions, add_kernel_options, kernel_options
-from gemma_edge.benchmarks.output.record import bundle_facts, bundle_files, readme_row, write_record
+from gemma_edge.benchmarks.records.record import bundle_facts, bundle_files, readme_row, write_record
 from gemma_edge.benchmarks.script import progress, run_script
 from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.units import format_size, parse_size

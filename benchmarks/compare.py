@@ -21,13 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gemma_edge.benchmarks.child import run_child
-from gemma_edge.benchmarks.kernel import kernel_argv, measurements, parse_report
 from gemma_edge.benchmarks.machine.bandwidth import Bandwidth, stream_read_bandwidth
+from gemma_edge.benchmarks.machine.child import run_child
 from gemma_edge.benchmarks.machine.load import QUIET_CORES, busy_cores
-from gemma_edge.benchmarks.measurement import Measurement
+from gemma_edge.benchmarks.measure.kernel_tests import kernel_argv, measurements, parse_report
 from gemma_edge.benchmarks.options import KernelOptions, add_kernel_options, kernel_options
-from gemma_edge.benchmarks.output.record import BundleFacts, bundle_facts, readme_row, write_record
 from gemma_edge.benchmarks.peers.interleaved import TIMEOUT, in_turn, run_litert_lm
 from gemma_edge.benchmarks.peers.llama_cpp import (
     ENVIRONMENT_VARIABLE,
@@ -35,6 +33,8 @@ from gemma_edge.benchmarks.peers.llama_cpp import (
     find_llama_bench,
     run_llama_bench,
 )
+from gemma_edge.benchmarks.records.measurement import Measurement
+from gemma_edge.benchmarks.records.record import BundleFacts, bundle_facts, readme_row, write_record
 from gemma_edge.benchmarks.script import progress, run_script
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import UsageError

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.benchmarks.child import run_child
-from gemma_edge.benchmarks.encoding import EncoderRun
+from gemma_edge.benchmarks.machine.child import run_child
 from gemma_edge.benchmarks.machine.load import QUIET_CORES, busy_cores
-from gemma_edge.benchmarks.output.record import bundle_facts, readme_row, write_record
+from gemma_edge.benchmarks.measure.encoder_times import EncoderRun
+from gemma_edge.benchmarks.measure.worker import parse_worker_report, worker_argv
+from gemma_edge.benchmarks.measure.workload import Workload
+from gemma_edge.benchmarks.records.record import bundle_facts, readme_row, write_record
 from gemma_edge.benchmarks.script import progress, run_script
-from gemma_edge.benchmarks.worker import parse_worker_report, worker_argv
-from gemma_edge.benchmarks.workload import Workload
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import format_size
 

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gemma_edge.benchmarks.child import ChildError, run_child
-from gemma_edge.benchmarks.output.record import bundle_facts, readme_row, write_record
+from gemma_edge.benchmarks.machine.child import ChildError, run_child
+from gemma_edge.benchmarks.records.record import bundle_facts, readme_row, write_record
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.artifacts.bundle import FORMATS
 from gemma_edge.runtime.units import format_size

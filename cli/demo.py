@@ -16,10 +16,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma_edge.benchmarks.child import run_child
-from gemma_edge.benchmarks.evaluate import Answered, Question, ask, read_questions
-from gemma_edge.benchmarks.kernel import kernel_argv, measurements, parse_report
+from gemma_edge.benchmarks.machine.child import run_child
 from gemma_edge.benchmarks.machine.memory import PROC
+from gemma_edge.benchmarks.measure.kernel_tests import kernel_argv, measurements, parse_report
+from gemma_edge.benchmarks.measure.questions import Answered, Question, ask, read_questions
 from gemma_edge.benchmarks.options import KernelOptions
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import Exported, export_bundle
@@ -97,7 +97,9 @@ def demonstrate(folder: Path, *, kept: bool = True) -> Demonstration:
     usage = _answer(exported.path, read_questions(checkpoint / SAMPLES / "questions.jsonl"), prefix)
 
     tests = f"-p {N_PROMPT} -n {N_GEN} -r {REPS} --context {CONTEXT}"
-    _heading("5. Memory and speed", f"python -m gemma_edge.benchmarks.kernel {prefix}out {tests}")
+    _heading(
+        "5. Memory and speed", f"python -m gemma_edge.benchmarks.measure.kernel_tests {prefix}out {tests}"
+    )
     _print_measures(exported, usage)
 
     seconds = time.perf_counter() - started

@@ -30,7 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "describe": ("gemma_edge.cli.describe", "say what a picture, a recording or a video shows"),
     "transcribe": ("gemma_edge.cli.transcribe", "write down what is said"),
     "translate": ("gemma_edge.cli.translate", "write down what is said in another language"),
-    "eval": ("gemma_edge.benchmarks.evaluate", "ask questions with one right answer, and count"),
+    "eval": ("gemma_edge.benchmarks.measure.questions", "ask questions with one right answer, and count"),
     "bench": ("gemma_edge.benchmarks.bench", "measure speed, memory and latency, here or on a device"),
     "report": ("gemma_edge.benchmarks.output.report", "show results as one HTML page"),
 }

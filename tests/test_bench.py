@@ -10,21 +10,21 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.benchmarks import session, target
 from gemma_edge.benchmarks.bench import duration
-from gemma_edge.benchmarks.child import ChildRun
-from gemma_edge.benchmarks.latency import percentile, prompt_text
 from gemma_edge.benchmarks.machine import cgroup
 from gemma_edge.benchmarks.machine.cgroup import Mechanism, mechanism
+from gemma_edge.benchmarks.machine.child import ChildRun
 from gemma_edge.benchmarks.machine.clock import ClockReading
 from gemma_edge.benchmarks.machine.memory import MOST_POINTS, MemoryTimeline, PeakMemory
 from gemma_edge.benchmarks.machine.sensors import read_sensors
-from gemma_edge.benchmarks.output.record import read_records
-from gemma_edge.benchmarks.output.rows import CSV_FIELDS, parse_outputs
-from gemma_edge.benchmarks.session import Bars, summarize_sustained
-from gemma_edge.benchmarks.target import LocalTarget, Outcome, judge_ceiling
-from gemma_edge.benchmarks.worker import parse_worker_report
-from gemma_edge.benchmarks.workload import Sizes, Workload
+from gemma_edge.benchmarks.measure import session, target
+from gemma_edge.benchmarks.measure.latency import percentile, prompt_text
+from gemma_edge.benchmarks.measure.session import Bars, summarize_sustained
+from gemma_edge.benchmarks.measure.target import LocalTarget, Outcome, judge_ceiling
+from gemma_edge.benchmarks.measure.worker import parse_worker_report
+from gemma_edge.benchmarks.measure.workload import Sizes, Workload
+from gemma_edge.benchmarks.records.record import read_records
+from gemma_edge.benchmarks.records.rows import CSV_FIELDS, parse_outputs
 from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError

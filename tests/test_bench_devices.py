@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.benchmarks import target
-from gemma_edge.benchmarks.child import ChildError, ChildRun, run_child
 from gemma_edge.benchmarks.devices import DeviceFacts, open_device
 from gemma_edge.benchmarks.devices.base import MemoryPoint
 from gemma_edge.benchmarks.devices.ssh import SshDevice
 from gemma_edge.benchmarks.machine import limit
 from gemma_edge.benchmarks.machine.cgroup import mechanism
+from gemma_edge.benchmarks.machine.child import ChildError, ChildRun, run_child
 from gemma_edge.benchmarks.machine.memory import PeakMemory
-from gemma_edge.benchmarks.output.record import bundle_facts, read_records
-from gemma_edge.benchmarks.target import DeviceTarget, NativeTarget, native_report
-from gemma_edge.benchmarks.workload import Workload
+from gemma_edge.benchmarks.measure import target
+from gemma_edge.benchmarks.measure.target import DeviceTarget, NativeTarget, native_report
+from gemma_edge.benchmarks.measure.workload import Workload
+from gemma_edge.benchmarks.records.record import bundle_facts, read_records
 from gemma_edge.cli.main import main
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from support.device_servers import Sshd, sshd_missing
@@ -194,8 +194,7 @@ class Phone:
 
     spec = "adb:X"
 
-    def probe(self) -> DeviceFacts:
-        return DeviceFacts(**FACTS)
+    facts = DeviceFacts(**FACTS)
 
     def temperature(self) -> float:
         return 31.5

@@ -9,20 +9,22 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.benchmarks import answer, ceiling, encode, session
-from gemma_edge.benchmarks.child import ChildRun
-from gemma_edge.benchmarks.encoding import EncoderRun
+from gemma_edge.benchmarks import ceiling, encode
 from gemma_edge.benchmarks.machine.cgroup import mechanism
+from gemma_edge.benchmarks.machine.child import ChildRun
 from gemma_edge.benchmarks.machine.memory import PeakMemory
+from gemma_edge.benchmarks.measure import answer_phases as answer
+from gemma_edge.benchmarks.measure import session
+from gemma_edge.benchmarks.measure.encoder_times import EncoderRun
+from gemma_edge.benchmarks.measure.session import Bars
+from gemma_edge.benchmarks.measure.target import Outcome, judge_ceiling, with_encoders
+from gemma_edge.benchmarks.measure.worker import parse_worker_report
 from gemma_edge.benchmarks.options import KernelOptions
-from gemma_edge.benchmarks.output.record import read_records
 from gemma_edge.benchmarks.output.report import render_page
-from gemma_edge.benchmarks.output.rows import render
 from gemma_edge.benchmarks.output.table import render_table
+from gemma_edge.benchmarks.records.record import read_records
+from gemma_edge.benchmarks.records.rows import render
 from gemma_edge.benchmarks.script import run_script
-from gemma_edge.benchmarks.session import Bars
-from gemma_edge.benchmarks.target import Outcome, judge_ceiling, with_encoders
-from gemma_edge.benchmarks.worker import parse_worker_report
 from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError

@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.benchmarks.child import ChildError
-from gemma_edge.benchmarks.measurement import Measurement
+from gemma_edge.benchmarks.machine.child import ChildError
 from gemma_edge.benchmarks.options import KernelOptions
-from gemma_edge.benchmarks.output.record import read_records
 from gemma_edge.benchmarks.peers import interleaved as peers
 from gemma_edge.benchmarks.peers.interleaved import (
     Peer,
@@ -23,6 +21,8 @@ from gemma_edge.benchmarks.peers.interleaved import (
     run_litert_lm,
 )
 from gemma_edge.benchmarks.peers.llama_cpp import ENVIRONMENT_VARIABLE, PeerRun
+from gemma_edge.benchmarks.records.measurement import Measurement
+from gemma_edge.benchmarks.records.record import read_records
 from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError

@@ -9,16 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_edge.benchmarks import ceiling, compare, kernel
-from gemma_edge.benchmarks.child import ChildError, ChildRun
-from gemma_edge.benchmarks.kernel import bench_decode, bench_prefill, kernel_argv, measurements, parse_report
+from gemma_edge.benchmarks import ceiling, compare
 from gemma_edge.benchmarks.machine import bandwidth, load
 from gemma_edge.benchmarks.machine.bandwidth import Bandwidth, stream_read_bandwidth
 from gemma_edge.benchmarks.machine.cgroup import mechanism
+from gemma_edge.benchmarks.machine.child import ChildError, ChildRun
 from gemma_edge.benchmarks.machine.memory import PeakMemory
-from gemma_edge.benchmarks.measurement import Measurement
+from gemma_edge.benchmarks.measure import kernel_tests as kernel
+from gemma_edge.benchmarks.measure.kernel_tests import (
+    bench_decode,
+    bench_prefill,
+    kernel_argv,
+    measurements,
+    parse_report,
+)
 from gemma_edge.benchmarks.options import KernelOptions
-from gemma_edge.benchmarks.output.record import BundleFacts, read_records
 from gemma_edge.benchmarks.peers.llama_cpp import (
     ENVIRONMENT_VARIABLE,
     PeerRun,
@@ -26,6 +31,8 @@ from gemma_edge.benchmarks.peers.llama_cpp import (
     parse_output,
     run_llama_bench,
 )
+from gemma_edge.benchmarks.records.measurement import Measurement
+from gemma_edge.benchmarks.records.record import BundleFacts, read_records
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError, UsageError
 
@@ -151,7 +158,7 @@ def test_kernel_argv_reads_back(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
     monkeypatch.setattr(kernel, "measure", measure)
     argv = kernel_argv(Path("a b"), OPTIONS, import_time=False)
-    assert kernel.main(argv[argv.index("gemma_edge.benchmarks.kernel") + 1 :]) == 0
+    assert kernel.main(argv[argv.index("gemma_edge.benchmarks.measure.kernel_tests") + 1 :]) == 0
     assert seen == {"path": Path("a b"), "options": OPTIONS, "import_time": False}
     assert parse_report(child(capsys.readouterr().out)) == report()
 

@@ -15,7 +15,7 @@ import pytest
 from gemma_edge.benchmarks.devices import Device, Member, Outcome, open_device, read_fleet, run_fleet
 from gemma_edge.benchmarks.devices.fleet import FleetError
 from gemma_edge.benchmarks.devices.install import platform_tags, write_wheel
-from gemma_edge.benchmarks.kernel import measurements, parse_report
+from gemma_edge.benchmarks.measure.kernel_tests import measurements, parse_report
 from gemma_edge.runtime.errors import DeviceError
 from gemma_edge.runtime.version import __version__
 from support.device_servers import Sshd, sleeping, sshd_missing, wait_for
@@ -142,7 +142,7 @@ def test_gemma_edge_is_installed_on_a_device(sshd: Sshd, tiny_bundle: Path) -> N
         assert device.python() == python
         bundle = device.push(tiny_bundle)
         options = ["-p", "8", "-n", "2", "-r", "1", "-t", "1", "--context", "64", "--no-import-time"]
-        argv = [python, "-m", "gemma_edge.benchmarks.kernel", bundle, *options]
+        argv = [python, "-m", "gemma_edge.benchmarks.measure.kernel_tests", bundle, *options]
         # Nothing of this environment may help.
         run = device.run(argv, timeout=60, env={"PYTHONPATH": ""})
         assert list(measurements(parse_report(run))) == ["pp8", "tg2"]

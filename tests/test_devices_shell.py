@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gemma_edge.benchmarks.child import ChildError
 from gemma_edge.benchmarks.devices import cool_down, open_device, shell
 from gemma_edge.benchmarks.devices.shell import ShellDevice
+from gemma_edge.benchmarks.machine.child import ChildError
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from support.device_servers import Adbd, Sshd, adbd_missing, sleeping, small_disk, sshd_missing, wait_for
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.benchmarks import evaluate
-from gemma_edge.benchmarks.evaluate import (
+from gemma_edge.benchmarks.measure import questions as evaluate
+from gemma_edge.benchmarks.measure.questions import (
     Answered,
     Score,
     agreement,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from gemma_edge.benchmarks.child import run_child
 from gemma_edge.benchmarks.machine import cgroup
 from gemma_edge.benchmarks.machine.cgroup import mechanism, run_limited
+from gemma_edge.benchmarks.machine.child import run_child
 from gemma_edge.benchmarks.machine.memory import drop_page_cache, read_memory
 from gemma_edge.runtime.errors import DeviceError
 

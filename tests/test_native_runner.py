@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from gemma_edge.benchmarks.child import ChildError
 from gemma_edge.benchmarks.devices import DeviceRun, open_device
-from gemma_edge.benchmarks.devices.native import bench_native, parse_runner
-from gemma_edge.benchmarks.kernel import measurements
+from gemma_edge.benchmarks.machine.child import ChildError
 from gemma_edge.benchmarks.machine.memory import PeakMemory
+from gemma_edge.benchmarks.measure.kernel_tests import measurements
+from gemma_edge.benchmarks.measure.native_runner import bench_native, parse_runner
 from gemma_edge.benchmarks.options import KernelOptions
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError

@@ -8,7 +8,7 @@ import pytest
 
 from gemma_edge.benchmarks.output import table
 from gemma_edge.benchmarks.output.plots import render_plots
-from gemma_edge.benchmarks.output.record import append_record
+from gemma_edge.benchmarks.records.record import append_record
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
 Json = dict[str, Any]

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from gemma_edge.benchmarks.evaluate import Answered, Question, answers, read_questions, scores, take
+from gemma_edge.benchmarks.measure.questions import Answered, Question, answers, read_questions, scores, take
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.model import Model

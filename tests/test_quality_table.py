@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.benchmarks import quality
-from gemma_edge.benchmarks.evaluate import Answered, Question
+from gemma_edge.benchmarks.measure import recipe_quality as quality
+from gemma_edge.benchmarks.measure.questions import Answered, Question
 from gemma_edge.benchmarks.output import table
 from gemma_edge.benchmarks.output.quality_table import bar_rows, render_quality
-from gemma_edge.benchmarks.output.record import write_record
+from gemma_edge.benchmarks.records.record import write_record
 from gemma_edge.runtime.errors import UsageError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gemma_edge.benchmarks.output import table
-from gemma_edge.benchmarks.output.record import (
+from gemma_edge.benchmarks.records.record import (
     RECORD_SCHEMA,
     RecordError,
     bundle_facts,

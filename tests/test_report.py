@@ -22,8 +22,8 @@ from gemma_edge.benchmarks.output.charts import (
     shorten,
     ticks,
 )
-from gemma_edge.benchmarks.output.record import append_record, environment, readme_row
 from gemma_edge.benchmarks.output.report import find_browser, render_page, screenshot
+from gemma_edge.benchmarks.records.record import append_record, environment, readme_row
 from gemma_edge.cli.main import main
 from gemma_edge.runtime.errors import DeviceError
 

@@ -7,10 +7,9 @@ from gemma_edge.benchmarks.devices.base import (
     DeviceRun,
     MemoryPoint,
     cool_down,
-    open_device,
 )
 from gemma_edge.benchmarks.devices.fleet import Member, Outcome, read_fleet, run_fleet
-from gemma_edge.benchmarks.devices.native import bench_native
+from gemma_edge.benchmarks.devices.open_device import open_device
 
 __all__ = [
     "CoolDown",
@@ -20,7 +19,6 @@ __all__ = [
     "Member",
     "MemoryPoint",
     "Outcome",
-    "bench_native",
     "cool_down",
     "open_device",
     "read_fleet",

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from typing import Self
 
 from gemma_edge.benchmarks.devices.facts import parse_meminfo
-from gemma_edge.benchmarks.devices.shell import ANSWER_S, ShellDevice
+from gemma_edge.benchmarks.devices.push import FileDevice
+from gemma_edge.benchmarks.devices.shell import ANSWER_S
 from gemma_edge.runtime.errors import DeviceError
 
 ROOT = "/data/local/tmp/gemma-edge"  # the one place where adb's user may write and execute
@@ -38,7 +39,7 @@ _REMEDIES = {
 }
 
 
-class AdbDevice(ShellDevice):
+class AdbDevice(FileDevice):
     """`adb` or `adb:SERIAL`, by `AdbDevice.connect`."""
 
     def __init__(self, spec: str, serial: str) -> None:

@@ -1,8 +1,8 @@
-"""What a device is to the benchmarks: `open_device(spec)` and the protocol it returns.
+"""What a device is to the benchmarks: the protocol that `open_device(spec)` returns.
 
     with open_device("ssh://pi@raspberrypi") as device:
         bundle = device.push(Path("out"))
-        run = device.run([device.python(), "-m", "gemma_edge.benchmarks.kernel", bundle], timeout=600)
+        run = device.run([device.python(), "-m", "timeit"], timeout=600)
 
 | spec | |
 |---|---|
@@ -25,8 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
-from gemma_edge.benchmarks.child import SIGNAL_BASE, ChildError, ChildRun
-from gemma_edge.runtime.errors import DeviceError, UsageError
+from gemma_edge.benchmarks.machine.child import SIGNAL_BASE, ChildError, ChildRun
+from gemma_edge.runtime.errors import DeviceError
 
 Kind = Literal["local", "ssh", "adb"]
 # Bytes that are on the device so far, and bytes in all.
@@ -109,8 +109,13 @@ class Device(Protocol):
     @property
     def kind(self) -> Kind: ...
 
+    @property
+    def facts(self) -> DeviceFacts:
+        """The device as it was when first asked: one probe a connection."""
+        ...
+
     def probe(self) -> DeviceFacts:
-        """What it is, and in which condition now."""
+        """The device as it is now."""
         ...
 
     def push(self, source: Path, *, progress: Progress | None = None) -> str:
@@ -173,29 +178,6 @@ class Device(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None: ...
-
-
-def open_device(spec: str) -> Device:
-    """Connects to a device.
-
-    Raises:
-        UsageError: not a spec.
-        DeviceError: it is not there, or refuses.
-    """
-    # Imported when used: each of them builds on this module.
-    if spec == "local":
-        from gemma_edge.benchmarks.devices.local import LocalDevice
-
-        return LocalDevice()
-    if spec.startswith("ssh://"):
-        from gemma_edge.benchmarks.devices.ssh import SshDevice
-
-        return SshDevice.connect(spec)
-    if spec == "adb" or spec.startswith("adb:"):
-        from gemma_edge.benchmarks.devices.adb import AdbDevice
-
-        return AdbDevice.connect(spec)
-    raise UsageError(f"--device {spec}: expected local, ssh://[user@]host[:port][/folder], adb or adb:SERIAL")
 
 
 @dataclass(frozen=True)

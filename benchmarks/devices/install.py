@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gemma_edge.benchmarks.devices.base import DeviceFacts
-from gemma_edge.benchmarks.devices.shell import ShellDevice
+from gemma_edge.benchmarks.devices.push import FileDevice
 from gemma_edge.runtime.cache_folder import cache_folder
 from gemma_edge.runtime.errors import DeviceError
 
@@ -32,13 +32,13 @@ _DISTRIBUTION = "gemma-edge"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def install(device: ShellDevice) -> str:
+def install(device: FileDevice) -> str:
     """The path of the environment's interpreter on the device.
 
     Raises:
         DeviceError: no usable Python there, no wheels for it, no room.
     """
-    facts = device.probe()
+    facts = device.facts
     wheels = fetch_wheels(facts)
     key = hashlib.sha256("\n".join(sorted(path.name for path in wheels.iterdir())).encode())
     key.update(next(wheels.glob("gemma_edge-*.whl")).read_bytes())

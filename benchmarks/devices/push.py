@@ -36,6 +36,16 @@ class _File:
     sha256: str
 
 
+class FileDevice(ShellDevice):
+    """A device that files are sent to, over its shell."""
+
+    def push(self, source: Path, *, progress: Progress | None = None) -> str:
+        return push(self, source, progress)
+
+    def pull(self, path: str, target: Path) -> None:
+        pull(self, path, target)
+
+
 def push(device: ShellDevice, source: Path, progress: Progress | None = None) -> str:
     """Brings a file or folder to a device; see `Device.push`.
 

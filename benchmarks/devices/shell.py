@@ -8,6 +8,7 @@ end, that it ended and how. Without that the connection broke, which is a `Devic
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
 import shlex
 import subprocess
@@ -22,8 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from gemma_edge.benchmarks.devices import facts
 from gemma_edge.benchmarks.devices.base import DeviceFacts, DeviceRun, Kind, MemoryPoint, Progress
+from gemma_edge.benchmarks.devices.facts import parse_facts
 from gemma_edge.benchmarks.machine.memory import PeakMemory
 from gemma_edge.runtime.errors import DeviceError
 
@@ -154,23 +155,23 @@ class ShellDevice(ABC):
 
     # The protocol.
 
+    @functools.cached_property
+    def facts(self) -> DeviceFacts:
+        return self.probe()
+
     def probe(self) -> DeviceFacts:
         script = resources.files(__package__).joinpath("probe.sh").read_text()
         here = f"cd {shlex.quote(self.root)}\nexec 2>/dev/null\n{script}\nexit 0"
-        return facts.parse_facts(self.sh(here), spec=self._spec, kind=self._kind)
+        return parse_facts(self.sh(here), spec=self._spec, kind=self._kind)
 
     def temperature(self) -> float | None:
         return self.probe().temperature_c
 
-    def push(self, source: Path, *, progress: Progress | None = None) -> str:
-        from gemma_edge.benchmarks.devices.push import push
+    @abstractmethod
+    def push(self, source: Path, *, progress: Progress | None = None) -> str: ...
 
-        return push(self, source, progress)
-
-    def pull(self, path: str, target: Path) -> None:
-        from gemma_edge.benchmarks.devices.push import pull
-
-        pull(self, path, target)
+    @abstractmethod
+    def pull(self, path: str, target: Path) -> None: ...
 
     def python(self) -> str:
         raise self.error("no Python there")

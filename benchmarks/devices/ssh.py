@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import IO, Self
 from urllib.parse import unquote, urlsplit
 
-from gemma_edge.benchmarks.devices.shell import ShellDevice, ending
+from gemma_edge.benchmarks.devices.install import install
+from gemma_edge.benchmarks.devices.push import FileDevice
+from gemma_edge.benchmarks.devices.shell import ending
 from gemma_edge.runtime.errors import DeviceError, UsageError
 
 CONFIG_VARIABLE = "GEMMA_EDGE_SSH_CONFIG"  # a file for ssh -F instead of ~/.ssh/config
@@ -46,7 +48,7 @@ _REMEDIES = (
 )
 
 
-class SshDevice(ShellDevice):
+class SshDevice(FileDevice):
     """`ssh://[user@]host[:port][/folder]`, by `SshDevice.connect`."""
 
     def __init__(self, spec: str, target: list[str], root: str) -> None:
@@ -87,8 +89,6 @@ class SshDevice(ShellDevice):
         return f"the connection broke ({said})" if said else "the connection broke"
 
     def python(self) -> str:
-        from gemma_edge.benchmarks.devices.install import install
-
         return install(self)
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from gemma_edge.benchmarks.child import SIGNAL_BASE, ChildRun, run_child
+from gemma_edge.benchmarks.machine.child import SIGNAL_BASE, ChildRun, run_child
 from gemma_edge.runtime.errors import DeviceError
 
 MechanismName = Literal["cgroup-v1", "cgroup-v2", "systemd-run", "none"]

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from gemma_edge.benchmarks.child import ChildError, ChildRun
 from gemma_edge.benchmarks.machine.cgroup import LimitedRun, mechanism, run_limited
+from gemma_edge.benchmarks.machine.child import ChildError, ChildRun
 from gemma_edge.benchmarks.machine.memory import PeakMemory
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.errors import DeviceError, UsageError

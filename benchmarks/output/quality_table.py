@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gemma_edge.benchmarks.output.record import readme_row
+from gemma_edge.benchmarks.records.record import readme_row
 from gemma_edge.runtime.units import format_size
 
 Json = dict[str, Any]

@@ -20,7 +20,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.benchmarks.child import ChildError, run_child
+from gemma_edge.benchmarks.machine.child import ChildError, run_child
 from gemma_edge.benchmarks.output.charts import (
     Bar,
     Layer,
@@ -31,16 +31,16 @@ from gemma_edge.benchmarks.output.charts import (
     line_chart,
     number,
 )
-from gemma_edge.benchmarks.output.record import read_records
 from gemma_edge.benchmarks.output.report_style import STYLE
-from gemma_edge.benchmarks.output.rows import (
+from gemma_edge.benchmarks.output.table import latest_rows
+from gemma_edge.benchmarks.records.record import read_records
+from gemma_edge.benchmarks.records.rows import (
     ENCODE_HEAD,
     encode_cells,
     session_lines,
     threads_of,
     to_markdown,
 )
-from gemma_edge.benchmarks.output.table import latest_rows
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.units import format_size

@@ -18,7 +18,7 @@ from typing import Any
 
 from gemma_edge.benchmarks.output.plots import render_plots
 from gemma_edge.benchmarks.output.quality_table import render_quality
-from gemma_edge.benchmarks.output.record import read_records
+from gemma_edge.benchmarks.records.record import read_records
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 

@@ -16,9 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gemma_edge.benchmarks.child import ChildError, run_child
+from gemma_edge.benchmarks.machine.child import ChildError, run_child
 from gemma_edge.benchmarks.machine.cpu_features import LITERT_LM, check_engine
-from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions
 from gemma_edge.benchmarks.peers.llama_cpp import (
     ENVIRONMENT_VARIABLE,
@@ -26,6 +25,7 @@ from gemma_edge.benchmarks.peers.llama_cpp import (
     find_llama_bench,
     run_llama_bench,
 )
+from gemma_edge.benchmarks.records.measurement import Measurement
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError, UsageError
 

@@ -22,8 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions
+from gemma_edge.benchmarks.records.measurement import Measurement
 from gemma_edge.runtime.errors import DeviceError
 
 PROMPT = b"The"  # filled up or cut by the engine to the tokens asked for

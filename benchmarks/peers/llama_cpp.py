@@ -39,9 +39,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.benchmarks.child import ChildError, run_child
-from gemma_edge.benchmarks.measurement import Measurement
+from gemma_edge.benchmarks.machine.child import ChildError, run_child
 from gemma_edge.benchmarks.options import KernelOptions
+from gemma_edge.benchmarks.records.measurement import Measurement
 from gemma_edge.runtime.errors import DeviceError, UsageError
 
 ENVIRONMENT_VARIABLE = "GEMMA_EDGE_LLAMA_BENCH"

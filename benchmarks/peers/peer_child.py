@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from gemma_edge.benchmarks.measurement import Measurement, timed
 from gemma_edge.benchmarks.options import KernelOptions, add_size_options, kernel_options
 from gemma_edge.benchmarks.peers import litert_lm
+from gemma_edge.benchmarks.records.measurement import Measurement, timed
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError, UsageError
 

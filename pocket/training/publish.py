@@ -22,7 +22,7 @@ from pictures import QUESTIONS
 from speech import SPEECH_TASKS
 from text_tasks import TEXT_TASKS
 
-from gemma_edge.benchmarks.evaluate import answers, read_questions, scores
+from gemma_edge.benchmarks.measure.questions import answers, read_questions, scores
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.model import Model
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, Gemma3nForConditionalGeneration
 
-from gemma_edge.benchmarks.evaluate import (
+from gemma_edge.benchmarks.measure.questions import (
     MARGIN_TOKENS,
     Answered,
     Question,

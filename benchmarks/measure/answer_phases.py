@@ -1,6 +1,6 @@
 """One answer to a prompt with pictures and recordings, as `gemma-edge run -a` gives it, phase by phase.
 
-    python -m gemma_edge.benchmarks.answer BUNDLE -a photo.ppm -a note.wav -p 512 -n 64 -t 2 --context 4096
+    python -m gemma_edge.benchmarks.measure.answer_phases BUNDLE -a photo.ppm -a note.wav -p 512 -n 64
 
 prints one JSON line. One process does it all: it reads the files, loads the image encoder, encodes, releases
 it, does the same with audio, loads the decoder, prefills at least -p tokens, and decodes -n. Memory is
@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemma_edge.benchmarks.latency import prompt_text
 from gemma_edge.benchmarks.machine.memory import PeakMemory, PeakSampler, read_memory
-from gemma_edge.benchmarks.measurement import Measurement
+from gemma_edge.benchmarks.measure.latency import prompt_text
 from gemma_edge.benchmarks.options import KernelOptions, add_kernel_options, kernel_options
+from gemma_edge.benchmarks.records.measurement import Measurement
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.errors import DeviceError, UsageError
 
@@ -156,7 +156,7 @@ def write_media(folder: Path, images: int, clips: int) -> list[Path]:
 
 def answer_argv(bundle: Path, files: Sequence[Path], options: KernelOptions) -> list[str]:
     """The command line that runs `measure` in a process of its own."""
-    argv = [sys.executable, "-m", "gemma_edge.benchmarks.answer", str(bundle)]
+    argv = [sys.executable, "-m", "gemma_edge.benchmarks.measure.answer_phases", str(bundle)]
     argv += ["-p", str(options.n_prompt), "-n", str(options.n_gen)]
     argv += ["-t", str(options.threads), "--context", str(options.context)]
     return [*argv, *(part for file in files for part in ("-a", str(file)))]
@@ -164,7 +164,9 @@ def answer_argv(bundle: Path, files: Sequence[Path], options: KernelOptions) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m gemma_edge.benchmarks.answer", description=summary)
+    parser = argparse.ArgumentParser(
+        prog="python -m gemma_edge.benchmarks.measure.answer_phases", description=summary
+    )
     add_kernel_options(parser, KernelOptions(reps=1))
     parser.add_argument(
         "-a", "--attach", type=Path, action="append", default=[], metavar="FILE", help="what to attach"

@@ -12,8 +12,8 @@ from typing import Any
 
 from gemma_edge.benchmarks.devices.base import Device, DeviceFacts, DeviceRun
 from gemma_edge.benchmarks.machine.cpu_features import LITERT_LM, missing_feature
-from gemma_edge.benchmarks.measurement import Measurement
 from gemma_edge.benchmarks.options import KernelOptions
+from gemma_edge.benchmarks.records.measurement import Measurement
 from gemma_edge.runtime.cache_folder import cache_folder
 from gemma_edge.runtime.errors import DeviceError, UsageError
 
@@ -58,7 +58,7 @@ def bench_native(
         raise UsageError(f"{model}: {device.spec} takes a .litertlm; gemma-edge export --format litertlm")
     if min(options.n_prompt, options.n_gen) < 1:
         raise UsageError(f"-p and -n: on {device.spec} both are measured in one go; give each at least 1")
-    facts = device.probe()
+    facts = device.facts
     runner = runner or runner_folder(facts)
     if missing := [name for name in (_RUNNER, _ENGINE) if not (runner / name).is_file()]:
         target = "android" if facts.system == "Android" else "linux"

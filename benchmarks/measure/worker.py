@@ -1,7 +1,7 @@
 """The measured process of `gemma-edge bench`: loads a bundle, does what a workload asks, prints one JSON
 line.
 
-    python -m gemma_edge.benchmarks.worker BUNDLE '{"prompts": [128], "gens": [64], ...}'
+    python -m gemma_edge.benchmarks.measure.worker BUNDLE '{"prompts": [128], "gens": [64], ...}'
 
 It is the same process on this machine, under a memory limit, and on a device behind ssh. Nothing is imported
 or allocated in it that the runtime does not need, but for a thread that looks at its memory 20 times a second
@@ -20,10 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma_edge.benchmarks.child import ChildError, ChildRun
-from gemma_edge.benchmarks.encoding import EncoderRun, measure_encoders
-from gemma_edge.benchmarks.kernel import bench_decode, bench_prefill, runtime_import_seconds
-from gemma_edge.benchmarks.latency import measure_latency, summarize
+from gemma_edge.benchmarks.machine.child import ChildError, ChildRun
 from gemma_edge.benchmarks.machine.clock import ClockReading
 from gemma_edge.benchmarks.machine.memory import (
     MOST_POINTS,
@@ -33,10 +30,13 @@ from gemma_edge.benchmarks.machine.memory import (
     read_memory,
 )
 from gemma_edge.benchmarks.machine.sensors import read_sensors
-from gemma_edge.benchmarks.measurement import Measurement
-from gemma_edge.benchmarks.output.record import bundle_files, environment
+from gemma_edge.benchmarks.measure.encoder_times import EncoderRun, measure_encoders
+from gemma_edge.benchmarks.measure.kernel_tests import bench_decode, bench_prefill, runtime_import_seconds
+from gemma_edge.benchmarks.measure.latency import measure_latency, summarize
+from gemma_edge.benchmarks.measure.workload import Sizes, Workload
+from gemma_edge.benchmarks.records.measurement import Measurement
+from gemma_edge.benchmarks.records.record import bundle_files, environment
 from gemma_edge.benchmarks.script import run_script
-from gemma_edge.benchmarks.workload import Sizes, Workload
 from gemma_edge.runtime.errors import DeviceError
 
 if TYPE_CHECKING:  # importing the runtime is part of what is measured
@@ -217,7 +217,7 @@ def encode(path: Path, workload: Workload) -> Json:
 
 def worker_argv(python: str, bundle: str, workload: Workload) -> list[str]:
     """The command line that measures in a process of its own, here or on a device."""
-    return [python, "-m", "gemma_edge.benchmarks.worker", bundle, workload.to_json()]
+    return [python, "-m", "gemma_edge.benchmarks.measure.worker", bundle, workload.to_json()]
 
 
 def parse_worker_report(run: ChildRun) -> Json:
@@ -244,7 +244,9 @@ def parse_worker_report(run: ChildRun) -> Json:
 
 def main(argv: Sequence[str] | None = None) -> int:
     summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m gemma_edge.benchmarks.worker", description=summary)
+    parser = argparse.ArgumentParser(
+        prog="python -m gemma_edge.benchmarks.measure.worker", description=summary
+    )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("workload", type=Workload.from_json, help="JSON of `workload.Workload`")
     args = parser.parse_args(argv)

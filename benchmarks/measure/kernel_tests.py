@@ -1,6 +1,6 @@
 """Prefill and decode of a bundle as llama-bench measures them: no tokenizer, no sampling.
 
-    python -m gemma_edge.benchmarks.kernel BUNDLE -p 512 -n 64 -r 5 -t 2 --context 4096
+    python -m gemma_edge.benchmarks.measure.kernel_tests BUNDLE -p 512 -n 64 -r 5 -t 2 --context 4096
 
 loads the bundle in this process and prints one JSON line. `pp512` is the prefill of 512 random tokens into
 an empty cache, lookups of their embeddings and per-layer rows included; `tg64` is 64 decode steps of
@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gemma_edge.benchmarks.child import ChildError, ChildRun
+from gemma_edge.benchmarks.machine.child import ChildError, ChildRun
 from gemma_edge.benchmarks.machine.memory import PeakSampler, read_memory
-from gemma_edge.benchmarks.measurement import Measurement, timed
 from gemma_edge.benchmarks.options import KernelOptions, add_kernel_options, kernel_options
+from gemma_edge.benchmarks.records.measurement import Measurement, timed
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.runtime.errors import DeviceError
 
@@ -169,7 +169,7 @@ def runtime_import_seconds(engine: str = "onnx", reps: int = 3) -> float:
 
 def kernel_argv(path: Path, options: KernelOptions, *, import_time: bool = True) -> list[str]:
     """The command line that runs `measure` in a process of its own."""
-    argv = [sys.executable, "-m", "gemma_edge.benchmarks.kernel", str(path)]
+    argv = [sys.executable, "-m", "gemma_edge.benchmarks.measure.kernel_tests", str(path)]
     argv += ["-p", str(options.n_prompt), "-n", str(options.n_gen), "-r", str(options.reps)]
     argv += ["-t", str(options.threads), "--context", str(options.context)]
     return argv if import_time else [*argv, "--no-import-time"]
@@ -200,7 +200,9 @@ def measurements(report: Json) -> dict[str, Measurement]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m gemma_edge.benchmarks.kernel", description=summary)
+    parser = argparse.ArgumentParser(
+        prog="python -m gemma_edge.benchmarks.measure.kernel_tests", description=summary
+    )
     add_kernel_options(parser, KernelOptions())
     parser.add_argument("--no-import-time", dest="import_time", action="store_false", help="skip that probe")
     args = parser.parse_args(argv)

@@ -1,6 +1,6 @@
 """How equal the reference and an fp32 bundle are to transformers, on small random models.
 
-    python -m gemma_edge.benchmarks.parity -o results.jsonl
+    python -m gemma_edge.benchmarks.measure.transformers_parity -o results.jsonl
 
 Each model is saved by transformers and read back by the real loading code: logits of prompts longer than the
 window, and 64 greedy tokens with several sizes of prefill chunks. Needs torch and transformers.
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_edge.benchmarks.output.record import readme_row, write_record
+from gemma_edge.benchmarks.records.record import readme_row, write_record
 from gemma_edge.benchmarks.script import progress, run_script
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.emit.reference.reference_text import evaluate
@@ -88,7 +88,9 @@ def measure(folder: Path, changes: dict[str, Any]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m gemma_edge.benchmarks.parity", description=summary)
+    parser = argparse.ArgumentParser(
+        prog="python -m gemma_edge.benchmarks.measure.transformers_parity", description=summary
+    )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="JSONL file to append the record to"
     )

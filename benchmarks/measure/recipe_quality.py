@@ -1,6 +1,6 @@
 """What recipes and engines cost in answers: a checkpoint's bundles, asked the same questions.
 
-    python -m gemma_edge.benchmarks.quality CHECKPOINT questions.jsonl -o results.jsonl
+    python -m gemma_edge.benchmarks.measure.recipe_quality CHECKPOINT questions.jsonl -o results.jsonl
 
 For every recipe and format: divergence from the checkpoint over the answers to text questions, questions
 answered right by task, size, and the memory of a run. `--answers NAME=FILE`, what `gemma-edge eval --json` or
@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.benchmarks.child import run_child
-from gemma_edge.benchmarks.evaluate import (
+from gemma_edge.benchmarks.machine.child import run_child
+from gemma_edge.benchmarks.measure.kernel_tests import kernel_argv, parse_report
+from gemma_edge.benchmarks.measure.questions import (
     Answered,
     Question,
     agreement,
@@ -27,10 +28,9 @@ from gemma_edge.benchmarks.evaluate import (
     scores,
     take,
 )
-from gemma_edge.benchmarks.kernel import kernel_argv, parse_report
 from gemma_edge.benchmarks.options import KernelOptions
 from gemma_edge.benchmarks.output.quality_table import bar_rows, render_quality
-from gemma_edge.benchmarks.output.record import bundle_facts, write_record
+from gemma_edge.benchmarks.records.record import bundle_facts, write_record
 from gemma_edge.benchmarks.script import progress, run_script
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import export_bundle
@@ -127,7 +127,9 @@ def agreements(given: Mapping[str, list[Answered]]) -> Json:
 
 def main(argv: Sequence[str] | None = None) -> int:
     summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m gemma_edge.benchmarks.quality", description=summary)
+    parser = argparse.ArgumentParser(
+        prog="python -m gemma_edge.benchmarks.measure.recipe_quality", description=summary
+    )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("questions", type=Path, metavar="QUESTIONS", help="as of gemma-edge eval")
     parser.add_argument("--recipe", action="append", metavar="NAME", help=f"default: {', '.join(RECIPES)}")

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.benchmarks.measurement import Measurement
-from gemma_edge.benchmarks.output.record import RECORD_SCHEMA, BundleFacts, append_record
+from gemma_edge.benchmarks.records.measurement import Measurement
+from gemma_edge.benchmarks.records.record import RECORD_SCHEMA, BundleFacts, append_record
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import format_size
 from gemma_edge.runtime.version import __version__

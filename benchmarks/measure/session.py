@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.benchmarks.encoding import EncoderRun
 from gemma_edge.benchmarks.machine.load import QUIET_CORES, busy_cores
-from gemma_edge.benchmarks.measurement import Measurement
+from gemma_edge.benchmarks.measure.encoder_times import EncoderRun
+from gemma_edge.benchmarks.measure.target import Ceiling, Outcome, Target, judge_ceiling, with_encoders
+from gemma_edge.benchmarks.measure.workload import Workload
 from gemma_edge.benchmarks.options import KernelOptions
-from gemma_edge.benchmarks.output.record import BundleFacts, environment, now
-from gemma_edge.benchmarks.output.rows import encode_row, header, kernel_row, peer_row, threads_of
 from gemma_edge.benchmarks.peers.interleaved import Peer, interleave, merged, ratios
+from gemma_edge.benchmarks.records.measurement import Measurement
+from gemma_edge.benchmarks.records.record import BundleFacts, environment, now
+from gemma_edge.benchmarks.records.rows import encode_row, header, kernel_row, peer_row, threads_of
 from gemma_edge.benchmarks.script import progress
-from gemma_edge.benchmarks.target import Ceiling, Outcome, Target, judge_ceiling, with_encoders
-from gemma_edge.benchmarks.workload import Workload
 from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.units import format_size
 

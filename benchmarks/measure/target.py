@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gemma_edge.benchmarks.child import ChildError, ChildRun, run_child
-from gemma_edge.benchmarks.devices.native import bench_native
-from gemma_edge.benchmarks.latency import percentiles
 from gemma_edge.benchmarks.machine.bandwidth import Bandwidth
 from gemma_edge.benchmarks.machine.cgroup import LimitedRun, mechanism, run_limited
+from gemma_edge.benchmarks.machine.child import ChildError, ChildRun, run_child
 from gemma_edge.benchmarks.machine.limit import limit_argv, parse_limited, parse_probe, probe_argv
 from gemma_edge.benchmarks.machine.memory import drop_page_cache
-from gemma_edge.benchmarks.measurement import Measurement
+from gemma_edge.benchmarks.measure.latency import percentiles
+from gemma_edge.benchmarks.measure.native_runner import bench_native
+from gemma_edge.benchmarks.measure.worker import parse_worker_report, worker_argv
+from gemma_edge.benchmarks.measure.workload import Workload
 from gemma_edge.benchmarks.options import KernelOptions
-from gemma_edge.benchmarks.output.record import BundleFacts, bundle_files
-from gemma_edge.benchmarks.worker import parse_worker_report, worker_argv
-from gemma_edge.benchmarks.workload import Workload
+from gemma_edge.benchmarks.records.measurement import Measurement
+from gemma_edge.benchmarks.records.record import BundleFacts, bundle_files
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.units import format_size
 
@@ -106,7 +106,7 @@ class DeviceTarget:
         self, device: Device, bundle: Path, progress: Callable[[int, int], None] | None = None
     ) -> None:
         self.device, self.name = device, device.spec
-        self._facts = device.probe()
+        self._facts = device.facts
         self.python = device.python()
         self.path = device.push(bundle, progress=progress)
         self.enforces, reason = parse_probe(device.run(probe_argv(self.python), timeout=120))
@@ -138,7 +138,7 @@ class NativeTarget:
 
     def __init__(self, device: Device, bundle: Path, facts: BundleFacts) -> None:
         self.device, self.name, self.bundle, self.bundle_facts = device, device.spec, bundle, facts
-        self._facts = device.probe()
+        self._facts = device.facts
         self.enforces, self.why_not = False, f"{device.spec} lets no limit be set"
 
     def work(self, workload: Workload, limit: int | None, timeout: float) -> Outcome:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.benchmarks.machine.memory import PeakSampler
-from gemma_edge.benchmarks.measurement import timed
+from gemma_edge.benchmarks.records.measurement import timed
 
 if TYPE_CHECKING:  # importing the runtime is part of what is measured
     from gemma_edge.runtime.artifacts.bundle import Bundle

@@ -1,0 +1,32 @@
+"""`open_device(spec)`: the one place that knows every kind of device.
+
+| spec | |
+|---|---|
+| `local` | this machine |
+| `ssh://[user@]host[:port][/folder]` | Linux behind OpenSSH, by key; `folder` instead of `~/.gemma-edge` |
+| `adb`, `adb:SERIAL` | Android behind the `adb` program; a serial like `host:port` is connected first |
+"""
+
+from __future__ import annotations
+
+from gemma_edge.benchmarks.devices.adb import AdbDevice
+from gemma_edge.benchmarks.devices.base import Device
+from gemma_edge.benchmarks.devices.local import LocalDevice
+from gemma_edge.benchmarks.devices.ssh import SshDevice
+from gemma_edge.runtime.errors import UsageError
+
+
+def open_device(spec: str) -> Device:
+    """Connects to a device.
+
+    Raises:
+        UsageError: `spec` names no kind of device.
+        DeviceError: the device does not answer, or refuses.
+    """
+    if spec == "local":
+        return LocalDevice()
+    if spec.startswith("ssh://"):
+        return SshDevice.connect(spec)
+    if spec == "adb" or spec.startswith("adb:"):
+        return AdbDevice.connect(spec)
+    raise UsageError(f"--device {spec}: expected local, ssh://[user@]host[:port][/folder], adb or adb:SERIAL")

@@ -1,0 +1,1 @@
+"""Results as data: what was measured, records of it, and where they are kept."""
