@@ -42,7 +42,7 @@ Json = dict[str, Any]
 _IMPORT_PROBE = """\
 import time
 start = time.perf_counter()
-import gemma_edge.runtime.model, gemma_edge.runtime.engines.{engine}
+import gemma_edge.runtime.model, gemma_edge.runtime.engines.{engine}_decoder
 print(time.perf_counter() - start)
 """
 
@@ -162,7 +162,7 @@ def runtime_import_seconds(engine: str = "onnx", reps: int = 3) -> float:
                 encoding="utf-8",
             )
         except subprocess.CalledProcessError as error:
-            raise DeviceError(f"the runtime cannot be imported: {error.stderr.strip()[-300:]}") from None
+            raise DeviceError(f"the runtime cannot be imported: {error.stderr.strip().splitlines()[-1][:300]}") from None
         samples.append(float(probe.stdout))
     return statistics.median(samples)
 
