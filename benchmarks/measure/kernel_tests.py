@@ -162,7 +162,9 @@ def runtime_import_seconds(engine: str = "onnx", reps: int = 3) -> float:
                 encoding="utf-8",
             )
         except subprocess.CalledProcessError as error:
-            raise DeviceError(f"the runtime cannot be imported: {error.stderr.strip().splitlines()[-1][:300]}") from None
+            raise DeviceError(
+                f"the runtime cannot be imported: {error.stderr.strip().splitlines()[-1][:300]}"
+            ) from None
         samples.append(float(probe.stdout))
     return statistics.median(samples)
 
