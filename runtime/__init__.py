@@ -6,7 +6,8 @@
     for piece in model.generate("Why is the sky blue?", stream=True):
         print(piece, end="", flush=True)
 
-Importing this package loads none of its modules; a name does when it is first used.
+Importing this package loads none of its modules; a name does when it is first used. It switches the telemetry
+of engines off (`offline`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gemma_edge.runtime.lazy import lazy_names
+from gemma_edge.runtime.offline import silence_telemetry
 
 if TYPE_CHECKING:
     from gemma_edge.runtime.artifacts.bundle import Bundle
@@ -42,6 +44,8 @@ else:
             "__version__": "version",
         },
     )
+
+silence_telemetry()  # before any module can load an engine
 
 __all__ = [
     "Bundle",

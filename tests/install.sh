@@ -30,6 +30,7 @@ missing=$(
   done <<END
 ssh openssh-client
 /usr/sbin/sshd openssh-server
+strace strace
 ip iproute2
 adb adb
 mmdebstrap mmdebstrap

@@ -27,6 +27,7 @@ from gemma_edge.benchmarks.devices.base import DeviceFacts, DeviceRun, Kind, Mem
 from gemma_edge.benchmarks.devices.facts import parse_facts
 from gemma_edge.benchmarks.machine.memory import PeakMemory
 from gemma_edge.runtime.errors import DeviceError
+from gemma_edge.runtime.offline import offline_variables
 
 ANSWER_S = 30.0  # seconds that a short script may take, and that a transfer may stand still
 PULSE_S = 5.0  # seconds between two signs of life during a run
@@ -192,9 +193,8 @@ class ShellDevice(ABC):
     ) -> DeviceRun:
         what = what or argv[0]
         bound = tuple(cores) if cores and self._has_taskset else None
-        command = list(argv)
-        if env:
-            command = ["env", *(f"{key}={value}" for key, value in env.items()), *command]
+        variables = offline_variables() | dict(env or {})
+        command = ["env", *(f"{key}={value}" for key, value in variables.items()), *argv]
         if bound:
             command = ["taskset", f"{sum(1 << core for core in set(bound)):x}", *command]
         token = f"ge{secrets.token_hex(8)}"

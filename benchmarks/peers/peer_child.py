@@ -64,6 +64,7 @@ def onnxruntime_genai(model: Path, options: KernelOptions, _: Path | None) -> li
 
 def transformers(model: Path, options: KernelOptions, _: Path | None) -> list[Measurement]:
     """transformers in fp32 on the CPU, with its own cache: one forward call a prompt or a token."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the model is a folder: nothing is asked for
     torch: Library = importlib.import_module("torch")
     library: Library = importlib.import_module("transformers")
     torch.set_num_threads(options.threads)
