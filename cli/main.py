@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+from gemma_edge.runtime.errors import MESSAGE_CHARACTERS, GemmaEdgeError, UsageError, printable
 
 # verb: (module, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get(TRACEBACK) == "1":
             raise
         message, code = _explain(error)
-        print(f"gemma-edge: {message}", file=sys.stderr)
+        print(f"gemma-edge: {printable(message, MESSAGE_CHARACTERS)}", file=sys.stderr)
         return code
 
 

@@ -16,11 +16,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
+FOREIGN_CHARACTERS = 200  # of a field's value, or of another program's message, that an error repeats
+FIELD_CHARACTERS = 100
+OWN_CHARACTERS = 400
+MESSAGE_CHARACTERS = 6000  # a path may have 4096
+
+
+def printable(text: object, limit: int = FOREIGN_CHARACTERS) -> str:
+    """`text` on one line of at most `limit` characters: what no terminal should be sent is escaped.
+
+    Control characters, newlines, direction marks and undecodable bytes become escapes such as "\\x1b" and
+    "\\udcff"; a cut is marked by "...".
+    """
+    whole = _digits(text) if isinstance(text, int) else str(text)
+    shown = whole[: limit + 1]
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
+    return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
+
+
+def _digits(number: int) -> str:
+    """An integer's digits; Python refuses to write those of a very large one."""
+    return str(number) if number.bit_length() <= 1024 else f"an integer of {number.bit_length()} bits"
+
 
 class GemmaEdgeError(Exception):
-    """Base of every error that is reported without a traceback."""
+    """Base of every error that is reported without a traceback: one printable line, whatever it repeats."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), MESSAGE_CHARACTERS)
 
 
 class UsageError(GemmaEdgeError):
@@ -52,7 +78,8 @@ class FileError(GemmaEdgeError):
     ) -> None:
         self.path, self.field, self.expected, self.got = Path(path), field, expected, got
         self.remedy = remedy
-        text = f"{path}: {field}: expected {expected}, got {got}"
+        where = f"{printable(path, 4096)}: {printable(field, FIELD_CHARACTERS)}"
+        text = f"{where}: expected {printable(expected, OWN_CHARACTERS)}, got {printable(got)}"
         super().__init__(f"{text}. {remedy}" if remedy else text)
 
     def __reduce__(self) -> tuple[type[FileError], tuple[object, ...]]:

@@ -8,7 +8,6 @@ for piece in model.generate("What is this?", attach=["photo.jpg"], stream=True):
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -33,6 +32,7 @@ from gemma_edge.runtime.prompt.prompt_builder import (
 )
 from gemma_edge.runtime.prompt.tokenizer import StreamDecoder, Tokenizer
 from gemma_edge.runtime.sampling import Sampler, Sampling
+from gemma_edge.runtime.text_files import read_json, read_text
 
 if TYPE_CHECKING:
     from gemma_edge.runtime.engines.decoder import Decoder
@@ -139,7 +139,7 @@ class Model:
         tokenizer = Tokenizer(bundle.file("tokenizer.model"), added, bundle.config.vocab_size)
         template = None
         if (name := "chat_template.jinja") in bundle.files:
-            template = ChatTemplate(_read_text(bundle.file(name)), bundle.file(name))
+            template = ChatTemplate(read_text(bundle.file(name), BundleError), bundle.file(name))
         sampling, end_ids = Sampling(), bundle.config.eos_token_ids
         if (name := "generation_config.json") in bundle.files:
             sampling, end_ids = read_generation_config(bundle.file(name), end_ids)
@@ -376,12 +376,7 @@ def read_generation_config(path: Path, end_ids: Collection[int] = ()) -> tuple[S
     Raises:
         BundleError: not JSON, or a value that is out of range.
     """
-    try:
-        data = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BundleError(path, "file", "JSON", error) from None
-    if not isinstance(data, dict):
-        raise BundleError(path, "file", "a JSON object", type(data).__name__)
+    data = read_json(path, BundleError)
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     values = {name: data[name] for name in names if data.get(name) is not None}
     if data.get("do_sample") is False:
@@ -399,10 +394,3 @@ def read_generation_config(path: Path, end_ids: Collection[int] = ()) -> tuple[S
 
 def _is_token_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise BundleError(path, "file", "UTF-8 text", error) from None

@@ -317,7 +317,7 @@ def _comparison(tests: Sequence[Json]) -> str:
     rows = []
     for name, speeds in cells.items():
         first = next(speeds[column] for column in columns if column in speeds)
-        texts = [f"{number(speeds[c])} ({speeds[c] / first:.2f}x)" if c in speeds else "" for c in columns]
+        texts = [f"{number(speeds[c])}{_ratio(speeds[c], first)}" if c in speeds else "" for c in columns]
         rows.append([name, *texts])
     dates = {test["run"]: test["time"][:16].replace("T", " ") for test in tests}
     head = ["test", *(f"{title} · {engine} · {dates[run]}" for run, title, engine in columns)]
@@ -326,6 +326,10 @@ def _comparison(tests: Sequence[Json]) -> str:
         "minutes on a busy machine are no fair comparison; interleaved ratios are."
     )
     return _section("Runs compared", lead, _table(head, rows))
+
+
+def _ratio(speed: float, first: float) -> str:
+    return f" ({speed / first:.2f}x)" if first else ""
 
 
 def _ratios(sessions: Sequence[Json]) -> str:

@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 
 from gemma_edge.benchmarks.machine.cpu_features import CPUINFO
 from gemma_edge.benchmarks.machine.cpu_info import cpu_flags, pairs
+from gemma_edge.benchmarks.output.record_shape import SHAPES, misfit
 from gemma_edge.runtime.artifacts.bundle import EXPORT_AGAIN, MANIFEST, Bundle
 from gemma_edge.runtime.cache_folder import cache_folder
 from gemma_edge.runtime.errors import BundleError, FileError
+from gemma_edge.runtime.text_files import read_text
 
 RECORD_SCHEMA = 1
+MAX_RESULTS_BYTES = 256 << 20
 Json = dict[str, Any]
 
 _PACKAGES = ("gemma-edge", "numpy", "onnxruntime", "ai-edge-litert", "sentencepiece")
@@ -167,10 +170,7 @@ def read_records(path: Path) -> list[Json]:
     Raises:
         RecordError: a line that is not a record, or of a newer schema; it names the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(path, "file", "a JSONL file", error) from None
+    lines = read_text(path, RecordError, what="a JSONL file", limit=MAX_RESULTS_BYTES).split("\n")
     return [_record(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -191,6 +191,9 @@ def _record(path: Path, number: int, line: str) -> Json:
     rows = record.get("readme", [])
     if not isinstance(rows, list) or not all(_is_row(row) for row in rows):
         raise RecordError(path, f"{field}: readme", "a list of objects with row, bar and value", rows)
+    if found := misfit(record, SHAPES.get(record["kind"], {})):
+        where, expected = found
+        raise RecordError(path, f"{field}: {where}", expected, "something else", f"Take line {number} out.")
     return record
 
 

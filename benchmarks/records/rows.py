@@ -225,7 +225,7 @@ def to_markdown(rows: Sequence[Json]) -> str:
 
 
 def _test_cells(row: Json, device: bool) -> list[str]:
-    share = row.get("bandwidth_share")
+    share = row.get("bandwidth_share") if row.get("bandwidth_gb_s") else None
     cells = [
         " ".join(filter(None, (row["name"], row.get("recipe")))),
         row["engine"],
@@ -243,7 +243,7 @@ ENCODE_HEAD = ["model", "engine", "threads", "encode", "seconds", "median", "loa
 
 def encode_cells(row: Json) -> list[str]:
     """An `encode` row for people, below ENCODE_HEAD; sizes are peaks."""
-    speed = f", {row['real_time']:.1f}x real time" if row["real_time"] else ""
+    speed = f", {row['real_time']:.1f}x real time" if row.get("real_time") else ""
     return [
         " ".join(filter(None, (row["name"], row.get("recipe")))),
         row["engine"],

@@ -32,14 +32,13 @@ from gemma_edge.export.checkpoint.shards import (
     open_indexed,
     open_shard,
     read_into,
-    read_json,
-    read_text,
 )
 from gemma_edge.export.checkpoint.towers import Encoder, read_encoder, tower_of
 from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import TensorSpec, tensor_specs, unused_names
 from gemma_edge.runtime.artifacts.modalities import KINDS, Kind
 from gemma_edge.runtime.errors import CheckpointError, GemmaEdgeError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.text_files import read_bytes, read_json, read_text
 
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -60,6 +59,7 @@ SIDE_FILES = (
     "processor_config.json",
 )
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+MAX_SIDE_BYTES = 64 << 20  # Gemma's tokenizer.json has 33 MB
 SAMPLE_BYTES = 256  # of each tensor, in the fingerprint
 
 
@@ -204,7 +204,7 @@ class Checkpoint:
         It is cheap, and it tells one set of weights from another, but it does not prove that every byte is
         the same.
         """
-        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        digest = hashlib.sha256(read_bytes(self.path / "config.json", CheckpointError))
         for shard in self._shards:
             digest.update(f"\0{shard.path.name}\0{shard.size}\0".encode())
             digest.update(shard.header)
@@ -223,7 +223,7 @@ class Checkpoint:
         malformed.
         """
         path = self.files().get(name)
-        return read_json(path) if path else {}
+        return _read_json(path) if path else {}
 
     def generation_config(self) -> dict[str, Any]:
         """generation_config.json, or {}."""
@@ -237,7 +237,7 @@ class Checkpoint:
         """
         files = self.files()
         if path := files.get("chat_template.jinja"):
-            return read_text(path)
+            return read_text(path, CheckpointError)
         for name in ("chat_template.json", "tokenizer_config.json"):
             value = self.json(name).get("chat_template")
             if value is None:
@@ -252,6 +252,10 @@ class Checkpoint:
         return None
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    return read_json(path, CheckpointError, limit=MAX_SIDE_BYTES, remedy=AGAIN)
+
+
 def has_weights(path: Path) -> bool:
     """Whether a folder has any: without, it can be planned for and not be exported."""
     return any((path / name).exists() for name in (SINGLE_NAME, INDEX_NAME))
@@ -264,10 +268,10 @@ def described(path: Path, encoders: Collection[Kind] = KINDS) -> tuple[Gemma3nCo
         ConfigError: a field is malformed or unsupported.
     """
     config, file = Gemma3nConfig.from_file(path), path / "config.json"
-    data = read_json(file)
+    data = _read_json(file)
 
     def processors(name: str) -> dict[str, Any]:
-        return read_json(path / name) if (path / name).is_file() else {}
+        return _read_json(path / name) if (path / name).is_file() else {}
 
     kinds = [kind for kind in KINDS if kind in encoders and data.get(f"{kind}_config") is not None]
     return config, {kind: read_encoder(kind, data, file, processors, config) for kind in kinds}

@@ -15,10 +15,12 @@ from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 from gemma_edge.runtime.errors import CheckpointError
+from gemma_edge.runtime.text_files import read_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000  # the bound of the safetensors library
+MAX_DIMENSIONS = 8
 AGAIN = "Download the checkpoint again."
 # Bits of every safetensors dtype: other towers may use them, the text model may not.
 DTYPE_BITS = {
@@ -114,8 +116,8 @@ def _parse_header(path: Path, fd: int, size: int) -> tuple[bytes, tuple[StoredTe
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
             fail(f"{key}.dtype", "a safetensors dtype", dtype)
-        if not _sizes(shape):
-            fail(f"{key}.shape", "a list of sizes", shape)
+        if not _sizes(shape) or len(shape) > MAX_DIMENSIONS:
+            fail(f"{key}.shape", "a list of at most 8 sizes", shape)
         if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
             fail(f"{key}.data_offsets", "[begin, end]", offsets)
         bits = DTYPE_BITS[dtype]
@@ -124,7 +126,7 @@ def _parse_header(path: Path, fd: int, size: int) -> tuple[bytes, tuple[StoredTe
         if bits != 8 * (offsets[1] - offsets[0]):
             fail(
                 f"{key}.data_offsets",
-                f"{bits / 8:g} bytes for {dtype} {shape}",
+                f"{bits // 8} bytes for {dtype} {shape}",
                 f"{offsets[1] - offsets[0]} bytes",
             )
         base = 8 + length
@@ -142,7 +144,7 @@ def _parse_header(path: Path, fd: int, size: int) -> tuple[bytes, tuple[StoredTe
 
 def _sizes(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value
+        isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 63 for n in value
     )
 
 
@@ -156,7 +158,7 @@ def open_indexed(index: Path, shards: list[Shard]) -> None:
             "neither",
             "Only safetensors weights are read.",
         )
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json(index, CheckpointError, remedy=AGAIN).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(index, "weight_map", "an object of tensor: file", weight_map, AGAIN)
     for key, name in weight_map.items():
@@ -188,27 +190,6 @@ def read_into(shard: Shard, view: memoryview, offset: int, field: str) -> None:
         if count == 0:
             raise CheckpointError(shard.path, field, f"{len(view)} bytes at {offset}", f"{done} bytes", AGAIN)
         done += count
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file's JSON object. Raises CheckpointError when it is unreadable, not JSON, or not an object."""
-    try:
-        data = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(path, "file", "JSON", error, AGAIN) from None
-    if not isinstance(data, dict):
-        raise CheckpointError(path, "file", "a JSON object", type(data).__name__, AGAIN)
-    return data
-
-
-def read_text(path: Path) -> str:
-    """A file's text. Raises CheckpointError when it is unreadable or not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(path, "file", "UTF-8 text", error, AGAIN) from None
-    except OSError as error:
-        raise CheckpointError(path, "file", "a readable file", error.strerror) from None
 
 
 def close_shards(shards: list[Shard]) -> None:

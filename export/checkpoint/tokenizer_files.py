@@ -8,20 +8,21 @@ the form of Gemma's own tokenizer.json.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import sentencepiece
 
-from gemma_edge.export.checkpoint.checkpoint import Checkpoint
+from gemma_edge.export.checkpoint.checkpoint import MAX_SIDE_BYTES, Checkpoint
 from gemma_edge.export.checkpoint.sentencepiece_model import BYTE_PIECES, SPACE, Kind, Piece, build_model
-from gemma_edge.export.checkpoint.shards import read_json
 from gemma_edge.runtime.errors import TokenizerError
+from gemma_edge.runtime.text_files import read_bytes, read_json
 
 ORIGINAL = "Put the original tokenizer.model of the model beside it."
 SPACE_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+CONFIG = "tokenizer_config.json"
+MAX_ADDED_TOKENS = 20_000  # Gemma has 6,414
 SPECIAL_DEFAULTS = {"pad": "<pad>", "eos": "<eos>", "bos": "<bos>"}
 
 
@@ -52,7 +53,7 @@ def tokenizer_files(checkpoint: Checkpoint) -> TokenizerFiles:
     data = checkpoint.json("tokenizer.json")
     config = checkpoint.json("tokenizer_config.json")
     if original := files.get("tokenizer.model"):
-        path, model = original, original.read_bytes()
+        path, model = original, read_bytes(original, TokenizerError, limit=MAX_SIDE_BYTES)
     elif converted := files.get("tokenizer.json"):
         path, model = converted, convert(data, config, converted)
     else:
@@ -61,7 +62,7 @@ def tokenizer_files(checkpoint: Checkpoint) -> TokenizerFiles:
     vocab_size = checkpoint.config.vocab_size
     if pieces > vocab_size:
         raise TokenizerError(path, "pieces", f"at most vocab_size = {vocab_size}", pieces)
-    added = {text: index for text, index in _added_tokens(data, config).items() if index >= pieces}
+    added = {text: index for text, index in _added_tokens(data, config, path).items() if index >= pieces}
     for text, index in added.items():
         if index >= vocab_size:
             raise TokenizerError(
@@ -73,7 +74,7 @@ def tokenizer_files(checkpoint: Checkpoint) -> TokenizerFiles:
 def convert_file(path: str | Path) -> bytes:
     """`convert` of one tokenizer.json, without a tokenizer_config.json."""
     path = Path(path)
-    return convert(read_json(path), {}, path)
+    return convert(read_json(path, TokenizerError, limit=MAX_SIDE_BYTES), {}, path)
 
 
 def convert(data: dict[str, Any], config: dict[str, Any], path: Path) -> bytes:
@@ -92,7 +93,7 @@ def convert(data: dict[str, Any], config: dict[str, Any], path: Path) -> bytes:
     """
     vocab, merges, unk = _model(data, path)
     _check_pipeline(data, path)
-    added = _added_tokens(data, {})
+    added = _added_tokens(data, {}, path)
     _check_flags(data, path)
     texts = _texts_by_id(vocab, added, path)
     special = {name: _text(config.get(f"{name}_token")) or text for name, text in SPECIAL_DEFAULTS.items()}
@@ -232,15 +233,32 @@ def _ranks(merges: list[tuple[str, str]], normal: set[str], path: Path) -> dict[
     return ranks
 
 
-def _added_tokens(data: dict[str, Any], config: dict[str, Any]) -> dict[str, int]:
+def _added_tokens(data: dict[str, Any], config: dict[str, Any], path: Path) -> dict[str, int]:
     """Added tokens of tokenizer.json and tokenizer_config.json: text -> id."""
-    tokens: dict[str, int] = {}
+    listed = data.get("added_tokens") or []
+    if not isinstance(listed, list) or not all(isinstance(token, dict) for token in listed):
+        _refuse(path, "added_tokens", "a list of objects", type(listed).__name__)
     decoder = config.get("added_tokens_decoder") or {}
-    items: Iterable[tuple[Any, Any]] = [(token, token.get("id")) for token in data.get("added_tokens") or []]
-    for token, index in (*items, *((token, index) for index, token in decoder.items())):
-        if (text := _text(token)) and str(index).isdecimal():
+    if not isinstance(decoder, dict):
+        _refuse(
+            path.with_name(CONFIG), "added_tokens_decoder", "an object of id: token", type(decoder).__name__
+        )
+    tokens: dict[str, int] = {}
+    for token, index in (
+        *((token, token.get("id")) for token in listed),
+        *((t, i) for i, t in decoder.items()),
+    ):
+        if (text := _text(token)) and _is_id(index):
             tokens[text] = int(index)
+    if len(tokens) > MAX_ADDED_TOKENS:
+        _refuse(path, "added_tokens", f"at most {MAX_ADDED_TOKENS:,}", f"{len(tokens):,}")
     return tokens
+
+
+def _is_id(index: object) -> bool:
+    """An id as a number, or as the digits of a JSON key."""
+    digits = str(index) if isinstance(index, int) and index < 1 << 31 else index
+    return isinstance(digits, str) and len(digits) <= 10 and digits.isascii() and digits.isdecimal()
 
 
 def _text(token: Any) -> str | None:
@@ -253,10 +271,14 @@ def _piece_count(path: Path, model: bytes) -> int:
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
+        count = int(processor.GetPieceSize())
+        processor.IdToPiece(list(range(count)))
     except RuntimeError as error:
         got = str(error).splitlines()[0] if str(error) else f"{len(model)} bytes of something else"
         raise TokenizerError(path, "file", "a SentencePiece model", got) from None
-    return int(processor.GetPieceSize())
+    except UnicodeDecodeError as error:
+        raise TokenizerError(path, "pieces", "UTF-8 text", error) from None
+    return count
 
 
 def _refuse(path: Path, field: str, expected: object, got: object) -> NoReturn:

@@ -19,7 +19,6 @@ loads as the recipe that it names.
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from typing import Any, Literal, NoReturn, TypeGuard, cast
 from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import Part, TensorSpec
 from gemma_edge.export.weights.quantize import Clip
 from gemma_edge.runtime.errors import ConfigError, UsageError
+from gemma_edge.runtime.text_files import read_json
 
 RECIPES = Path(__file__).parent / "recipes"
 PARTS = tuple(part for part in Part if part != Part.VECTOR)
@@ -152,15 +152,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(path, "file", "a recipe in JSON", str(error)) from None
-    except OSError as error:
-        raise ConfigError(path, "file", "a readable recipe", error.strerror) from None
-    if not isinstance(data, dict):
-        raise ConfigError(path, "file", "a JSON object", type(data).__name__)
-    return data
+    return read_json(path, ConfigError, what="a readable recipe")
 
 
 class _Parser:

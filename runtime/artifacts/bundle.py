@@ -9,7 +9,6 @@ large ones by `check_hashes`, which `gemma-edge verify` and `gemma-edge inspect 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -18,6 +17,7 @@ from typing import Any
 from gemma_edge.runtime.artifacts.modalities import AudioModality, Modality, VisionModality, read_modalities
 from gemma_edge.runtime.errors import BundleError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.text_files import read_json
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -176,18 +176,12 @@ def _read_manifest(path: Path, manifest_path: Path) -> Json:
     if not path.is_dir():
         expected = f"a folder with a {MANIFEST}, or a .litertlm"
         raise BundleError(path, "bundle", expected, "no such file", "Make one with `gemma-edge export`.")
-    try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not manifest_path.exists():
         remedy = "Make a bundle with `gemma-edge export`."
         if (path / "config.json").exists():
             remedy = f"This is a checkpoint: `gemma-edge export {path} OUT` makes a bundle of it."
-        raise BundleError(manifest_path, "file", "a bundle's manifest", "no such file", remedy) from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise BundleError(manifest_path, "file", "JSON", str(error), EXPORT_AGAIN) from None
-    if not isinstance(manifest, dict):
-        raise BundleError(manifest_path, "file", "a JSON object", type(manifest).__name__, EXPORT_AGAIN)
-    return manifest
+        raise BundleError(manifest_path, "file", "a bundle's manifest", "no such file", remedy)
+    return read_json(manifest_path, BundleError, remedy=EXPORT_AGAIN)
 
 
 def _file_records(manifest_path: Path, manifest: Json) -> dict[str, FileRecord]:

@@ -37,6 +37,7 @@ from gemma_edge.runtime.artifacts.row_table import RowLayout
 from gemma_edge.runtime.artifacts.tflite_check import embedding_table
 from gemma_edge.runtime.cache_folder import CACHE_VARIABLE, cache_folder
 from gemma_edge.runtime.errors import BundleError
+from gemma_edge.runtime.text_files import parse_json
 
 MANIFEST_KEY = "gemma_edge.manifest"  # of the system metadata: what a bundle's manifest.json holds, as JSON
 EXPORT_AGAIN = "Export the checkpoint again."
@@ -211,10 +212,4 @@ def _manifest(litertlm: Litertlm) -> dict[str, Any]:
             "Files of other tools run in LiteRT-LM. `gemma-edge export --format litertlm` makes one for us."
         )
         raise BundleError(litertlm.path, f"system metadata {MANIFEST_KEY}", "a manifest", "nothing", remedy)
-    try:
-        manifest = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BundleError(litertlm.path, MANIFEST_KEY, "JSON", str(error), EXPORT_AGAIN) from None
-    if not isinstance(manifest, dict):
-        raise BundleError(litertlm.path, MANIFEST_KEY, "a JSON object", type(manifest).__name__, EXPORT_AGAIN)
-    return manifest
+    return parse_json(text, litertlm.path, BundleError, field=MANIFEST_KEY, remedy=EXPORT_AGAIN)

@@ -12,7 +12,6 @@ no text, takes the process down. `read_litertlm` checks the container and every 
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from gemma_edge.runtime.artifacts.tflite_check import (
 from gemma_edge.runtime.artifacts.tflite_reader import TfliteModel, read_tflite
 from gemma_edge.runtime.errors import BundleError, ConfigError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.text_files import parse_json
 
 MAGIC = b"LITERTLM"
 MAJOR_VERSION = 1
@@ -228,14 +228,14 @@ class _Reader:
         return vision, audio
 
     def _config(self, system: dict[str, str]) -> Gemma3nConfig:
+        field = f"system metadata {CONFIG_KEY}"
+        if CONFIG_KEY not in system:
+            self.fail(field, "the model's config", "nothing")
+        data = parse_json(system[CONFIG_KEY], self.path, BundleError, field=field, remedy=EXPORT_AGAIN)
         try:
-            return Gemma3nConfig.from_dict(json.loads(system[CONFIG_KEY]), self.path)
-        except KeyError:
-            self.fail(f"system metadata {CONFIG_KEY}", "the model's config", "nothing")
-        except (json.JSONDecodeError, RecursionError) as error:
-            self.fail(f"system metadata {CONFIG_KEY}", "JSON", error)
+            return Gemma3nConfig.from_dict(data, self.path)
         except ConfigError as error:
-            self.fail(f"system metadata {CONFIG_KEY}.{error.field}", error.expected, error.got)
+            self.fail(f"{field}.{error.field}", error.expected, error.got)
 
     # The header. ----------------------------------------------------------------------------------
 

@@ -9,6 +9,11 @@ from typing import Any, NoReturn
 
 from gemma_edge.runtime.errors import ConfigError
 
+# Far above any Gemma, and low enough for lists and sums over them to cost nothing.
+MAX_SIZE = (1 << 24) - 1
+MAX_LAYERS = 1024
+MAX_SOFT_TOKENS = 1 << 15  # of one attachment; a context has room for no more
+
 
 class Fields:
     """One JSON object of a config file.
@@ -33,18 +38,15 @@ class Fields:
             self.fail(self.prefix + key, expected, repr(value))
         return value
 
-    def size(self, key: str, default: int, minimum: int = 1) -> int:
-        return int(
-            self.get(
-                key,
-                default,
-                lambda v: is_int(v) and minimum <= v < 2**31,
-                f"an integer of {minimum} or more",
-            )
-        )
+    def size(self, key: str, default: int, minimum: int = 1, maximum: int = MAX_SIZE) -> int:
+        def ok(value: Any) -> bool:
+            return is_int(value) and minimum <= value <= maximum
 
-    def number(self, key: str, default: float, positive: bool = True) -> float:
-        return float(self.get(key, default, lambda v: is_number(v) and v > 0, "a positive number"))
+        return int(self.get(key, default, ok, f"an integer of {minimum} or more, at most {maximum}"))
+
+    def number(self, key: str, default: float, maximum: float = math.inf) -> float:
+        expected = "a positive number" + (f", at most {maximum:g}" if maximum < math.inf else "")
+        return float(self.get(key, default, lambda v: is_number(v) and 0 < v <= maximum, expected))
 
 
 def is_int(value: object) -> bool:

@@ -12,7 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.runtime.families.config_fields import Fields, is_int, is_number
+from gemma_edge.runtime.families.config_fields import (
+    MAX_LAYERS,
+    MAX_SIZE,
+    MAX_SOFT_TOKENS,
+    Fields,
+    is_int,
+    is_number,
+)
 
 # transformers uses this one in most norms of the encoder, whatever rms_norm_eps says.
 RMS_NORM_EPS = 1e-6
@@ -102,7 +109,7 @@ class AudioConfig:
         text = Fields(data.get("text_config"), Path(path), "text_config.")
         return _Parser(data.get("audio_config"), Path(path), "audio_config.").config(
             text_hidden_size=text.size("hidden_size", 2048),
-            soft_tokens=outer.size("audio_soft_tokens_per_image", 188),
+            soft_tokens=outer.size("audio_soft_tokens_per_image", 188, maximum=MAX_SOFT_TOKENS),
         )
 
 
@@ -125,7 +132,7 @@ class _Parser(Fields):
             conf_attention_context_right=self.size("conf_attention_context_right", 0, minimum=0),
             conf_attention_logit_cap=self.number("conf_attention_logit_cap", 50.0),
             conf_num_attention_heads=heads,
-            conf_num_hidden_layers=self.size("conf_num_hidden_layers", 12),
+            conf_num_hidden_layers=self.size("conf_num_hidden_layers", 12, maximum=MAX_LAYERS),
             conf_conv_kernel_size=self.size("conf_conv_kernel_size", 5),
             conf_reduction_factor=self.size("conf_reduction_factor", 4),
             conf_residual_weight=self.number("conf_residual_weight", 0.5),
@@ -161,4 +168,4 @@ class _Parser(Fields):
 
 
 def _is_size(value: object) -> bool:
-    return is_int(value) and 0 < value < 2**31  # type: ignore[operator]
+    return is_int(value) and 0 < value <= MAX_SIZE  # type: ignore[operator]

@@ -11,7 +11,6 @@ any field that equals its default.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from statistics import NormalDist
 from typing import Any
 
 from gemma_edge.runtime.errors import ConfigError
-from gemma_edge.runtime.families.config_fields import Fields, is_int, is_number
+from gemma_edge.runtime.families.config_fields import MAX_LAYERS, Fields, is_int, is_number
+from gemma_edge.runtime.text_files import read_json
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"
@@ -149,17 +149,10 @@ class Gemma3nConfig:
         path = Path(path)
         if path.is_dir():
             path = path / "config.json"
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(
-                path, "file", "a Hugging Face config.json", "no such file", "Point to a checkpoint folder."
-            ) from None
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise ConfigError(path, "file", "JSON", str(error)) from None
-        except OSError as error:
-            raise ConfigError(path, "file", "a readable config.json", error.strerror) from None
-        return cls.from_dict(data, path)
+        if not path.exists():
+            remedy = "Point to a checkpoint folder."
+            raise ConfigError(path, "file", "a Hugging Face config.json", "no such file", remedy)
+        return cls.from_dict(read_json(path, ConfigError, what="a readable config.json"), path)
 
     @classmethod
     def from_dict(cls, data: Json, path: str | Path = "config.json") -> Gemma3nConfig:
@@ -198,7 +191,7 @@ class _Parser(Fields):
         return tuple(values)
 
     def config(self) -> Gemma3nConfig:
-        layers = self.size("num_hidden_layers", 35)
+        layers = self.size("num_hidden_layers", 35, maximum=MAX_LAYERS)
         heads, kv_heads = self.size("num_attention_heads", 8), self.size("num_key_value_heads", 2)
         if heads % kv_heads:
             self.fail(

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.runtime.families.config_fields import Fields, is_int, is_number
+from gemma_edge.runtime.families.config_fields import MAX_SOFT_TOKENS, Fields, is_int, is_number
 
 ARCHITECTURE = "mobilenetv5_300m_enc"  # timm's name of the only encoder that Gemma 3n has
 RMS_NORM_EPS = 1e-6  # timm's, in all norms of the encoder
 ENCODER_WIDTH = 2048  # of what comes out of timm's encoder, whatever its channel multiplier
 STRIDE = 16  # pixels of the image in one of the fused feature map, in each direction
 LAST_STRIDE = 32  # and of the coarsest one
+MAX_IMAGE_SIZE = 4096
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as preprocessor_config.json has them
 
 
@@ -91,7 +92,9 @@ class VisionConfig:
             ConfigError: there is no `vision_config`, or a field of it is malformed or unsupported.
         """
         path = Path(path)
-        soft_tokens = Fields(dict(data), path).size("vision_soft_tokens_per_image", 256)
+        soft_tokens = Fields(dict(data), path).size(
+            "vision_soft_tokens_per_image", 256, maximum=MAX_SOFT_TOKENS
+        )
         text_hidden = Fields(data.get("text_config"), path, "text_config.").size("hidden_size", 2048)
         pixels = preprocessor or data
         source = path.with_name("preprocessor_config.json") if preprocessor else path
@@ -129,7 +132,7 @@ def _pixels(data: object, path: Path) -> tuple[int, str]:
     """Height, which is the width, and filter; what the encoder is not given is refused."""
     fields = Fields(data, path)
     size = Fields(fields.data.get("size", {"height": 768, "width": 768}), path, "size.")
-    height = size.size("height", 768)
+    height = size.size("height", 768, maximum=MAX_IMAGE_SIZE)
     size.get("width", 768, lambda v: v == height, f"the height, {height}")
     fields.get("do_normalize", False, lambda v: not v, "false")
     fields.get("do_center_crop", False, lambda v: not v, "false")

@@ -21,6 +21,7 @@ from gemma_edge.runtime.families.config_fields import Fields, is_number
 
 Array = NDArray[np.float32]
 PAD_MULTIPLE = 128  # samples; the default of Gemma3nAudioFeatureExtractor.__call__
+MAX_FEATURES, MAX_FRAME_MS, MAX_SAMPLING_RATE = 1024, 1000.0, 384_000  # bounds of what a file may ask for
 BLOCK_FRAMES = 512  # frames whose spectrum is in memory at once
 
 
@@ -55,7 +56,7 @@ class LogMel:
         values = Fields({k: v for k, v in data.items() if v is not None}, Path(path))
         if data.get("dither"):
             values.fail("dither", "0 (no noise is added)", data["dither"])
-        size = values.size("feature_size", cls.feature_size)
+        size = values.size("feature_size", cls.feature_size, maximum=MAX_FEATURES)
 
         def per_bin(key: str) -> tuple[float, ...] | None:
             def ok(value: Any) -> bool:
@@ -69,11 +70,11 @@ class LogMel:
         def flag(key: str, default: bool) -> bool:
             return bool(values.get(key, default, lambda v: isinstance(v, bool), "true or false"))
 
-        return cls(
+        made = cls(
             feature_size=size,
-            sampling_rate=values.size("sampling_rate", cls.sampling_rate),
-            frame_length_ms=values.number("frame_length_ms", cls.frame_length_ms),
-            hop_length_ms=values.number("hop_length_ms", cls.hop_length_ms),
+            sampling_rate=values.size("sampling_rate", cls.sampling_rate, 1_000, MAX_SAMPLING_RATE),
+            frame_length_ms=values.number("frame_length_ms", cls.frame_length_ms, MAX_FRAME_MS),
+            hop_length_ms=values.number("hop_length_ms", cls.hop_length_ms, MAX_FRAME_MS),
             min_frequency=values.number("min_frequency", cls.min_frequency),
             max_frequency=values.number("max_frequency", cls.max_frequency),
             preemphasis=float(
@@ -86,6 +87,11 @@ class LogMel:
             per_bin_mean=per_bin("per_bin_mean"),
             per_bin_stddev=per_bin("per_bin_stddev"),
         )
+        if made.frame_length < 2 or made.hop_length < 1:
+            values.fail("frame_length_ms, hop_length_ms", "samples in a frame and in a hop", "none")
+        if made.min_frequency >= made.max_frequency:
+            values.fail("max_frequency", f"above min_frequency = {made.min_frequency:g}", made.max_frequency)
+        return made
 
     @property
     def frame_length(self) -> int:

@@ -38,6 +38,7 @@ BLOCK_SAMPLES = 1 << 18  # of all channels together, decoded at once
 # Writers to a pipe cannot go back to fill in the length of the data: they claim the largest one.
 UNKNOWN_LENGTH = 0x7FFF_F000
 MAX_CHANNELS = 64
+MAX_LEVEL = 65_536.0  # full scale is 1; floats that were never scaled from 16-bit integers still pass
 MAX_CHUNKS = 1_000  # of a RIFF file before its samples
 CONVERT = "Convert it: ffmpeg -i FILE -ar 16000 -ac 1 out.wav"
 
@@ -268,13 +269,18 @@ def _optional(path: Path, module: str) -> ModuleType:
 
 
 def _checked(path: Path, rate: int, blocks: Iterator[Array]) -> Iterator[Array]:
-    """(frames, channels) -> (frames,), the channels' mean; raises MediaError at a NaN or an infinity."""
+    """(frames, channels) -> (frames,), the channels' mean; raises MediaError where there is no sound."""
     done = 0
     for block in blocks:
-        finite = np.isfinite(block).all(axis=1)
-        if not finite.all():
-            second = (done + int(np.argmin(finite))) / rate
-            raise MediaError(path, "samples", "finite numbers", f"a NaN or infinity at {second:.3f} s")
+        sound = (np.abs(block) <= MAX_LEVEL).all(axis=1)  # a NaN compares false
+        if not sound.all():
+            at = int(np.argmin(sound))
+            level = float(np.abs(block[at]).max())
+            got = f"{level:.3g}" if np.isfinite(level) else "a NaN or infinity"
+            got = f"{got} at {(done + at) / rate:.3f} s"
+            raise MediaError(
+                path, "samples", "finite numbers around -1 to 1", got, "The recording is damaged."
+            )
         done += len(block)
         yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from gemma_edge.runtime.errors import BundleError, UsageError
+from gemma_edge.runtime.errors import BundleError, UsageError, printable
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -112,7 +112,7 @@ class ChatTemplate:
                     raise SecurityError(f"it writes more than {MAX_CHARACTERS} characters")
                 pieces.append(piece)
         except _Refused as refusal:
-            raise UsageError(f"the chat template refuses the messages: {refusal}") from None
+            raise UsageError(f"the chat template refuses the messages: {printable(refusal)}") from None
         except SecurityError as error:
             raise self._error("a template that stays in its sandbox", error) from None
         except jinja2.TemplateError as error:

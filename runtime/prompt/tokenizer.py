@@ -8,8 +8,9 @@ does.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from gemma_edge.runtime.errors import TokenizerError, UsageError
@@ -58,7 +59,8 @@ class Tokenizer:
             self._pieces = SentencePieceProcessor(model_file=str(self.path))
         except (RuntimeError, OSError) as error:
             raise TokenizerError(self.path, "file", "a SentencePiece model", error, REPLACE_FILE) from None
-        spaces = self._pieces.normalize(" a  b ")
+        with self._utf8_pieces():
+            spaces = self._pieces.normalize(" a  b ")
         if spaces != " a  b ".replace(" ", SPACE):
             raise TokenizerError(
                 self.path,
@@ -76,6 +78,14 @@ class Tokenizer:
         longest_first = sorted(self._special, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
+    @contextlib.contextmanager
+    def _utf8_pieces(self) -> Iterator[None]:
+        """Pieces are decoded when they are asked for: one that is no UTF-8 is an error of the file."""
+        try:
+            yield
+        except UnicodeDecodeError as error:
+            raise TokenizerError(self.path, "pieces", "UTF-8 text", error, REPLACE_FILE) from None
+
     def _special_pieces(self) -> dict[str, int]:
         """Control and unknown pieces, and the user-defined ones that steer the model, by their text."""
         every = list(range(self.n_pieces))
@@ -83,7 +93,8 @@ class Tokenizer:
         ids = {i for i, control, unknown in flags if control or unknown}
         # The id of an absent piece is that of the unknown piece.
         ids |= {self._pieces.piece_to_id(piece) for piece in SPECIAL_PIECES}
-        return {text: i for i in ids if (text := self._pieces.id_to_piece(i))}
+        with self._utf8_pieces():
+            return {text: i for i in ids if (text := self._pieces.id_to_piece(i))}
 
     @property
     def bos_id(self) -> int | None:
@@ -140,7 +151,8 @@ class Tokenizer:
         """The token as the vocabulary spells it, with spaces as U+2581; "" for an id without a piece."""
         self._check(token_id)
         if token_id < self.n_pieces:
-            return str(self._pieces.id_to_piece(token_id))
+            with self._utf8_pieces():
+                return str(self._pieces.id_to_piece(token_id))
         return self._added.get(token_id, "")
 
     def token_bytes(self, token_id: int, skip_special: bool = True) -> bytes:
@@ -153,7 +165,7 @@ class Tokenizer:
         if token_id in self._skipped:
             return b"" if skip_special else text.encode("utf-8")
         if token_id < self.n_pieces and self._pieces.is_byte(token_id):
-            return bytes((int(text[1:-1], 16),))  # "<0xE2>"
+            return bytes((int(text[1:-1], 16),))  # "<0xE2>", as SentencePiece checks
         return text.replace(SPACE, " ").encode("utf-8")
 
     def _check(self, token_id: int) -> None:

@@ -1,0 +1,354 @@
+"""Runs cases in a pool of forked workers and judges each by an oracle.
+
+A case is a seed: it draws a subject, damages its valid files, and reads them. A finding is anything but
+success or one of our errors, in time, in memory, and on one line:
+
+| finding | what it means |
+|---|---|
+| untyped | an exception that is no `GemmaEdgeError` |
+| message | an error of several lines, with control characters, or longer than `MESSAGE_CHARACTERS` |
+| slow | more than 2 s of CPU beyond the valid input's |
+| memory | a peak of more than 64 MiB beyond the valid input's |
+| descriptor | files left open |
+| crash | the worker died of a signal |
+| hang | the worker was killed after 10 s of CPU or 120 s |
+
+Workers are forked once and read thousands of cases each; one that dies is replaced: its case is the finding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import mmap
+import os
+import resource
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+
+from gemma_edge.runtime.errors import GemmaEdgeError
+
+from .subjects import MODELS, Files, Subject, make_valid, subjects
+
+CPU_SECONDS, MEMORY = 2.0, 64 << 20
+HANG_CPU, HANG_WALL = 10.0, 120.0
+MESSAGE_CHARACTERS = 700  # 300 of foreign text, and our own words; the path is not counted
+ADDRESS_SPACE = 6 << 30  # what a bomb gets before MemoryError
+SLOT = struct.Struct("<qdq")  # seed of the running case, its beginning, cases done
+WORKERS = 2
+REPOSITORY = str(Path(__file__).parents[2])
+
+
+@dataclass(frozen=True)
+class Finding:
+    seed: int
+    subject: str
+    kind: str
+    detail: str
+    where: str = ""
+
+
+@dataclass
+class Outcome:
+    """What a campaign found, and how many cases it read."""
+
+    findings: list[Finding] = field(default_factory=list)
+    cases: Counter[str] = field(default_factory=Counter)
+    accepted: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+
+@contextlib.contextmanager
+def valid_files() -> Iterator[Path]:
+    """A folder of valid inputs in memory, gone afterwards; later forks find it."""
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="gemma-edge-fuzz-", dir=base))
+    try:
+        make_valid(folder / "valid") if (folder / "valid").mkdir() is None else None
+        os.environ[MODELS] = str(folder / "valid")
+        yield folder
+    finally:
+        os.environ.pop(MODELS, None)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def draw(seed: int, only: Sequence[str] = ()) -> tuple[Subject, Random]:
+    """The subject of a seed, and the generator that its damage is drawn from."""
+    every = subjects()
+    rng = Random(seed)
+    chosen = rng.choices(list(every.values()), [subject.weight for subject in every.values()])[0]
+    if only:
+        chosen = every[only[seed % len(only)]]
+    return chosen, rng
+
+
+class Reader:
+    """Runs cases in this process, within a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        os.environ["GEMMA_EDGE_CACHE"] = str(folder / "cache")
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+        self.valid: dict[str, Files] = {}
+        self.costs: dict[str, tuple[float, int]] = {}
+        warnings.simplefilter("ignore")
+
+    def place(self, subject: Subject) -> tuple[Path, Files]:
+        """The folder of a subject's valid files, and these."""
+        here = self.folder / subject.name.replace(" ", "-").replace(",", "")
+        if subject.name not in self.valid:
+            self.valid[subject.name] = subject.valid()
+            here.mkdir()
+            for name, data in self.valid[subject.name].items():
+                (here / name).write_bytes(data)
+            subject.read(here)  # imports, caches
+            began = time.process_time()
+            peak = peak_of(lambda: subject.read(here))
+            self.costs[subject.name] = time.process_time() - began, peak
+        return here, self.valid[subject.name]
+
+    def case(self, seed: int, only: Sequence[str] = ()) -> tuple[str, Finding | None, bool]:
+        """Subject, finding, and whether the damaged files were accepted."""
+        subject, rng = draw(seed, only)
+        here, valid = self.place(subject)
+        changed = subject.damage(rng, valid)
+        return subject.name, *self.judge(seed, subject, here, valid, changed)
+
+    def judge(
+        self, seed: int, subject: Subject, here: Path, valid: Files, changed: Files
+    ) -> tuple[Finding | None, bool]:
+        for name, data in changed.items():
+            (here / name).write_bytes(data)
+        usual, usual_peak = self.costs[subject.name]
+        descriptors = len(os.listdir("/proc/self/fd"))
+        found: tuple[str, str, str] | None = None
+        accepted = False
+        began, peak = time.process_time(), 0
+        try:
+            peak = peak_of(lambda: subject.read(here))
+            accepted = True
+        except GemmaEdgeError as error:
+            found = judged_message(str(error), here)
+            peak = PEAK[0]
+        except (Exception, SystemExit) as error:
+            place = location(error)
+            found = "untyped", f"{type(error).__name__}: {str(error)[:200]}", place
+            peak = PEAK[0]
+        spent = time.process_time() - began
+        if found is None and spent > usual + CPU_SECONDS:
+            found = "slow", f"{spent:.1f} s of CPU, usually {usual:.2f}", ""
+        if found is None and peak > usual_peak + MEMORY:
+            found = "memory", f"{peak >> 20} MiB, usually {usual_peak >> 20}", ""
+        for name in changed:
+            (here / name).unlink(missing_ok=True)
+            if name in valid:
+                (here / name).write_bytes(valid[name])
+        shutil.rmtree(self.folder / "cache", ignore_errors=True)
+        if len(os.listdir("/proc/self/fd")) > descriptors:
+            gc.collect()
+            if (
+                (more := len(os.listdir("/proc/self/fd")) - descriptors) > 0
+                and found is None
+                and not engine(subject)
+            ):
+                found = "descriptor", f"{more} more open files", ""
+        return (Finding(seed, subject.name, *found) if found else None), accepted
+
+
+def engine(subject: Subject) -> bool:
+    """Engines keep files of their own for a while."""
+    return "answer" in subject.name or "LiteRT" in subject.name or subject.name in ("graph", "external data")
+
+
+PEAK = [0]
+
+
+def peak_of(action: Callable[[], object]) -> int:
+    """Bytes that the peak of resident memory rose by during `action`; in PEAK too, if it raises."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = status("VmRSS")
+    try:
+        action()
+    finally:
+        PEAK[0] = max(0, status("VmHWM") - before)
+    return PEAK[0]
+
+
+def status(key: str) -> int:
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(key + ":"))
+
+
+def judged_message(text: str, here: Path) -> tuple[str, str, str] | None:
+    """The finding that a message is, if it is one."""
+    text = text.replace(str(here.parent), "")
+    shape = "".join(c for c in text if c.isalpha())[:40]
+    if not text.isprintable():
+        return "message", f"not on one printable line: {text[:200]!r}", shape
+    if len(text) > MESSAGE_CHARACTERS:
+        return "message", f"{len(text)} characters: {text[:200]!r}", shape
+    return None
+
+
+def location(error: BaseException) -> str:
+    """The innermost line of ours that raised."""
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(REPOSITORY)
+    ]
+    ours = [frame for frame in frames if "/tests/" not in frame.filename] or frames
+    return f"{ours[-1].filename.removeprefix(REPOSITORY + '/')}:{ours[-1].lineno}" if ours else ""
+
+
+# Workers. -------------------------------------------------------------------------------------------
+
+
+class Pool:
+    """Workers, each with a slot of shared memory that says which case it reads."""
+
+    def __init__(self, folder: Path, workers: int, only: Sequence[str], log: Callable[[str], None]) -> None:
+        self.folder, self.workers, self.only, self.log = folder, workers, only, log
+        self.shared = mmap.mmap(-1, SLOT.size * workers)
+        self.pids: dict[int, int] = {}
+        self.notes = folder / "findings.jsonl"
+        self.notes.touch()
+        self.generation = 0
+
+    def start(self, worker: int, seeds: range) -> None:
+        self.generation += 1
+        SLOT.pack_into(self.shared, SLOT.size * worker, -1, time.monotonic(), 0)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self.work(worker, seeds)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(70)
+            os._exit(0)
+        self.pids[worker] = pid
+
+    def work(self, worker: int, seeds: range) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        reader = Reader(self.folder / f"worker-{worker}-{self.generation}")
+        counts: Counter[str] = Counter()
+        accepted: Counter[str] = Counter()
+        with self.notes.open("a", encoding="utf-8", buffering=1) as notes:
+            for done, seed in enumerate(seeds):
+                SLOT.pack_into(self.shared, SLOT.size * worker, seed, time.monotonic(), done)
+                name, finding, taken = reader.case(seed, self.only)
+                counts[name] += 1
+                accepted[name] += taken
+                if finding:
+                    notes.write(json.dumps(asdict(finding)) + "\n")
+                if done % 256 == 255:
+                    notes.write(json.dumps({"counts": counts, "accepted": accepted}) + "\n")
+                    counts.clear()
+                    accepted.clear()
+            notes.write(json.dumps({"counts": counts, "accepted": accepted}) + "\n")
+
+    def run(self, seeds: range, outcome: Outcome, minutes: float) -> None:
+        began = time.monotonic()
+        shares = [seeds[worker :: self.workers] for worker in range(self.workers)]
+        for worker, share in enumerate(shares):
+            self.start(worker, share)
+        read = 0
+        clocks: dict[int, tuple[int, float]] = {}
+        while self.pids:
+            time.sleep(0.05)
+            read = self.collect(read, outcome)
+            for worker, pid in list(self.pids.items()):
+                seed, since, _ = SLOT.unpack_from(self.shared, SLOT.size * worker)
+                ended, code = os.waitpid(pid, os.WNOHANG)
+                hung = False
+                if not ended and seed >= 0:
+                    cpu = cpu_seconds(pid)
+                    if clocks.get(worker, (None,))[0] != seed:
+                        clocks[worker] = seed, cpu
+                    hung = cpu - clocks[worker][1] > HANG_CPU or time.monotonic() - since > HANG_WALL
+                    if hung:
+                        os.kill(pid, signal.SIGKILL)
+                        ended, code = os.waitpid(pid, 0)
+                over = time.monotonic() - began > 60 * minutes
+                if not ended and over:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    del self.pids[worker]
+                if not ended:
+                    continue
+                del self.pids[worker]
+                if code and not over:
+                    kind = "hang" if hung else "crash"
+                    subject = draw(seed, self.only)[0].name if seed >= 0 else "valid"
+                    name = signal.Signals(code & 127).name if code & 127 else f"exit {code >> 8}"
+                    self.report(outcome, Finding(seed, subject, kind, "killed" if hung else name))
+                    left = shares[worker][shares[worker].index(seed) + 1 :] if seed >= 0 else range(0)
+                    if left:
+                        self.start(worker, left)
+        self.collect(read, outcome)
+        outcome.seconds = time.monotonic() - began
+
+    def collect(self, read: int, outcome: Outcome) -> int:
+        with self.notes.open(encoding="utf-8") as notes:
+            notes.seek(read)
+            while line := notes.readline():
+                if not line.endswith("\n"):
+                    break
+                read += len(line.encode())
+                note = json.loads(line)
+                if "counts" in note:
+                    outcome.cases.update(note["counts"])
+                    outcome.accepted.update(note["accepted"])
+                else:
+                    self.report(outcome, Finding(**note))
+        return read
+
+    def report(self, outcome: Outcome, finding: Finding) -> None:
+        """Tells the first of each kind at each place; keeps all."""
+        key = finding.subject, finding.kind, finding.where
+        if not any((f.subject, f.kind, f.where) == key for f in outcome.findings):
+            self.log(
+                f"seed {finding.seed}: {finding.subject}: {finding.kind}: {finding.detail} {finding.where}"
+            )
+        outcome.findings.append(finding)
+
+
+def cpu_seconds(pid: int) -> float:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def campaign(
+    seeds: range,
+    *,
+    only: Sequence[str] = (),
+    workers: int = WORKERS,
+    minutes: float = 60.0,
+    log: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+) -> Outcome:
+    """Reads one case a seed; ends after `minutes` at the latest."""
+    outcome = Outcome()
+    with valid_files() as folder:
+        Pool(folder, workers, only, log).run(seeds, outcome, minutes)
+    return outcome
