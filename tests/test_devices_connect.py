@@ -20,7 +20,8 @@ from gemma_edge.benchmarks.devices.base import signal_name
 from gemma_edge.benchmarks.devices.facts import parse_facts, parse_meminfo
 from gemma_edge.benchmarks.machine.memory import PeakMemory
 from gemma_edge.runtime.errors import DeviceError, UsageError
-from support.device_servers import DUMPSYS, Adbd, Sshd, adbd_missing, sshd_missing, wait_for
+from support.device_servers import DUMPSYS, Adbd, Sshd, adbd_missing, sshd_missing
+from support.processes import wait_for
 
 PHONE = f"""\
 ### uname

@@ -18,7 +18,8 @@ from gemma_edge.benchmarks.devices.install import platform_tags, write_wheel
 from gemma_edge.benchmarks.measure.kernel_tests import measurements, parse_report
 from gemma_edge.runtime.errors import DeviceError
 from gemma_edge.runtime.version import __version__
-from support.device_servers import Sshd, sleeping, sshd_missing, wait_for
+from support.device_servers import Sshd, sshd_missing
+from support.processes import sleeping, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_no_fleet_file(tmp_path: Path) -> None:
 
 
 def test_a_fleet_works_side_by_side_and_one_failure_is_its_own(sshd: Sshd) -> None:
-    meeting = threading.Barrier(2, timeout=20)
+    meeting = threading.Barrier(2, timeout=60)
     members = [
         Member("here", "local", {"word": "a"}),
         Member("gone", "ssh://no-such-host.invalid", {}),
@@ -80,7 +81,7 @@ def test_a_fleet_works_side_by_side_and_one_failure_is_its_own(sshd: Sshd) -> No
 
     def work(device: Device, member: Member) -> str:
         meeting.wait()  # both have to be at work for either to go on
-        return device.run(["echo", member.options["word"]], timeout=10).stdout
+        return device.run(["echo", member.options["word"]], timeout=60).stdout
 
     def done(outcome: Outcome[str]) -> None:
         ended.append(outcome.member.name)
@@ -96,7 +97,7 @@ def test_ctrl_c_ends_a_fleet(sshd: Sshd) -> None:
     members = [Member("here", "local", {}), Member("there", f"{sshd.url}{sshd.folder}/fleet", {})]
 
     def interrupt() -> None:
-        wait_for(lambda: len(sleeping(number)) == 2, "they never ran", 10)
+        wait_for(lambda: len(sleeping(number)) == 2, "they never ran")
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +24,8 @@ from gemma_edge.export.exporter import INT8_CACHE_BOUNDS, export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize, text_config
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.model import Model
+from support import small_disk as disk
+from support.processes import children, wait_for
 from support.random_gemma3n_text import random_ids, transformers_logits
 from support.refused_inputs import impossible, poke
 
@@ -246,12 +247,9 @@ def test_ctrl_c(moment: str, larger: Path, out: Path) -> None:
     process = subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
     partial = out.parent / f".out.partial-{process.pid}"
     awaited = partial / ("decoder.onnx.data" if moment == "weights" else "manifest.json")
-    deadline = time.monotonic() + 60
-    while not awaited.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert awaited.exists()
+    wait_for(lambda: awaited.exists() or process.poll() is not None, "it never came so far")
     if moment == "gate":
-        time.sleep(0.15)  # the process that runs the engine has just been started
+        wait_for(lambda: children(process.pid) or process.poll() is not None, "no engine was started")
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -302,13 +300,8 @@ def test_file_too_large_in_the_middle(tiny_checkpoint: Path, out: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a file system is not permitted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with disk.small_disk(tmp_path / "small", megabytes=2) as folder:
+        yield folder
 
 
 # Against transformers, by its own loader and its own generation. ----------------------------------

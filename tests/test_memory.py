@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from gemma_edge.benchmarks.machine.cgroup import mechanism, run_limited
 from gemma_edge.benchmarks.machine.child import run_child
 from gemma_edge.benchmarks.machine.memory import drop_page_cache, read_memory
 from gemma_edge.runtime.errors import DeviceError
+from support.processes import ended, wait_for
 
 MB = 2**20
 ALLOCATE = "import sys; x = b'x' * (int(sys.argv[1]) << 20); print('held', len(x) >> 20)"
@@ -65,9 +65,10 @@ from gemma_edge.benchmarks.machine.memory import PeakSampler, read_memory
 before = read_memory().rss_anon
 with PeakSampler(interval=0.002) as sampler:
     block = b"x" * (96 << 20)
-    time.sleep(0.2)
+    seen = sampler.peak.samples
+    while sampler.peak.samples < seen + 6:
+        time.sleep(0.002)
     del block
-    time.sleep(0.02)
 peak = sampler.peak
 print(peak.rss_anon - before, read_memory().rss_anon - before, peak.high_water - peak.rss, peak.samples)
 """
@@ -75,24 +76,28 @@ print(peak.rss_anon - before, read_memory().rss_anon - before, peak.high_water -
 
 def test_peak_sampler_sees_memory_that_is_gone_again() -> None:
     # In a process of its own: this one gives back what other tests left.
-    run = subprocess.run([sys.executable, "-c", SAMPLED], capture_output=True, text=True, check=True)
+    argv = [sys.executable, "-c", SAMPLED]
+    run = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
     peak, after, above, samples = map(int, run.stdout.split())
     assert peak > 90 * MB > 48 * MB > after
     assert above >= 0 and samples > 5
 
 
 def test_peak_of_a_child() -> None:
-    run = run_child([sys.executable, "-c", ALLOCATE + "; import time; time.sleep(0.3)", "100"], interval=0.01)
+    run = run_child([sys.executable, "-c", ALLOCATE + "; import time; time.sleep(1)", "100"], interval=0.01)
     assert run.stdout == "held 100\n"
     assert 100 * MB < run.peak.rss_anon < 150 * MB
 
 
 def test_child_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
-    with pytest.raises(DeviceError, match=r"sh did not finish within 0\.3 s"):
-        run_child(["sh", "-c", f"sleep 60 & echo $! > {pid_file}; wait"], timeout=0.3)
+    for timeout in (0.3, 3, 30):  # a busy machine may not start it in time
+        with pytest.raises(DeviceError, match=f"sh did not finish within {timeout:g} s"):
+            run_child(["sh", "-c", f"sleep 600 & echo $! > {pid_file}; wait"], timeout=timeout)
+        if pid_file.exists():
+            break
     grandchild = int(pid_file.read_text())
-    assert _ends(grandchild)
+    wait_for(lambda: ended(grandchild), "left running")
 
 
 def test_child_that_does_not_exist_is_an_error() -> None:
@@ -168,10 +173,10 @@ def test_no_group_and_no_process_is_left_after_ctrl_c() -> None:
     try:
         sleeper = _wait_for_command(runner.pid, "sleep")
         runner.send_signal(signal.SIGINT)
-        assert runner.wait(timeout=20) != 0
+        assert runner.wait(timeout=60) != 0
     finally:
         runner.kill()
-    assert _ends(sleeper)
+    wait_for(lambda: ended(sleeper), "left running")
     assert _groups(runner.pid) == []
 
 
@@ -236,26 +241,15 @@ def _groups(pid: int) -> list[Path]:
 
 def _wait_for_command(parent: int, command: str) -> int:
     """The id of a process named `command` in a control group that `parent` made, once it runs."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
+    found: list[int] = []
+
+    def look() -> list[int]:
         with contextlib.suppress(OSError):  # a group or a process that has just gone
             for group in _groups(parent):
                 for pid in (group / "cgroup.procs").read_text().split():
                     if Path(f"/proc/{pid}/comm").read_text().strip() == command:
-                        return int(pid)
-        time.sleep(0.01)
-    raise AssertionError(f"{command} was never started")
+                        found.append(int(pid))
+        return found
 
-
-def _ends(pid: int, patience: float = 5.0) -> bool:
-    """Whether a process is gone, or a zombie that only waits for its parent to notice."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.02)
-    return False
+    wait_for(look, f"{command} was never started")
+    return found[0]

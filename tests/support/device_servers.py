@@ -13,9 +13,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from support.processes import descendants, wait_for
 
 SSHD = Path("/usr/sbin/sshd")
 ADBD_ROOT = Path(os.environ.get("GEMMA_EDGE_ADBD_ROOT", "/var/cache/gemma-edge/adbd-root"))
@@ -98,7 +98,7 @@ class Sshd:
 
     def connections(self) -> list[int]:
         assert self._process is not None
-        return list(_descendants(self._process.pid, "sshd"))
+        return list(descendants(self._process.pid, "sshd"))
 
     def kill(self) -> None:
         """The daemon and its connections die at once; what runs in them is left alone."""
@@ -140,7 +140,7 @@ class Adbd:
             stderr=self._log,
         )
         try:
-            wait_for(self._connected, f"adbd does not answer: see {folder}/*.log", 10)
+            wait_for(self._connected, f"adbd does not answer: see {folder}/*.log")
         except BaseException:
             self.close()
             raise
@@ -148,13 +148,13 @@ class Adbd:
     def kill(self) -> None:
         """The daemon dies and stays away; what it started is left alone."""
         Path(f"{self.socket}.dead").touch()
-        for pid in _descendants(self._process.pid, "adbd"):
+        for pid in descendants(self._process.pid, "adbd"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def revive(self) -> None:
         Path(f"{self.socket}.dead").unlink()
-        wait_for(self._connected, "adbd does not come back", 10)
+        wait_for(self._connected, "adbd does not come back")
 
     def close(self) -> None:
         self._process.kill()
@@ -227,45 +227,6 @@ def adbd_missing() -> str | None:
     ]
     made = subprocess.run([*namespaces, "true"], capture_output=True)
     return None if made.returncode == 0 else "no namespaces here"
-
-
-def sleeping(seconds: str) -> list[int]:
-    """Processes `sleep SECONDS`."""
-    found, wanted = [], f"sleep\0{seconds}\0".encode()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if (entry / "cmdline").read_bytes() == wanted:
-                    found.append(int(entry.name))
-    return found
-
-
-def wait_for(condition: Callable[[], object], otherwise: str, seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A folder on a disk that is soon full. Needs root."""
-    folder.mkdir(exist_ok=True)
-    _quiet("mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(folder))
-    try:
-        yield folder
-    finally:
-        _quiet("umount", "-l", str(folder))
-
-
-def _descendants(pid: int, name: str) -> Iterator[int]:
-    """Processes below a process that have that name."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    for child in map(int, children):
-        with contextlib.suppress(OSError):
-            yield from _descendants(child, name)
-            if Path(f"/proc/{child}/comm").read_text().strip() == name:
-                yield child
 
 
 def _free_port() -> int:
