@@ -2,60 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import re
 import runpy
-import shlex
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from setuptools import find_namespace_packages
 
-from gemma_edge.cli.main import INTERRUPTED, VERBS
+from gemma_edge.cli.main import INTERRUPTED
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.export.weights.recipe import list_recipes, load_recipe
 from gemma_edge.runtime import errors
+from support.repository import DOCUMENTS, ROOT, blocks, read
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-GUIDE, RECIPES, EXIT_CODES = (
-    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("guide", "recipes", "exit-codes")
-)
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "pocket" / "README.md"])
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
-def commands() -> Iterator[list[str]]:
-    """The arguments of every `gemma-edge VERB ...` in the code of README and documents."""
-    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
-    lines = [
-        line
-        for text in texts
-        for block in [*blocks(text, "sh"), *blocks(text, "console")]
-        for line in block.splitlines()
-    ]
-    for line in dict.fromkeys(lines):
-        for part in re.split(r"&&|\||<", line.removeprefix("$ ")):
-            if part.strip().startswith("gemma-edge "):
-                yield shlex.split(part, comments=True)[1:]
-
-
-@pytest.mark.parametrize("argv", commands(), ids=" ".join)
-def test_every_printed_command_parses(argv: list[str]) -> None:
-    module = importlib.import_module(VERBS[argv[0]][0])
-    parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    module.configure(parser)
-    parser.parse_intermixed_args(argv[1:])
-
-
-def test_the_documents_show_every_verb() -> None:
-    assert {argv[0] for argv in commands()} == set(VERBS)
+README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide.md"
+RECIPES, EXIT_CODES = (read(ROOT / "docs" / f"{name}.md") for name in ("recipes", "exit-codes"))
 
 
 def test_the_page_of_recipes_has_every_cache_and_bound() -> None:
@@ -91,22 +53,24 @@ def test_the_distribution_has_every_source_file() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_and_named_files_exist(document: Path) -> None:
-    text = document.read_text(encoding="utf-8")
+    text = read(document)
     links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
     named = re.findall(r"`((?:export|runtime|benchmarks|cli|tests|docs)/[\w/]+\.(?:py|md|json))`", text)
     missing = [link for link in links if not (document.parent / link).exists()]
     assert missing + [name for name in named if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize(("text", "printed"), [(README, ""), (GUIDE, "Agreement(")], ids=["README", "guide"])
+@pytest.mark.parametrize(
+    ("document", "printed"), [(README, ""), (GUIDE, "Agreement(")], ids=["README", "guide"]
+)
 def test_printed_python_runs(
-    text: str,
+    document: Path,
     printed: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (code,) = blocks(text, "python")
+    (code,) = blocks(document, "python")
     monkeypatch.chdir(tmp_path)
     synthesize("ckpt", "tiny", progress=False)
     exec(compile(code, "printed.py", "exec"), {})
@@ -116,9 +80,9 @@ def test_printed_python_runs(
 def test_generated_documents_are_current() -> None:
     """docs/cli.md is that of the parsers, the file tree of ARCHITECTURE.md that of the docstrings."""
     generated = runpy.run_path(str(ROOT / "docs" / "generate.py"))["documents"]()
-    stale = [path.name for path, text in generated.items() if path.read_text(encoding="utf-8") != text]
+    stale = [path.name for path, text in generated.items() if read(path) != text]
     assert stale == [], "run python docs/generate.py"
 
 
 def test_the_readme_is_short() -> None:
-    assert len(README.splitlines()) < 250
+    assert len(read(README).splitlines()) < 250

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("runtime", "export", "benchmarks", "cli")
+from support.repository import PACKAGES, ROOT, read
+
 # What a package may import beside itself.
 MAY_IMPORT = {
     "runtime": (),
@@ -30,7 +30,7 @@ Graph = Mapping[str, set[str]]
 
 def imported(path: Path) -> Iterator[str]:
     """The modules of ours that a file imports, wherever the import stands: "runtime.artifacts.bundle"."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(read(path))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gemma_edge."):
             module = str(node.module).removeprefix("gemma_edge.")
             for alias in node.names:
@@ -115,7 +115,7 @@ def test_no_two_rooms_share_a_name() -> None:
 
 
 def test_no_file_is_two_rooms_in_one() -> None:
-    long = {n: len(p.read_text(encoding="utf-8").splitlines()) for n, p in SOURCES.items()}
+    long = {n: len(read(p).splitlines()) for n, p in SOURCES.items()}
     assert {name: lines for name, lines in long.items() if lines > MOST_LINES} == {}
 
 
@@ -124,7 +124,7 @@ def test_formats_are_objects_not_names_to_compare() -> None:
     found = [
         f"{name}:{number}"
         for name, path in SOURCES.items()
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        for number, line in enumerate(read(path).splitlines(), 1)
         if pattern.search(line)
     ]
     assert found == []
@@ -135,6 +135,6 @@ def test_argparse_lives_in_cli_and_benchmarks() -> None:
         name
         for name, path in SOURCES.items()
         if name.split(".")[0] in ("runtime", "export")
-        and re.search(r"^\s*(import|from) argparse", path.read_text(encoding="utf-8"), re.MULTILINE)
+        and re.search(r"^\s*(import|from) argparse", read(path), re.MULTILINE)
     ]
     assert found == []
