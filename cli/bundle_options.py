@@ -1,7 +1,8 @@
-"""Arguments that the verbs which run a bundle share: which bundle, how it is loaded, what is attached.
+"""Arguments shared by the verbs that run a bundle: the bundle, how to load it, the attachments.
 
-The bundle is the first argument, or `-m BUNDLE` anywhere, or $GEMMA_EDGE_MODEL. When `-m` is given, no
-argument is taken for the bundle; when only the environment names one, the first argument is, if it is one.
+The bundle is the first argument, or `-m BUNDLE` anywhere, or $GEMMA_EDGE_MODEL. With `-m`, no
+argument names the bundle. If only the environment names a bundle, the first argument counts as a
+bundle only if it is one.
 """
 
 from __future__ import annotations
@@ -18,25 +19,25 @@ MODEL = "GEMMA_EDGE_MODEL"
 
 
 def add_words(parser: argparse.ArgumentParser, name: str = "", text: str = "") -> None:
-    """The arguments without a flag: the bundle, then what `name` and `text` say, if anything."""
+    """The positional arguments: the bundle, then those that `name` shows and `text` explains."""
     parser.usage = f"%(prog)s [options] [BUNDLE] {name}".rstrip()
     parser.add_argument(
         "words",
         nargs="*",
         metavar="BUNDLE",
-        help=f"a bundle, unless -m or ${MODEL} names it{text and '; ' + text}",
+        help=f"the bundle, unless -m or ${MODEL} names it{text and '; ' + text}",
     )
     parser.add_argument("-m", "--model", metavar="BUNDLE", help=f"the bundle (default: ${MODEL})")
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """How the bundle is loaded."""
-    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one a core)")
+    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per core)")
     parser.add_argument("--context", type=int, metavar="N", help="tokens of KV cache (default: the bundle's)")
     parser.add_argument(
         "--keep-encoders",
         action="store_true",
-        help="leave the encoders of images and audio in memory while answering, for quicker later prompts",
+        help="keep encoders in memory between prompts: faster later prompts, higher peak",
     )
 
 
@@ -48,23 +49,23 @@ def add_attachments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="an image, a recording or a video, before the text; may be repeated",
+        help="attach an image, a recording or a video before the text; repeatable",
     )
     add_video(parser)
 
 
 def add_video(parser: argparse.ArgumentParser) -> None:
-    """How much of a video goes into a prompt."""
+    """The share of a prompt that a video may take."""
     parser.add_argument(
         "--video-tokens",
         type=int,
         metavar="N",
-        help="tokens that a video may take (default: half of the context, at most 2048)",
+        help="most tokens for a video (default: half of the context, at most 2048)",
     )
 
 
 def take_bundle(args: argparse.Namespace) -> tuple[str, list[str]]:
-    """The bundle's path, and the words that are left.
+    """The bundle's path and the remaining arguments.
 
     Raises:
         UsageError: nothing names a bundle.
@@ -82,7 +83,7 @@ def take_bundle(args: argparse.Namespace) -> tuple[str, list[str]]:
 
 
 def is_bundle(path: str) -> bool:
-    """Does it look like one? Whether it is one, `Bundle.open` finds out."""
+    """Whether a path looks like a bundle; `Bundle.open` checks it."""
     return Path(path, "manifest.json").is_file() or (path.endswith(".litertlm") and Path(path).is_file())
 
 

@@ -1,7 +1,7 @@
-"""Talk with a bundle, turn by turn.
+"""Chat with a bundle, turn by turn.
 
-A line is a turn, at a terminal and from a pipe. Answers are printed on stdout, everything else on stderr.
-Ctrl-C ends an answer that is being given, Ctrl-D the conversation. With `--json` every answer is one line of
+Each line is a turn, at a terminal and from a pipe. Answers go to stdout, everything else to stderr.
+Ctrl-C ends the current answer, Ctrl-D the conversation. With `--json`, each answer is one line of
 JSON.
 """
 
@@ -26,11 +26,11 @@ from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.prompt_builder import bare, whole
 
 HELP = """\
-/attach FILE  an image, a recording or a video for the next turn
+/attach FILE  attach an image, a recording or a video to the next turn
 /reset  forget the conversation
-/help   this list
-/quit   end (so does Ctrl-D)
-Ctrl-C  end the answer that is being given"""
+/help   show this list
+/quit   end (as does Ctrl-D)
+Ctrl-C  end the current answer"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +44,13 @@ def run(args: argparse.Namespace) -> int:
     interactive = sys.stdin is not None and sys.stdin.isatty()
     bundle, words = take_bundle(args)
     if words:
-        raise UsageError(f"turns are typed or piped, not given as arguments such as {words[0]!r}")
+        raise UsageError(f"unexpected argument {words[0]!r}: type the turns, or pipe them into stdin")
     model = Model.load(bundle, defer_decoder=bool(args.attach), **loading(args))
     conversation = Conversation(model, system=args.system, options=generate_options(args))
     for file in args.attach:
         conversation.attach(file)
     if interactive:
-        tell("/help lists the commands, Ctrl-D ends.")
+        tell("Type /help for the commands, Ctrl-D to end.")
     chat(
         conversation,
         _ask if interactive else lambda: read_utf8(sys.stdin.readline) or None,
@@ -89,7 +89,7 @@ class Conversation:
         return self.model.generate(turns, stream=True, system=self.system, **self.options)
 
     def note(self, answer: str) -> None:
-        """Keeps the turn and its answer, also one cut short; without any answer the turn never was."""
+        """Keeps the turn and its answer, even one cut short; a turn without an answer is dropped."""
         if answer.strip():
             self.messages += [self._asked, {"role": "assistant", "content": answer}]
             self._attached = []
@@ -135,21 +135,21 @@ def chat(
         except KeyboardInterrupt:
             if not interactive:
                 raise
-            tell("\n/quit or Ctrl-D ends.")
+            tell("\nType /quit or Ctrl-D to end.")
 
 
 def _command(name: str, conversation: Conversation) -> None:
     verb, _, file = name.partition(" ")
     if verb == "/attach" and file.strip():
         conversation.attach(file.strip().strip("'\""))  # a terminal quotes a file that is dropped on it
-        tell("It goes with your next turn.")
+        tell("Attached to your next turn.")
     elif name == "/reset":
         conversation.reset()
-        tell("The conversation is forgotten.")
+        tell("Conversation forgotten.")
     elif name == "/help":
         tell(HELP)
     else:
-        tell(f"There is no command {name}.\n{HELP}")
+        tell(f"Unknown command {name}.\n{HELP}")
 
 
 @contextlib.contextmanager

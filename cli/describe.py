@@ -1,6 +1,7 @@
-"""Say what pictures, recordings or videos show.
+"""Describe pictures, recordings or videos.
 
-An answer for each file on stdout, named if there are several; with `--json` an object each.
+Prints one answer per file, with the file's name if there are several. With `--json`, prints one
+object per file.
 """
 
 from __future__ import annotations
@@ -25,9 +26,15 @@ MAX_TOKENS = 512
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add_words(parser, "FILE...", "then images, recordings or videos")
-    parser.add_argument("--prompt", metavar="TEXT", help="what the model is asked")
-    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help="at most this many")
-    parser.add_argument("--json", action="store_true", help="print an answer as one JSON object")
+    parser.add_argument("--prompt", metavar="TEXT", help="ask this instead of the default question")
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=MAX_TOKENS,
+        metavar="N",
+        help="most tokens of an answer (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print each answer as one JSON object")
     parser.add_argument("-u", "--usage", action="store_true", help="report tokens and speed on stderr")
     add_video(parser)
     add_loading(parser)

@@ -1,7 +1,7 @@
-"""`gemma-edge VERB ...`: finds the verb's module, lets it parse its arguments, turns errors into exit codes.
+"""`gemma-edge VERB ...`: imports the verb's module, runs it, and turns errors into exit codes.
 
-A verb is a module with a docstring, `configure(parser)` and `run(args) -> int`. Its module is imported only
-when it is asked for, so that `--help` is quick and the runtime's verbs need none of the export's packages.
+A verb is a module with a docstring, `configure(parser)` and `run(args) -> int`. Only the requested
+module is imported, so `--help` is quick and the runtime's verbs need none of the export's packages.
 Exit codes are those of `gemma_edge.runtime.errors`.
 """
 
@@ -20,19 +20,19 @@ from gemma_edge.runtime.errors import MESSAGE_CHARACTERS, GemmaEdgeError, UsageE
 
 # verb: (module, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("gemma_edge.cli.demo", "build a small model, export, verify, run and measure it"),
-    "synth": ("gemma_edge.cli.synth", "write a checkpoint of true shapes with random weights"),
-    "export": ("gemma_edge.cli.export", "turn a checkpoint into a bundle"),
+    "demo": ("gemma_edge.cli.demo", "export, verify, question and measure a small model"),
+    "synth": ("gemma_edge.cli.synth", "write a checkpoint of published shapes with random weights"),
+    "export": ("gemma_edge.cli.export", "export a checkpoint to a quantized bundle"),
     "inspect": ("gemma_edge.cli.inspect", "show a bundle's parts, sizes and predicted memory"),
     "verify": ("gemma_edge.cli.verify", "compare a bundle with its checkpoint"),
     "run": ("gemma_edge.cli.run", "answer one prompt"),
-    "chat": ("gemma_edge.cli.chat", "talk, turn by turn"),
-    "describe": ("gemma_edge.cli.describe", "say what a picture, a recording or a video shows"),
-    "transcribe": ("gemma_edge.cli.transcribe", "write down what is said"),
-    "translate": ("gemma_edge.cli.translate", "write down what is said in another language"),
-    "eval": ("gemma_edge.benchmarks.measure.questions", "ask questions with one right answer, and count"),
+    "chat": ("gemma_edge.cli.chat", "chat with a bundle, turn by turn"),
+    "describe": ("gemma_edge.cli.describe", "describe pictures, recordings or videos"),
+    "transcribe": ("gemma_edge.cli.transcribe", "transcribe recordings or videos"),
+    "translate": ("gemma_edge.cli.translate", "translate the speech of recordings or videos"),
+    "eval": ("gemma_edge.benchmarks.measure.questions", "score a bundle on questions with one right answer"),
     "bench": ("gemma_edge.benchmarks.bench", "measure speed, memory and latency, here or on a device"),
-    "report": ("gemma_edge.benchmarks.output.report", "show results as one HTML page"),
+    "report": ("gemma_edge.benchmarks.output.report", "turn results into one HTML page"),
 }
 # Top-level module of an optional dependency: the extra that installs it.
 EXTRAS = {
@@ -107,12 +107,12 @@ def _help() -> str:
         [
             "usage: gemma-edge VERB ...",
             "",
-            "Gemma 3n on small devices: export, verify, run, measure.",
+            "Export, verify, run and measure Gemma 3n on small devices.",
             "",
             *(f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()),
             "",
-            "`gemma-edge VERB --help` explains a verb, `gemma-edge --version` tells the version.",
-            f"{TRACEBACK}=1 shows where an error comes from.",
+            "`gemma-edge VERB --help` explains a verb, `gemma-edge --version` prints the version.",
+            f"{TRACEBACK}=1 prints the traceback of an error.",
         ]
     )
 
@@ -136,7 +136,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
         if isinstance(error, PermissionError):
             return f"error: no permission{where}", GemmaEdgeError.exit_code
         return f"error: {error.strerror or error}{where}", GemmaEdgeError.exit_code
-    text = f"internal error: {type(error).__name__}: {error}. {TRACEBACK}=1 shows where it comes from."
+    text = f"internal error: {type(error).__name__}: {error}. {TRACEBACK}=1 prints the traceback."
     return text, GemmaEdgeError.exit_code
 
 

@@ -1,8 +1,8 @@
 """Answer one prompt with a bundle.
 
-The answer streams to stdout. Images, recordings and videos are attached with `-a`. The prompt comes from the
-command line, from stdin, or from both: a text that is piped in follows the prompt after an empty line.
-`--json` prints one object with text, finish_reason and usage instead.
+The answer streams to stdout. `-a` attaches images, recordings and videos. The prompt comes from the
+command line, from stdin, or from both: piped text follows the prompt after an empty line. `--json`
+prints one object with text, finish_reason and usage instead.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from gemma_edge.runtime.model import Model
 
 # Options of `Model.generate` that the verbs take, with their types and help.
 OPTIONS: dict[str, tuple[type, str]] = {
-    "temperature": (float, "0 always takes the likeliest token"),
+    "temperature": (float, "sampling temperature; 0 always takes the likeliest token"),
     "top_k": (int, "sample from the K likeliest tokens; 0 for all"),
     "top_p": (float, "sample from the likeliest tokens that together reach this probability"),
-    "min_p": (float, "drop tokens less probable than this fraction of the likeliest"),
-    "repetition_penalty": (float, "above 1 makes tokens that occurred less likely"),
-    "seed": (int, "make the answer repeatable"),
-    "max_tokens": (int, "at most this many tokens (default: what the context has room for)"),
+    "min_p": (float, "drop tokens whose probability is below this fraction of the likeliest token's"),
+    "repetition_penalty": (float, "values above 1 make tokens that already occurred less likely"),
+    "seed": (int, "seed of the sampling; the same seed gives the same answer"),
+    "max_tokens": (int, "most tokens of the answer (default: the room left in the context)"),
 }
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    add_words(parser, "[PROMPT]", "then the user's turn; stdin, if piped, is added to it")
+    add_words(parser, "[PROMPT]", "then the prompt; piped stdin is appended to it")
     add_options(parser)
     parser.add_argument("--raw", action="store_true", help="complete the prompt without the chat template")
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """The verb. Raises what `Model.load` and `Model.generate` raise."""
     bundle, words = take_bundle(args)
     if len(words) > 1:
-        raise UsageError(f"one prompt is answered, not {len(words)}: put it in quotes")
+        raise UsageError(f"expected one prompt, got {len(words)}: put it in quotes")
     piped = piped_text(sys.stdin)
     # A question may be spoken.
     prompt = "" if args.attach and not words and not piped else join_prompt("".join(words), piped)
@@ -62,10 +62,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name, (kind, text) in OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
     parser.add_argument(
-        "--stop", action="append", metavar="TEXT", help="end the answer before this text; may be repeated"
+        "--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable"
     )
     parser.add_argument("-u", "--usage", action="store_true", help="report tokens and speed on stderr")
-    parser.add_argument("--json", action="store_true", help="print an answer as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print each answer as one JSON object")
     add_attachments(parser)
     add_loading(parser)
 
@@ -76,7 +76,7 @@ def generate_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def piped_text(stdin: TextIO | None) -> str | None:
-    """What is piped into stdin; None at a terminal, or when there is nothing but space."""
+    """The text piped into stdin; None at a terminal, or if it is only white space."""
     if stdin is None or stdin.closed or stdin.isatty():
         return None
     text = read_utf8(stdin.read)
@@ -101,7 +101,7 @@ def join_prompt(prompt: str | None, piped: str | None) -> str:
     """
     parts = [part for part in (prompt, piped) if part]
     if not parts:
-        raise UsageError("no prompt: give it as an argument, or pipe it into stdin")
+        raise UsageError("no prompt: pass it as an argument, or pipe it into stdin")
     return "\n\n".join(parts)
 
 

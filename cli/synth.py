@@ -1,4 +1,4 @@
-"""Write a checkpoint of true layout and shapes with random weights."""
+"""Write a checkpoint of published layout and shapes with random weights."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from gemma_edge.runtime.errors import UsageError
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `gemma-edge synth`."""
-    parser.description = "Write a checkpoint of true layout and shapes with random weights."
-    parser.add_argument("path", help="folder to make")
-    parser.add_argument("--size", choices=SIZES, default="tiny", help="whose shapes (default: %(default)s)")
+    parser.add_argument("path", help="the folder to create")
+    parser.add_argument(
+        "--size", choices=SIZES, default="tiny", help="the model whose shapes to use (default: %(default)s)"
+    )
     parser.add_argument(
         "--seed", type=int, default=0, help="the same seed gives the same weights (default: 0)"
     )
-    parser.add_argument("--text-only", action="store_true", help="layout of a text-only checkpoint")
+    parser.add_argument("--text-only", action="store_true", help="use the layout of a text-only checkpoint")
     parser.add_argument(
         "--encoders",
         action="store_true",
-        help="weights of the image and audio encoders, too (1.9 GB if not tiny)",
+        help="also write the image and audio encoders (1.9 GB for e2b and e4b)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs `gemma-edge synth`; prints what was made."""
+    """Runs `gemma-edge synth`; prints path and sizes."""
     if args.seed < 0:
         raise UsageError(f"--seed {args.seed}: must not be negative")
     if args.encoders and args.text_only:
-        raise UsageError("--encoders: a text-only layout has none")
+        raise UsageError("--encoders: a text-only layout has no encoders")
     made = synthesize(
         args.path,
         args.size,

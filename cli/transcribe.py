@@ -1,7 +1,8 @@
-"""Write down what is said in recordings, or in videos.
+"""Transcribe recordings or videos.
 
-A recording of any length is cut at pauses into segments of at most 30 s. Each is written as a line with its
-times; `--srt` makes subtitles of them, `--text` one text, `--json` an object. Silence is left out.
+A recording of any length is cut at pauses into segments of at most 30 s, and each segment becomes a
+line with its times. `--srt` prints subtitles, `--text` one text, `--json` one object per recording.
+Silence is left out.
 """
 
 from __future__ import annotations
@@ -32,15 +33,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `transcribe` and `translate` share."""
+    """The arguments that `transcribe` and `translate` share."""
     add_words(parser, "FILE...", "then recordings or videos")
     forms = parser.add_mutually_exclusive_group()
-    forms.add_argument("--srt", action="store_true", help="SubRip subtitles")
-    forms.add_argument("--text", action="store_true", help="the text alone, without times")
-    forms.add_argument("--json", action="store_true", help="one JSON object a recording")
-    parser.add_argument("--prompt", metavar="TEXT", help="what the model is asked for each segment")
+    forms.add_argument("--srt", action="store_true", help="print SubRip subtitles")
+    forms.add_argument("--text", action="store_true", help="print the text alone, without times")
+    forms.add_argument("--json", action="store_true", help="print one JSON object per recording")
     parser.add_argument(
-        "--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help="at most this many for a segment"
+        "--prompt", metavar="TEXT", help="ask this of each segment instead of the default question"
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=MAX_TOKENS,
+        metavar="N",
+        help="most tokens per segment (default: %(default)s)",
     )
     parser.add_argument("-u", "--usage", action="store_true", help="report time and speed on stderr")
     add_loading(parser)
@@ -50,7 +57,7 @@ def speech_verb(args: argparse.Namespace, prompt: str) -> int:
     """Prints what `spoken` gives of every file, in the form that is asked for."""
     bundle, files = take_bundle(args)
     if not files:
-        raise UsageError("name a recording")
+        raise UsageError("no recording: name a recording or a video")
     for file in files:
         if kind_of(file) == "image":
             raise MediaError(file, "file", "a recording or a video", "an image")
@@ -70,7 +77,7 @@ def speech_verb(args: argparse.Namespace, prompt: str) -> int:
         elif args.text:
             print(stitch(cues), flush=True)
         if not any(cue.line for cue in cues):
-            tell(f"{file}: nothing is said")
+            tell(f"{file}: no speech found")
         if args.usage:
             pace = f", {duration / seconds:.2f} times as fast as it was spoken" if seconds else ""
             tell(f"{file}: {duration:.1f} s in {len(cues)} segments took {seconds:.1f} s{pace}")

@@ -1,6 +1,7 @@
-"""Write down what is said in recordings, or in videos, in another language.
+"""Translate the speech of recordings or videos.
 
-As `gemma-edge transcribe`: a line for each segment of at most 30 s, or `--srt`, `--text`, `--json`.
+Prints a line for each segment of at most 30 s, as `gemma-edge transcribe` does, or uses `--srt`,
+`--text` or `--json`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from gemma_edge.runtime.transcription import TRANSLATE
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add_speech_arguments(parser)
-    parser.add_argument("--to", default="English", metavar="LANGUAGE", help="default: English")
+    parser.add_argument(
+        "--to", default="English", metavar="LANGUAGE", help="the language to translate to (default: English)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

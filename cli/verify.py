@@ -1,4 +1,8 @@
-"""Compare a bundle with its checkpoint."""
+"""Compare a bundle with its checkpoint.
+
+Runs both on the same tokens and prints KL divergence, top-1 agreement, logit error and perplexity.
+Exit code 6 if the bundle is outside the recipe's bounds.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +19,17 @@ from gemma_edge.runtime.errors import BundleError, UsageError
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `gemma-edge verify`."""
-    parser.add_argument("bundle", help="folder of the bundle")
-    parser.add_argument("--source", required=True, help="the checkpoint that it was made from")
+    parser.add_argument("bundle", help="the bundle: a folder or a .litertlm")
+    parser.add_argument("--source", required=True, help="the checkpoint that the bundle was exported from")
+    parser.add_argument("--text", metavar="FILE", help="use this text file instead of the built-in prompts")
     parser.add_argument(
-        "--text", metavar="FILE", help="compare on this text file instead of the built-in prompts"
+        "--tokens",
+        type=int,
+        default=DEFAULT_TEXT_TOKENS,
+        metavar="N",
+        help="tokens of the text to use (default: 256)",
     )
-    parser.add_argument(
-        "--tokens", type=int, default=DEFAULT_TEXT_TOKENS, metavar="N", help="tokens of the text to use (256)"
-    )
-    parser.add_argument(
-        "--recipe", help="bounds to hold it to (default: those of the recipe it was made with)"
-    )
+    parser.add_argument("--recipe", help="check the bounds of this recipe (default: the bundle's own recipe)")
     parser.add_argument("--json", action="store_true", help="print the measures as JSON")
 
 

@@ -65,16 +65,21 @@ def _dedent(paragraph: str) -> str:
 def _arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
     """The usage, and a table for each group of arguments."""
     # Python's own --help differs between versions; the actions of a parser do not.
-    needed = [action for action in parser._actions if action.required and action.option_strings]
-    positional = [action for action in parser._actions if not action.option_strings]
-    shapes = [*(_shown(action).strip("`") for action in needed), *map(_shape, positional)]
-    yield f"```\n{' '.join([parser.prog, '[OPTION ...]', *shapes])}\n```"
+    yield f"```\n{_usage(parser)}\n```"
     for group in parser._action_groups:
         rows = [f"| {_cell(_shown(a))} | {_cell(_help(parser, a))} |" for a in group._group_actions]
         if rows:
             titles = {"positional arguments": "argument", "options": "option"}
             title = titles.get(str(group.title), str(group.title))
             yield "\n".join([f"| {title} | |", "|---|---|", *rows])
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    if parser.usage:
+        return parser.usage % {"prog": parser.prog}
+    needed = [_shown(a).strip("`") for a in parser._actions if a.required and a.option_strings]
+    positional = [_shape(action) for action in parser._actions if not action.option_strings]
+    return " ".join([parser.prog, "[options]", *needed, *positional])
 
 
 def _shape(action: argparse.Action) -> str:

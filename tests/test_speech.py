@@ -218,7 +218,7 @@ def test_no_bundle_at_all(encoding: Encoding, note: str, capsys: pytest.CaptureF
     assert "with -m BUNDLE, or in $GEMMA_EDGE_MODEL" in run(capsys, "run", code=2)[1]
     assert f"{note} is not a bundle: name one" in run(capsys, "transcribe", note, code=2)[1]
     assert "one prompt" in run(capsys, "run", "b", "two", "prompts", code=2)[1]
-    assert "turns are typed or piped" in run(capsys, "chat", "b", "hi", code=2)[1]
+    assert "type the turns, or pipe them" in run(capsys, "chat", "b", "hi", code=2)[1]
     for verb in ("transcribe", "describe"):
         assert "name a" in run(capsys, verb, "b", code=2)[1]
 
@@ -263,7 +263,7 @@ def test_silence_is_no_transcript(
 ) -> None:
     path = write_wav(tmp_path / "silence.wav", np.zeros(40_000, np.float32))
     out, err = run(capsys, "transcribe", "b", str(path))
-    assert out == "" and "silence.wav: nothing is said" in err and encoding.names == []
+    assert out == "" and "silence.wav: no speech found" in err and encoding.names == []
 
 
 def test_translate_asks_for_the_language(
