@@ -56,3 +56,10 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     return export_bundle(
         tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "int4", context=256, chunk=64
     ).path
+
+
+@pytest.fixture(scope="session")
+def exact_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_checkpoint` at fp32, whose logits hardly depend on the CPU, context 256. Not to be changed."""
+    folder = tmp_path_factory.mktemp("bundle") / "fp32"
+    return export_bundle(tiny_checkpoint, folder, recipe="fp32", context=256, chunk=64, verify=False).path

@@ -25,6 +25,7 @@ from gemma_edge.export.synth.synth_checkpoint import synthesize, text_config
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.model import Model
 from support import small_disk as disk
+from support.margins import FP32, assert_decided
 from support.processes import children, wait_for
 from support.random_gemma3n_text import random_ids, transformers_logits
 from support.refused_inputs import impossible, poke
@@ -324,6 +325,7 @@ def test_greedy_64_tokens_are_those_of_transformers(tmp_path: Path) -> None:
         with torch.no_grad():
             expected = theirs.generate(torch.tensor([prompt]))[0, length:].tolist()
         assert len(expected) == 64 and len(set(expected)) > 8
+        assert_decided(transformers_logits(theirs, [*prompt, *expected])[length - 1 : -1], FP32)
         for chunk in (64, 33, 7, 1):
             model.reset()
             model.decoder.chunk = chunk

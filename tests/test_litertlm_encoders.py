@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from support.margins import FP32, assert_decided, recorded
 from support.random_gemma3n_vision import random_pixels
 
 pytest.importorskip("ai_edge_litert")
@@ -143,11 +144,12 @@ def test_a_folder_of_tflite_has_the_same_encoders(
 ) -> None:
     options: dict[str, Any] = {"recipe": "fp32", "context": CONTEXT, "chunk": CHUNK, "verify": False}
     path = export_bundle(folder / "tiny", folder / "tflite", format="tflite", **options).path
-    answers = [
-        Model.load(bundle, threads=1).generate("hello", attach=[picture], temperature=0, max_tokens=COUNT)
-        for bundle in (made, path)
-    ]
-    assert answers[0].text == answers[1].text  # type: ignore[union-attr]
+    answers = []
+    for bundle in (made, path):
+        with recorded(model := Model.load(bundle, threads=1)) as logits:
+            answers.append(model.generate("hello", attach=[picture], temperature=0, max_tokens=COUNT).text)
+        assert_decided(np.stack(logits[-COUNT:]), FP32)
+    assert answers[0] == answers[1]
     bundle = Bundle.open(path)
     assert bundle.vision and bundle.audio
     assert (bundle.vision.graph.name, bundle.audio.graph.name) == ("vision.tflite", "audio.tflite")
@@ -213,7 +215,9 @@ def test_litert_lm_sees_what_we_see(
     parts = [{"type": "image", "path": str(picture)}, {"type": "text", "text": "hello"}]
     theirs = run_chat(path, parts, COUNT, tmp_path)
     model = Model.load(path, threads=1)
-    ours: Any = model.generate("hello", attach=[picture], temperature=0, max_tokens=COUNT)
+    with recorded(model) as logits:
+        ours: Any = model.generate("hello", attach=[picture], temperature=0, max_tokens=COUNT)
+    assert_decided(np.stack(logits[-COUNT:]), FP32)
     assert theirs["prompt_tokens"] == ours.usage.prompt_tokens
     assert theirs["text"] == ours.text
     without: Any = model.generate("hello", temperature=0, max_tokens=COUNT)
@@ -250,8 +254,9 @@ def greedy(model: Model, ids: NDArray[Any], embeddings: NDArray[np.float32]) -> 
     for at in range(0, len(ids), CHUNK):
         rows = slice(at, at + CHUNK)
         logits = model.decoder.forward(embeddings[rows], model.per_layer.lookup(ids[rows]), 1)
-    said = []
+    said: list[int] = []
     for _ in range(COUNT):
+        assert_decided(logits, FP32)
         said.append(int(logits[-1].argmax()))
         token = np.array(said[-1:])
         logits = model.decoder.forward(model.embeddings.lookup(token), model.per_layer.lookup(token), 1)

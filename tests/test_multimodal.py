@@ -20,6 +20,7 @@ from gemma_edge.runtime.generate import Progress
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.prompt_builder import Prompt
 from support.audio_clips import write_wav
+from support.margins import FP32, assert_decided, recorded
 from support.multimodal_conversation import (
     ANSWER_TOKENS,
     FIRST,
@@ -77,7 +78,9 @@ def test_greedy_tokens_are_those_of_transformers(model: Model, chunk: int) -> No
     model.decoder.chunk = chunk
     for name, messages in (("first", FIRST), ("second", SECOND)):
         model.reset()
-        assert answer(model, model.prompt(messages)) == GOLDEN[name], name
+        with recorded(model) as logits:
+            assert answer(model, model.prompt(messages)) == GOLDEN[name], name
+        assert_decided(np.stack(logits[-ANSWER_TOKENS:]), FP32)
 
 
 def test_a_second_turn_continues_the_cache_and_agrees_still(model: Model) -> None:
@@ -86,7 +89,9 @@ def test_a_second_turn_continues_the_cache_and_agrees_still(model: Model) -> Non
     first, progress = model.prompt(FIRST), Progress()
     assert answer(model, first) == GOLDEN["first"]
     prompt = continued(first, GOLDEN["first"], model.prompt(SECOND))
-    assert answer(model, prompt, progress) == GOLDEN["continued"]
+    with recorded(model) as logits:
+        assert answer(model, prompt, progress) == GOLDEN["continued"]
+    assert_decided(np.stack(logits[-ANSWER_TOKENS:]), FP32)
     assert progress.cached_tokens == len(first.ids) + ANSWER_TOKENS - 1
 
 

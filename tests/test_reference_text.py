@@ -78,7 +78,7 @@ def test_sequences_of_one_pass_do_not_see_each_other() -> None:
     sequences = [random_ids(source.config, n, seed=n) for n in (17, 1, 9)]
     together = evaluate(source, sequences)
     for ids, logits in zip(sequences, together, strict=True):
-        np.testing.assert_allclose(logits, evaluate(source, [ids])[0], atol=3e-5)
+        np.testing.assert_allclose(logits, evaluate(source, [ids])[0], atol=MAX_ERROR)
 
 
 @pytest.mark.parametrize("last", [1, 3, 100])
@@ -87,7 +87,7 @@ def test_last_rows_are_those_of_all_rows(name: str, last: int) -> None:
     source = random_source(**VARIANTS[name])
     sequences = [random_ids(source.config, n, seed=n) for n in (12, 2)]
     for whole, rows in zip(evaluate(source, sequences), evaluate(source, sequences, last=last), strict=True):
-        np.testing.assert_allclose(rows, whole[-last:], atol=1e-5)
+        np.testing.assert_allclose(rows, whole[-last:], atol=MAX_ERROR)
 
 
 def test_logits_come_in_blocks_of_bounded_size() -> None:
@@ -112,7 +112,7 @@ def test_weights_are_read_in_blocks_of_bounded_size(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(DictSource, "rows", watched)
     monkeypatch.setattr(reference, "BLOCK_BYTES", 1024)
-    np.testing.assert_allclose(evaluate(source, [ids])[0], expected, atol=1e-5)
+    np.testing.assert_allclose(evaluate(source, [ids])[0], expected, atol=MAX_ERROR)
     assert largest <= 1024
 
 

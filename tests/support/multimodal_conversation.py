@@ -13,6 +13,7 @@ from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.runtime.artifacts.modalities import AudioModality
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.prompt_builder import Prompt
+from support.margins import recorded
 
 ANSWER_TOKENS = 32
 Json = dict[str, Any]
@@ -102,17 +103,7 @@ def transformers_answer(theirs: Any, ours: Model, prompt: Prompt) -> tuple[list[
 
 def our_logits(model: Model, prompt: Prompt) -> NDArray[np.float32]:
     """Those of the first token of the answer, (vocab,), with an empty cache before."""
-    seen: list[NDArray[np.float32]] = []
-    forward = model.decoder.forward
-
-    def spy(embeddings: Any, per_layer: Any, n_logits: int = 1) -> Any:
-        seen.append(forward(embeddings, per_layer, n_logits))
-        return seen[-1]
-
     model.reset()
-    model.decoder.forward = spy  # type: ignore[method-assign]
-    try:
+    with recorded(model) as seen:
         list(model.stream_tokens(prompt, max_tokens=1))
-    finally:
-        model.decoder.forward = forward  # type: ignore[method-assign]
-    return seen[-1][-1]
+    return seen[-1]
