@@ -5,25 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
-from gemma_edge.export.checkpoint.towers import Encoder
 from gemma_edge.export.exporter import (
     DEFAULT_CHUNK,
     DEFAULT_CONTEXT,
-    SUFFIX,
     describe_source,
     export_bundle,
-    plan_export,
+    export_job,
     resolve_recipe,
 )
-from gemma_edge.export.plan import check_ceiling
+from gemma_edge.export.formats.export_format import ExportFormat, ExportJob
+from gemma_edge.export.formats.registry import DEFAULT_FORMAT, FORMAT_NAMES, export_format
+from gemma_edge.export.plan import check_ceiling, make_plan
 from gemma_edge.export.plan_table import format_plan
-from gemma_edge.runtime.artifacts.bundle import FORMATS
-from gemma_edge.runtime.artifacts.modalities import Kind
+from gemma_edge.export.weights.recipe import KV_CACHES
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.units import parse_size
 
 
@@ -36,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         action="append",
-        choices=FORMATS,
+        choices=FORMAT_NAMES,
         help="onnx for ONNX Runtime (default), tflite for LiteRT, litertlm for one file that Google's "
         "LiteRT-LM runs; given several times, each is made inside OUT",
     )
@@ -49,9 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chunk", type=int, default=DEFAULT_CHUNK, metavar="N", help="tokens a prefill call (128)"
     )
-    parser.add_argument(
-        "--kv-cache", choices=("fp32", "int8"), help="precision of the KV cache (the recipe's)"
-    )
+    parser.add_argument("--kv-cache", choices=KV_CACHES, help="precision of the KV cache (the recipe's)")
     parser.add_argument(
         "--modalities",
         metavar="LIST",
@@ -67,37 +63,37 @@ def run(args: argparse.Namespace) -> int:
     """Prints the plan, exports, prints how well the bundle agrees."""
     if not args.dry_run and args.out is None:
         raise UsageError("name the folder of the bundle: gemma-edge export SOURCE OUT")
-    formats = list(dict.fromkeys(args.format or [FORMATS[0]]))
+    names = list(dict.fromkeys(args.format or [DEFAULT_FORMAT]))
+    formats = [export_format(name) for name in names]
     modalities = None if args.modalities is None else [m.strip() for m in args.modalities.split(",")]
-    config, encoders = describe_source(args.source, modalities)
+    config, towers = describe_source(args.source, modalities)
     for format in formats:
-        out = _target(args.out, format, len(formats) == 1)
-        _run_format(args, config, encoders, modalities, format, out)
+        recipe = resolve_recipe(args.recipe, args.kv_cache, format.name)
+        job = export_job(config, recipe, args.context, args.chunk, towers)
+        _run_format(args, job, format, modalities, _target(args.out, format, len(formats) == 1))
     return 0
 
 
-def _target(out: str | None, format: str, only: bool) -> str | None:
-    """Where a format goes: a folder of its own when there are several; a .litertlm is a file."""
-    if out is None or (only and (format != "litertlm" or out.endswith(SUFFIX))):
+def _target(out: str | None, format: ExportFormat, only: bool) -> str | None:
+    """Where a format goes: inside OUT when there are several, and for a file unless OUT has its suffix."""
+    if out is None or (only and out.endswith(format.suffix)):
         return out
-    return str(Path(out) / (f"model{SUFFIX}" if format == "litertlm" else format))
+    return str(Path(out) / (f"model{format.suffix}" if format.suffix else format.name))
 
 
 def _run_format(
     args: argparse.Namespace,
-    config: Gemma3nConfig,
-    encoders: Mapping[Kind, Encoder],
+    job: ExportJob,
+    format: ExportFormat,
     modalities: Collection[str] | None,
-    format: str,
     out: str | None,
 ) -> None:
-    recipe = resolve_recipe(args.recipe, args.kv_cache, format)
     ceiling = parse_size(args.ceiling) if args.ceiling else None
-    plan = plan_export(config, recipe, args.context, args.chunk, format, encoders)
+    plan = make_plan(job, format)
     if not args.json:
         print(format_plan(plan.to_dict()), file=sys.stdout if args.dry_run else sys.stderr)
     if ceiling is not None:
-        check_ceiling(plan, ceiling, config, recipe, encoders)
+        check_ceiling(plan, ceiling, job, format)
     if args.dry_run or out is None:
         if args.json:
             print(json.dumps(plan.to_dict()))
@@ -105,13 +101,13 @@ def _run_format(
     result = export_bundle(
         args.source,
         out,
-        recipe=recipe,
+        recipe=job.recipe,
         context=args.context,
         chunk=args.chunk,
         ceiling=ceiling,
         verify=not args.no_verify,
         progress=True,
-        format=format,
+        format=format.name,
         modalities=modalities,
     )
     if args.json:

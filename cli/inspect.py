@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gemma_edge.export.gate.parity import Agreement
 from gemma_edge.export.plan_table import NAMES, format_plan
-from gemma_edge.export.progress_bar import Progress
+from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import BundleError
 
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints parts, bits, bytes, residency, predicted peak, and what the parity gate found."""
     bundle = Bundle.open(Path(args.bundle))
     if args.check:
-        with Progress("checking hashes", sum(f.bytes for f in bundle.files.values()), True, "B") as bar:
+        with ProgressBar("checking hashes", sum(f.bytes for f in bundle.files.values()), True, "B") as bar:
             bundle.check_hashes(bar.advance)
     plan, source = bundle.member("plan", dict), bundle.member("source", dict)
     agreement = bundle.manifest.get("agreement")

@@ -16,41 +16,26 @@ limit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
-from gemma_edge.export.checkpoint.towers import Encoder
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import (
-    EMBEDDING_NAME,
-    PLE_NAME,
-    Part,
-    TensorSpec,
-    tensor_specs,
-)
+from gemma_edge.export.formats.export_format import ExportFormat, ExportJob, WeightLayout
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME, tensor_specs
+from gemma_edge.export.model.tensor_spec import Part, TensorSpec
+from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan_table import ON_DEMAND
-from gemma_edge.export.weights.external_data import StoredTensor
 from gemma_edge.export.weights.recipe import Recipe, list_recipes, load_recipe
-from gemma_edge.runtime.artifacts.modalities import Kind
-from gemma_edge.runtime.engines.kv_cache import cache_layouts, windowed_cache_bytes
-from gemma_edge.runtime.errors import CeilingError
+from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.units import format_size
 
-# Measured as RssAnon with ONNX Runtime 1.31 and CPython 3.11 on x86-64: interpreter, NumPy and engine 21 MiB,
-# E2B's graph of 1,750 nodes 16 MiB, buffers of one step the rest.
-BASE_BYTES = 44 << 20
 # SentencePiece with 262,144 pieces holds 50 MB (measured); a vocabulary of another size in proportion.
 TOKENIZER_BYTES_PER_PIECE = 190
 # Beside its integers, MatMulNBits keeps an fp32 scale and an fp32 sum for every block.
 BLOCK_OVERHEAD_BYTES = 8
 # File pages that a step touches again and again (norms, the graph): they must fit beside what is anonymous.
 WORKING_FILE_BYTES = 48 << 20
-
-
-# Measured with LiteRT 2.3, beside the cache and the activations: a graph of each signature, and its kernels.
-LITERT_BASE_BYTES = 110 << 20
 
 
 @dataclass(frozen=True)
@@ -110,83 +95,38 @@ class Plan:
         return {**asdict(self), "peak_bytes": self.peak_bytes, "beside_bytes": self.beside_bytes}
 
 
-class WeightLayout(Protocol):
-    """Where a format's emitter has laid out its weights."""
+def make_plan(job: ExportJob, format: ExportFormat) -> Plan:
+    """The plan of an artifact; reads no weight.
 
-    tensors: list[StoredTensor]
-    size: int
-
-
-def weight_layout(
-    config: Gemma3nConfig, recipe: Recipe, context: int, chunk: int, format: str
-) -> WeightLayout:
-    """The decoder's weights as the emitter of `format` stores them; reads none."""
-    if format == "tflite":
-        from gemma_edge.export.formats.tflite.tflite_bundle import emit_windowed
-
-        return emit_windowed(config, recipe, context, chunk)
-    if format == "litertlm":
-        from gemma_edge.export.formats.litertlm.litertlm_file import emit_models
-        from gemma_edge.runtime.artifacts.litertlm_bundle import DECODER
-
-        return emit_models(config, recipe, context, chunk)[DECODER]
-    from gemma_edge.export.emit.onnx.onnx_text import emit_decoder
-
-    return emit_decoder(config, recipe, "decoder.onnx.data").data
-
-
-def encoder_layout(encoder: Encoder, recipe: Recipe, format: str) -> tuple[WeightLayout, int]:
-    """An encoder's weights as the emitter of `format` stores them, and the memory it takes; reads none."""
-    if format != "onnx":
-        from gemma_edge.export.formats.tflite import tflite_bundle
-
-        return tflite_bundle.emit_encoder(encoder, recipe), sum(tflite_bundle.encoder_memory(encoder))
-    from gemma_edge.export.formats.onnx.onnx_encoder_files import emit_encoder, encoder_memory
-
-    data = emit_encoder(encoder, recipe)[1]
-    return data, sum(encoder_memory(encoder, data))
-
-
-def make_plan(
-    config: Gemma3nConfig,
-    recipe: Recipe,
-    context: int,
-    chunk: int,
-    format: str = "onnx",
-    encoders: Mapping[Kind, Encoder] = MappingProxyType({}),
-) -> Plan:
-    """The plan of a bundle. With LiteRT the packed weights are a mapped file, so that they cost no memory."""
-    data = weight_layout(config, recipe, context, chunk, format)
-    mapped = format != "onnx"
-    parts = [_decoder_part(data, part, mapped) for part in Part if any(t.part == part for t in data.tensors)]
-    parts.append(_table_part(tensor_specs(config)[PLE_NAME], recipe))
-    if not config.tie_word_embeddings or format == "litertlm":  # which has its embedder by itself
-        parts.append(_table_part(tensor_specs(config)[EMBEDDING_NAME], recipe))
-    rotary = 0
-    if format == "litertlm":  # every cache goes in whole and comes out whole
-        kv = sum(layout.row_bytes * context for layout in cache_layouts(config).values())
-    elif mapped:
-        kv = windowed_cache_bytes(config, context)
+    Raises:
+        UsageError: the format cannot hold this model in this precision.
+    """
+    config, recipe = job.config, job.recipe
+    if reason := format.unsupported(config, recipe):
+        raise UsageError(reason)
+    data = format.decoder_layout(job)
+    resident = [
+        _decoder_part(data, part, format.mapped) for part in Part if any(t.part == part for t in data.tensors)
+    ]
+    specs = tensor_specs(config)
+    names = [PLE_NAME, *([EMBEDDING_NAME] if format.has_embedder(config) else [])]
+    tables = [_table_part(specs[name], recipe) for name in names]
+    on_demand = [_encoder_part(tower, recipe, format) for tower in job.towers.values()]
+    if format.mapped:
+        bytes_per_token = sum(t.bytes for t in data.tensors)
     else:
-        kv = sum(layout.bytes(context) for layout in cache_layouts(config, recipe.kv_cache).values())
-        rotary = 2 * len(set(config.layer_types)) * context * config.head_dim * 2
-    base = LITERT_BASE_BYTES if mapped else BASE_BYTES
-    tables = sum(p.file_bytes for p in parts if p.part in (Part.PLE, Part.EMBEDDING))
-    on_demand = [_encoder_part(encoder, recipe, format) for encoder in encoders.values()]
-    parts += on_demand
+        bytes_per_token = sum(p.memory_bytes or p.file_bytes for p in resident)
     return Plan(
         recipe=recipe.name,
-        context=context,
-        chunk=chunk,
-        parts=tuple(parts),
-        kv_cache_bytes=kv + rotary,
-        activation_bytes=activation_bytes(config, chunk),
-        base_bytes=base + TOKENIZER_BYTES_PER_PIECE * config.vocab_size,
-        bytes_per_token=sum(t.bytes for t in data.tensors)
-        if mapped
-        else sum(p.memory_bytes or p.file_bytes for p in parts if p.residency == "resident"),
-        file_bytes=data.size + tables + sum(p.file_bytes for p in on_demand),
-        format=format,
+        context=job.context,
+        chunk=job.chunk,
+        parts=(*resident, *tables, *on_demand),
+        kv_cache_bytes=format.kv_cache_bytes(job),
+        activation_bytes=activation_bytes(config, job.chunk),
+        base_bytes=format.base_bytes + TOKENIZER_BYTES_PER_PIECE * config.vocab_size,
+        bytes_per_token=bytes_per_token,
+        file_bytes=data.size + sum(p.file_bytes for p in (*tables, *on_demand)),
+        format=format.name,
     )
 
 
@@ -203,13 +143,7 @@ def activation_bytes(config: Gemma3nConfig, chunk: int) -> int:
     return 4 * (chunk * (per_token + attention) + 3 * config.vocab_size)
 
 
-def check_ceiling(
-    plan: Plan,
-    ceiling: int,
-    config: Gemma3nConfig,
-    recipe: Recipe,
-    encoders: Mapping[Kind, Encoder] = MappingProxyType({}),
-) -> None:
+def check_ceiling(plan: Plan, ceiling: int, job: ExportJob, format: ExportFormat) -> None:
     """Refuses a plan above `ceiling` bytes and says which changes would make it fit.
 
     Raises:
@@ -217,7 +151,7 @@ def check_ceiling(
     """
     if plan.needed_bytes <= ceiling:
         return
-    remedies = _remedies(ceiling, config, recipe, plan, encoders)
+    remedies = _remedies(ceiling, job, format)
     text = "; ".join(remedies) if remedies else "no recipe of ours fits this model under it"
     raise CeilingError(
         f"recipe {plan.recipe} with a context of {plan.context} needs {format_size(plan.needed_bytes)}, "
@@ -225,38 +159,45 @@ def check_ceiling(
     )
 
 
-def _remedies(
-    ceiling: int, config: Gemma3nConfig, recipe: Recipe, plan: Plan, encoders: Mapping[Kind, Encoder]
-) -> list[str]:
+def _remedies(ceiling: int, job: ExportJob, format: ExportFormat) -> list[str]:
     """Changes that fit: an int8 cache, a smaller chunk, a shorter context, then fewer bits."""
 
-    def needed(recipe: Recipe, context: int, chunk: int) -> int:
-        return make_plan(config, recipe, context, chunk, plan.format, encoders).needed_bytes
+    def first_fit(flag: str, changes: Iterable[tuple[object, ExportJob]]) -> str | None:
+        for value, changed in changes:
+            if (size := make_plan(changed, format).needed_bytes) <= ceiling:
+                return f"{flag} {value} ({format_size(size)})"
+        return None
 
-    found = []
-    if recipe.kv_cache != "int8":
-        size = needed(replace(recipe, kv_cache="int8"), plan.context, plan.chunk)
-        if size <= ceiling:
-            found.append(f"--kv-cache int8 ({format_size(size)})")
-    for chunk in (128, 64, 32):
-        if chunk < plan.chunk and needed(recipe, plan.context, chunk) <= ceiling:
-            found.append(f"--chunk {chunk} ({format_size(needed(recipe, plan.context, chunk))})")
-            break
-    context = plan.context // 2
-    while context >= 512:
-        if needed(recipe, context, plan.chunk) <= ceiling:
-            found.append(f"--context {context} ({format_size(needed(recipe, context, plan.chunk))})")
-            break
-        context //= 2
-    others = [load_recipe(name) for name in list_recipes() if load_recipe(name).name == name]
-    if plan.format == "onnx":
-        others = [other for other in others if not other.channelwise]
-    sizes = [(needed(other, plan.context, plan.chunk), other.name) for other in others]
-    # The largest recipe that fits keeps the most of the model.
-    fitting = sorted((size, name) for size, name in sizes if size <= ceiling and name != plan.recipe)
-    if fitting:
-        found.append(f"--recipe {fitting[-1][1]} ({format_size(fitting[-1][0])})")
-    return found
+    def contexts() -> Iterator[int]:
+        context = job.context // 2
+        while context >= 512:
+            yield context
+            context //= 2
+
+    recipe = job.recipe
+    caches = [c for c in format.kv_caches if c == "int8" != recipe.kv_cache]
+    found = [
+        first_fit("--kv-cache", ((c, replace(job, recipe=replace(recipe, kv_cache=c))) for c in caches)),
+        first_fit("--chunk", ((n, replace(job, chunk=n)) for n in (128, 64, 32) if n < job.chunk)),
+        first_fit("--context", ((n, replace(job, context=n)) for n in contexts())),
+        _largest_recipe(ceiling, job, format),
+    ]
+    return [remedy for remedy in found if remedy]
+
+
+def _largest_recipe(ceiling: int, job: ExportJob, format: ExportFormat) -> str | None:
+    """The largest of our recipes that fits: it keeps the most of the model."""
+    ours = [recipe for name in list_recipes() if (recipe := load_recipe(name)).name == name]
+    fitting = [
+        (size, recipe.name)
+        for recipe in ours
+        if recipe.name != job.recipe.name and not format.unsupported(job.config, recipe)
+        if (size := make_plan(replace(job, recipe=recipe), format).needed_bytes) <= ceiling
+    ]
+    if not fitting:
+        return None
+    size, name = max(fitting)
+    return f"--recipe {name} ({format_size(size)})"
 
 
 def _decoder_part(data: WeightLayout, part: Part, mapped: bool) -> PartPlan:
@@ -274,11 +215,11 @@ def _decoder_part(data: WeightLayout, part: Part, mapped: bool) -> PartPlan:
     return PartPlan(part.value, residency, elements, file_bytes, memory, 8 * file_bytes / elements)
 
 
-def _encoder_part(encoder: Encoder, recipe: Recipe, format: str) -> PartPlan:
-    layout, memory = encoder_layout(encoder, recipe, format)
-    elements = sum(t.elements for t in layout.tensors)
-    bits = 8 * layout.size / elements
-    return PartPlan(encoder.kind, ON_DEMAND, elements, layout.size, memory, bits)
+def _encoder_part(tower: Tower, recipe: Recipe, format: ExportFormat) -> PartPlan:
+    file = format.encoder_file(tower, recipe)
+    elements, size = sum(t.elements for t in file.layout.tensors), file.layout.size
+    memory = file.resident + file.activations
+    return PartPlan(tower.kind, ON_DEMAND, elements, size, memory, 8 * size / elements)
 
 
 def _table_part(spec: TensorSpec, recipe: Recipe) -> PartPlan:

@@ -8,7 +8,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 
-class Progress:
+class ProgressBar:
     """A bar over `total` units; with total 0, only its title and the time."""
 
     def __init__(self, title: str, total: int, show: bool, unit: str = "") -> None:
@@ -27,7 +27,7 @@ class Progress:
         """Moves the bar on."""
         self._bar.update(units)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(

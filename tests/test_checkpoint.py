@@ -150,13 +150,13 @@ def test_towers_that_the_config_does_not_describe_are_ignored(folder: Path, name
     del config["vision_config"], config["audio_config"]
     (folder / "config.json").write_text(json.dumps(config))
     with Checkpoint.open(folder) as checkpoint:
-        assert checkpoint.encoders == {}
+        assert checkpoint.towers == {}
 
 
 def test_a_checkpoint_without_any_tensor_of_a_tower_has_no_encoder(original: Path) -> None:
     assert "vision_config" in json.loads((original / "config.json").read_text())
     with Checkpoint.open(original) as checkpoint:
-        assert checkpoint.encoders == {}
+        assert checkpoint.towers == {}
 
 
 def test_shards_give_the_same_tensors_as_one_file(original: Path, sharded: Path) -> None:
@@ -202,12 +202,12 @@ def towers(multimodal: Path, tmp_path: Path) -> Path:
 def test_encoders_are_read_in_both_layouts(multimodal: Path, towers: Path, prefix: str) -> None:
     edit(weights(towers), lambda h: {key.replace("model.vision", prefix + "vision"): h[key] for key in h})
     with Checkpoint.open(multimodal) as first, Checkpoint.open(towers) as second:
-        assert list(second.encoders) == ["vision", "audio"]
+        assert list(second.towers) == ["vision", "audio"]
         for name in (EXPAND.removeprefix("model."), "embed_audio.embedding.weight"):
             np.testing.assert_array_equal(first.read(name), second.read(name))
             assert second.read(name).shape == second.specs[name].shape  # stored as (out, in, 1, 1)
     with Checkpoint.open(towers, encoders=["audio"]) as third:
-        assert list(third.encoders) == ["audio"] and not any("vision" in name for name in third.specs)
+        assert list(third.towers) == ["audio"] and not any("vision" in name for name in third.specs)
 
 
 def test_a_missing_tensor_of_a_tower_is_named(towers: Path) -> None:

@@ -14,11 +14,12 @@ import pytest
 
 from gemma_edge.cli.main import main
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
-from gemma_edge.export.checkpoint.towers import Encoder, read_encoder
 from gemma_edge.export.exporter import export_bundle, plan_export
-from gemma_edge.export.formats.onnx.onnx_encoder_files import emit_encoder, encoder_memory
+from gemma_edge.export.formats.onnx.onnx_encoders import emit_encoder, encoder_memory
 from gemma_edge.export.gate.encoder_parity import encoder_errors, relative_error, sample_input
 from gemma_edge.export.gate.parity import Agreement, check_bounds, verify_bundle
+from gemma_edge.export.model.gemma3n.gemma3n_towers import read_tower
+from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan import Plan
 from gemma_edge.export.plan_table import format_plan
 from gemma_edge.export.synth.synth_checkpoint import synthesize, text_config
@@ -66,11 +67,11 @@ def edit(path: Path, change: Callable[[Json], Any]) -> None:
     path.write_text(json.dumps(data))
 
 
-def encoder(kind: Kind, processors: dict[str, Json] | None = None, **changes: Any) -> Encoder:
+def encoder(kind: Kind, processors: dict[str, Json] | None = None, **changes: Any) -> Tower:
     """An encoder of E2B's size."""
     text = Gemma3nConfig.from_dict(text_config("e2b"))
     files = {"preprocessor_config.json": preprocessor_json(False)} if processors is None else processors
-    return read_encoder(kind, E2B | changes, Path("config.json"), lambda name: files.get(name, {}), text)
+    return read_tower(kind, E2B | changes, Path("config.json"), lambda name: files.get(name, {}), text)
 
 
 # What is written. -----------------------------------------------------------------------------------
@@ -82,9 +83,9 @@ def test_the_audio_of_a_bundle_is_that_of_transformers(source: Path, exact: Path
     modality = Bundle.open(exact).audio
     assert modality is not None
     with Checkpoint.open(source) as checkpoint:
-        names = checkpoint.encoders["audio"].specs
+        names = checkpoint.towers["audio"].specs
         weights = {name: checkpoint.read(name) for name in names}
-        sample = sample_input(checkpoint.encoders["audio"])
+        sample = sample_input(checkpoint.towers["audio"])
         theirs = TransformersAudio(AudioSource(modality.config, weights, checkpoint.config))
     mask = np.arange(len(sample)) < len(sample) - 20
     with AudioEncoder(modality.graph, threads=1) as engine:
@@ -106,7 +107,7 @@ def test_the_images_of_a_bundle_are_those_of_transformers(source: Path, exact: P
     modality = Bundle.open(exact).vision
     assert modality is not None
     with Checkpoint.open(source) as checkpoint:
-        pixels = sample_input(checkpoint.encoders["vision"])
+        pixels = sample_input(checkpoint.towers["vision"])
     with VisionEncoder(modality.graph, threads=1) as engine:
         rows = engine.encode(pixels)
     model = transformers_model(source)
@@ -334,7 +335,7 @@ def test_config_json_alone_is_enough_to_plan(source: Path, tmp_path: Path, capsy
 
 def test_the_peak_is_that_of_the_larger_phase(source: Path) -> None:
     with Checkpoint.open(source) as checkpoint:
-        config, encoders = checkpoint.config, checkpoint.encoders
+        config, encoders = checkpoint.config, checkpoint.towers
     plan = plan_export(config, load_recipe("int4"), 64, 32, "onnx", encoders)
     data = {kind: emit_encoder(e, load_recipe("int4"))[1] for kind, e in encoders.items()}
     memory = {kind: sum(encoder_memory(e, data[kind])) for kind, e in encoders.items()}

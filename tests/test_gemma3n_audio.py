@@ -14,6 +14,7 @@ import onnxruntime as ort
 import pytest
 from safetensors.numpy import load_file
 
+from gemma_edge.export.emit.onnx.external_data import ExternalData
 from gemma_edge.export.emit.onnx.onnx_audio import OnnxAudioOps, emit_audio
 from gemma_edge.export.emit.onnx.onnx_graph import FLOAT, value_info
 from gemma_edge.export.emit.reference.audio_folding import FoldedAudio, audio_token_table
@@ -22,7 +23,6 @@ from gemma_edge.export.model.gemma3n import gemma3n_audio as audio
 from gemma_edge.export.model.gemma3n.gemma3n_audio_tensors import audio_specs, folded_specs
 from gemma_edge.export.model.ops import Weights
 from gemma_edge.export.synth.synth_checkpoint import synthesize
-from gemma_edge.export.weights.external_data import ExternalData
 from gemma_edge.export.weights.recipe import load_recipe
 from gemma_edge.runtime.errors import BundleError, ConfigError, UsageError
 from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig

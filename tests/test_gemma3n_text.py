@@ -17,11 +17,12 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+from gemma_edge.export.emit.onnx.external_data import ExternalData
 from gemma_edge.export.emit.onnx.onnx_text import OnnxOps
 from gemma_edge.export.emit.reference.reference_text import ReferenceOps, evaluate
 from gemma_edge.export.model.gemma3n import gemma3n_text as text
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
 from gemma_edge.export.model.ops import Weight, Weights
-from gemma_edge.export.weights.external_data import ExternalData
 from gemma_edge.export.weights.recipe import load_recipe
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.engines.rope import rotary_tables
@@ -86,7 +87,7 @@ def run_reference(source: DictSource, block: Block, inputs: list[Array]) -> Arra
 def run_onnx(source: DictSource, block: Block, inputs: list[Array], folder: Path) -> Array:
     """Emits the block's graph alone, and runs it from empty caches over all tokens at once."""
     config, tokens = source.config, len(inputs[0])
-    ops = OnnxOps(config, load_recipe("fp32"), ExternalData("block.data"), {})
+    ops = OnnxOps(config, load_recipe("fp32"), ExternalData("block.data", tensor_specs(config)), {})
     ops.declare_cache()
     edges = [ops.input(f"x{i}", TensorProto.FLOAT, [1, *x.shape]) for i, x in enumerate(inputs)]
     out = block(ops, config, *edges)

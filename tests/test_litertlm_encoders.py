@@ -23,6 +23,7 @@ from gemma_edge.benchmarks.machine.cpu_features import check_engine
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.emit.reference.reference_audio import evaluate_audio
 from gemma_edge.export.emit.reference.reference_vision import evaluate_vision
+from gemma_edge.export.emit.reference.tower_weights import token_table
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.runtime.artifacts.bundle import Bundle
@@ -119,17 +120,17 @@ def test_a_bundle_of_it_has_both_encoders_and_their_tokens(made: Path, folder: P
     with Checkpoint.open(folder / "tiny") as checkpoint:
         assert sorted(bundle.modalities) == ["audio", "vision"]
         for kind, modality in bundle.modalities.items():
-            encoder = checkpoint.encoders[modality.kind]
+            encoder = checkpoint.towers[modality.kind]
             assert (modality.begin_id, modality.end_id) == (encoder.begin_id, encoder.end_id), kind
             rows = modality.token_table().lookup(np.arange(len(modality.ids)))
-            np.testing.assert_array_equal(rows, encoder.token_table(checkpoint))
+            np.testing.assert_array_equal(rows, token_table(encoder, checkpoint))
 
 
 def test_its_encoders_are_the_reference(made: Path, folder: Path, samples: NDArray[np.float32]) -> None:
     audio = LitertlmBundle.open(made).audio
     assert audio is not None
     with Checkpoint.open(folder / "tiny") as checkpoint:
-        vision: Any = checkpoint.encoders["vision"].config
+        vision: Any = checkpoint.towers["vision"].config
         with VisionEncoder(made, threads=1) as seen:
             got = seen.encode(random_pixels(vision.image_size))
         assert relative(got, evaluate_vision(checkpoint, vision, random_pixels(vision.image_size))) < 1e-3

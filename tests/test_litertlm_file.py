@@ -28,7 +28,8 @@ pytest.importorskip("litert_lm_builder", reason="litert-lm-builder is not instal
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.emit.reference.reference_text import evaluate
 from gemma_edge.export.exporter import export_bundle
-from gemma_edge.export.formats.litertlm.litertlm_file import llm_metadata, pad_tokenizer, write_litertlm
+from gemma_edge.export.formats.litertlm.litertlm_file import Contents, write_litertlm
+from gemma_edge.export.formats.litertlm.llm_metadata import LlmFacts, llm_metadata, pad_tokenizer
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from support.bigram_tflite import bigram, tiny_config, write_models
 from support.litert_lm_process import run_greedy
@@ -49,16 +50,13 @@ def made(tmp_path_factory, config):
 
 
 def build(folder: Path, config, head=None, **changes) -> Path:
-    options = {
-        "tokenizer_model": write_tokenizer(folder / "tokenizer.model"),
-        "config": config,
-        "chat_template": None,
-        "stop_ids": STOP,
-        "max_tokens": CONTEXT,
-        "added_tokens": ADDED,
-    }
+    source = write_tokenizer(folder / "tokenizer.model").read_bytes()
+    tokenizer = pad_tokenizer(source, ADDED, config.vocab_size)
+    metadata = llm_metadata(
+        LlmFacts(**{"config": config, "stop_ids": STOP, "max_tokens": CONTEXT, **changes})
+    )
     models = write_models(folder, config, context=CONTEXT, head=head)
-    return write_litertlm(folder / "model.litertlm", **{**models, **options, **changes})
+    return write_litertlm(folder / "model.litertlm", Contents(config, tokenizer, metadata), models)
 
 
 @pytest.fixture
@@ -135,7 +133,9 @@ def test_a_tokenizer_that_is_none():
 
 def test_sampling_is_recorded(config):
     proto = pytest.importorskip("litert_lm_builder.runtime.proto.llm_metadata_pb2")
-    metadata = proto.LlmMetadata.FromString(llm_metadata(config, "x", STOP, 8, Sampling(0.7, 0, 0.9)))
+    metadata = proto.LlmMetadata.FromString(
+        llm_metadata(LlmFacts(config, STOP, 8, "x", Sampling(0.7, 0, 0.9)))
+    )
     assert metadata.sampler_params.k == config.vocab_size
     assert metadata.sampler_params.temperature == pytest.approx(0.7)
     assert metadata.jinja_prompt_template == "x"
@@ -143,7 +143,7 @@ def test_sampling_is_recorded(config):
 
 def test_a_template_does_not_write_a_second_bos(config):
     proto = pytest.importorskip("litert_lm_builder.runtime.proto.llm_metadata_pb2")
-    metadata = proto.LlmMetadata.FromString(llm_metadata(config, "<bos>hello", STOP, 8, Sampling()))
+    metadata = proto.LlmMetadata.FromString(llm_metadata(LlmFacts(config, STOP, 8, "<bos>hello")))
     assert metadata.jinja_prompt_template == "hello"
 
 
@@ -232,7 +232,7 @@ def test_a_missing_model(made, damage, name):
 
 
 def test_another_model_type(made, damage, config):
-    metadata = llm_metadata(config, None, STOP, CONTEXT, Sampling())
+    metadata = llm_metadata(LlmFacts(config, STOP, CONTEXT))
     at = made.read_bytes().index(b"\x32\x02\x12\x00", 16384)  # llm_model_type { gemma3n {} }
     assert b"\x32\x02\x12\x00" in metadata
     with pytest.raises(BundleError, match="gemma3n"):

@@ -12,7 +12,8 @@ import pytest
 
 from gemma_edge.export.emit.onnx.onnx_text import EmittedDecoder, emit_decoder
 from gemma_edge.export.emit.reference.reference_text import evaluate
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import PLE_NAME, Part, tensor_specs
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import PLE_NAME, tensor_specs
+from gemma_edge.export.model.tensor_spec import Part
 from gemma_edge.export.weights.recipe import KvCache, Recipe, load_recipe
 from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder, physical_cores
 from gemma_edge.runtime.errors import BundleError, UsageError

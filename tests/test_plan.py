@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.export.exporter import export_bundle, plan_export
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import Part, tensor_specs
-from gemma_edge.export.plan import Plan, check_ceiling
+from gemma_edge.export.exporter import export_bundle, export_job, plan_export
+from gemma_edge.export.formats.registry import export_format
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
+from gemma_edge.export.model.tensor_spec import Part
+from gemma_edge.export.plan import Plan, check_ceiling, make_plan
 from gemma_edge.export.plan_table import format_plan
 from gemma_edge.export.synth.synth_checkpoint import synthesize, text_config
 from gemma_edge.export.weights.recipe import KvCache, Recipe, load_recipe
@@ -20,6 +22,7 @@ from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from support.random_gemma3n_text import SMALL, VARIANTS, Json
 
+ONNX = export_format("onnx")
 GIB, MIB = 1 << 30, 1 << 20
 KV_BYTES: tuple[tuple[KvCache, int], ...] = (("fp32", 4), ("int8", 1))
 E2B, E4B = (Gemma3nConfig.from_dict(text_config(size)) for size in ("e2b", "e4b"))
@@ -184,18 +187,19 @@ def test_a_context_or_chunk_the_model_cannot_have(context: int, chunk: int, mess
 
 def refusal(name: str, context: int, ceiling: int) -> str:
     """What is said of E2B with an fp32 cache."""
+    job = export_job(E2B, recipe(name, "fp32"), context, 256)
     with pytest.raises(CeilingError) as caught:
-        check_ceiling(planned("e2b", name, context, kv_cache="fp32"), ceiling, E2B, recipe(name, "fp32"))
+        check_ceiling(planned("e2b", name, context, kv_cache="fp32"), ceiling, job, ONNX)
     assert caught.value.exit_code == 5
     return str(caught.value)
 
 
 def test_the_ceiling_itself_is_enough() -> None:
-    chosen = recipe("int4")
-    plan = plan_export(E2B, chosen, 4096, 256)
-    check_ceiling(plan, plan.needed_bytes, E2B, chosen)
+    job = export_job(E2B, recipe("int4"), 4096, 256)
+    plan = make_plan(job, ONNX)
+    check_ceiling(plan, plan.needed_bytes, job, ONNX)
     with pytest.raises(CeilingError):
-        check_ceiling(plan, plan.needed_bytes - 1, E2B, chosen)
+        check_ceiling(plan, plan.needed_bytes - 1, job, ONNX)
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_it_is_small_enough_for_git() -> None:
 def test_it_has_every_mechanism() -> None:
     with Checkpoint.open(CHECKPOINT) as checkpoint:
         config = checkpoint.config
-        assert sorted(checkpoint.encoders) == ["audio", "vision"]
+        assert sorted(checkpoint.towers) == ["audio", "vision"]
     assert config.vocab_size_per_layer_input < config.vocab_size
     assert {config.layer_types[i] for i in range(config.first_shared_layer, config.num_hidden_layers)} == {
         "sliding_attention",

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import Part, TensorSpec, tensor_specs
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
+from gemma_edge.export.model.tensor_spec import Part, TensorSpec
 from gemma_edge.export.weights.recipe import FP32, PARTS, Precision, list_recipes, load_recipe
 from gemma_edge.runtime.errors import ConfigError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig

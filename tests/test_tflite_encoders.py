@@ -20,12 +20,12 @@ pytest.importorskip("ai_edge_litert")
 
 from gemma_edge.export.emit.reference.audio_folding import FoldedAudio
 from gemma_edge.export.emit.reference.reference_audio import evaluate_audio
-from gemma_edge.export.emit.reference.reference_text import WeightSource
 from gemma_edge.export.emit.reference.reference_vision import evaluate_vision
 from gemma_edge.export.emit.tflite.tflite_audio import audio_lengths, emit_audio
 from gemma_edge.export.emit.tflite.tflite_file import TfliteFile
 from gemma_edge.export.emit.tflite.tflite_vision import emit_vision
 from gemma_edge.export.formats.litertlm.litertlm_sections import emit_audio_adapter, emit_end_row, emit_row
+from gemma_edge.export.model.weight_source import WeightSource
 from gemma_edge.export.publish import HashingFile
 from gemma_edge.export.weights.recipe import load_recipe
 from gemma_edge.runtime.artifacts.tflite_check import check_audio, check_vision

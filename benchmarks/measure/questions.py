@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_edge.benchmarks.script import progress
-from gemma_edge.export.progress_bar import Progress
+from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.runtime.errors import MediaError, UsageError
 from gemma_edge.runtime.generate import Completion
 from gemma_edge.runtime.model import Model
@@ -235,7 +235,7 @@ def run(args: argparse.Namespace) -> int:
     questions = take(read_questions(args.tasks), args.each, args.task)
     model = Model.load(args.bundle, threads=args.threads, keep_encoders=True, log=lambda text: None)
     began, given = time.perf_counter(), []
-    with Progress("questions", len(questions), True, "") as bar:
+    with ProgressBar("questions", len(questions), True, "") as bar:
         for one in answers(model, questions):
             given.append(one)
             bar.advance(1)

@@ -27,14 +27,16 @@ from gemma_edge.export.checkpoint.shards import (
     INDEX_NAME,
     SINGLE_NAME,
     Shard,
-    StoredTensor,
+    ShardTensor,
     close_shards,
     open_indexed,
     open_shard,
     read_into,
 )
-from gemma_edge.export.checkpoint.towers import Encoder, read_encoder, tower_of
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import TensorSpec, tensor_specs, unused_names
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs, unused_names
+from gemma_edge.export.model.gemma3n.gemma3n_towers import read_tower, tower_of
+from gemma_edge.export.model.tensor_spec import TensorSpec
+from gemma_edge.export.model.tower import Tower
 from gemma_edge.runtime.artifacts.modalities import KINDS, Kind
 from gemma_edge.runtime.errors import CheckpointError, GemmaEdgeError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
@@ -84,13 +86,13 @@ class Checkpoint:
     ) -> None:
         self.path, self.config, self.specs = path, config, tensor_specs(config)
         self._shards = shards
-        self.encoders = self._read_encoders(encoders)
-        for encoder in self.encoders.values():
+        self.towers = self._read_encoders(encoders)
+        for encoder in self.towers.values():
             self.specs |= encoder.specs
-        self._where = _locate(shards, self.specs, unused_names(config), set(self.encoders), source)
+        self._where = _locate(shards, self.specs, unused_names(config), set(self.towers), source)
         self._finalizer = weakref.finalize(self, close_shards, shards)
 
-    def _read_encoders(self, wanted: Collection[Kind]) -> dict[Kind, Encoder]:
+    def _read_encoders(self, wanted: Collection[Kind]) -> dict[Kind, Tower]:
         stored = {tower_of(_below_model(tensor.key)) for shard in self._shards for tensor in shard.tensors}
         return described(self.path, [kind for kind in wanted if kind in stored])[1]
 
@@ -261,7 +263,7 @@ def has_weights(path: Path) -> bool:
     return any((path / name).exists() for name in (SINGLE_NAME, INDEX_NAME))
 
 
-def described(path: Path, encoders: Collection[Kind] = KINDS) -> tuple[Gemma3nConfig, dict[Kind, Encoder]]:
+def described(path: Path, encoders: Collection[Kind] = KINDS) -> tuple[Gemma3nConfig, dict[Kind, Tower]]:
     """What config.json says of the text model, and of those of `encoders` that it describes.
 
     Raises:
@@ -274,7 +276,7 @@ def described(path: Path, encoders: Collection[Kind] = KINDS) -> tuple[Gemma3nCo
         return _read_json(path / name) if (path / name).is_file() else {}
 
     kinds = [kind for kind in KINDS if kind in encoders and data.get(f"{kind}_config") is not None]
-    return config, {kind: read_encoder(kind, data, file, processors, config) for kind in kinds}
+    return config, {kind: read_tower(kind, data, file, processors, config) for kind in kinds}
 
 
 def resolve(source: str) -> Path:
@@ -348,11 +350,11 @@ def _locate(
     unused: set[str],
     towers: Collection[Kind],
     source: Path,
-) -> dict[str, tuple[Shard, StoredTensor]]:
+) -> dict[str, tuple[Shard, ShardTensor]]:
     """Canonical name -> where it lies; every spec is found, with its shape and a float dtype, and nothing
     else.
     """
-    where: dict[str, tuple[Shard, StoredTensor]] = {}
+    where: dict[str, tuple[Shard, ShardTensor]] = {}
     for shard in shards:
         for tensor in shard.tensors:
             name = _canonical(tensor.key, towers)

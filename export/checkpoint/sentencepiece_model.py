@@ -22,7 +22,7 @@ GEMMA_PIECES = 262_144
 GEMMA_IMAGE_START = 255_999  # <start_of_image>; <start_of_audio> follows it
 
 
-class Kind(IntEnum):
+class PieceKind(IntEnum):
     """SentencePiece's piece types."""
 
     NORMAL = 1
@@ -36,7 +36,7 @@ class Piece(NamedTuple):
     """One entry of the vocabulary; its id is its position."""
 
     text: str
-    kind: Kind = Kind.NORMAL
+    kind: PieceKind = PieceKind.NORMAL
     score: float = 0.0  # merge priority: higher merges first
 
 
@@ -115,8 +115,12 @@ def synthetic_pieces(count: int) -> list[Piece]:
         ValueError: `count` has no room for the special pieces, bytes and ASCII.
     """
     large = count >= 65_536
-    head = [Piece("<pad>", Kind.CONTROL), Piece("<eos>", Kind.CONTROL), Piece("<bos>", Kind.CONTROL)]
-    head += [Piece("<unk>", Kind.UNKNOWN)]
+    head = [
+        Piece("<pad>", PieceKind.CONTROL),
+        Piece("<eos>", PieceKind.CONTROL),
+        Piece("<bos>", PieceKind.CONTROL),
+    ]
+    head += [Piece("<unk>", PieceKind.UNKNOWN)]
     head += _user_defined(["<mask>", "[multimodal]", *(f"<unused{i}>" for i in range(99))])
     head += _user_defined(["<start_of_turn>", "<end_of_turn>"])
     head += _user_defined("\n" * n for n in range(1, 32 if large else 5))
@@ -125,7 +129,7 @@ def synthetic_pieces(count: int) -> list[Piece]:
         tags = [f"<{tag}>" for tag in HTML] + [f"</{tag}>" for tag in HTML]
         tabs = ["\t" * n for n in range(2, 238 - len(head) - len(tags) + 2)]
         head += _user_defined(tags + tabs)
-    head += [Piece(text, Kind.BYTE) for text in BYTE_PIECES]
+    head += [Piece(text, PieceKind.BYTE) for text in BYTE_PIECES]
     reserved = GEMMA_PIECES - GEMMA_IMAGE_START if count == GEMMA_PIECES else 2
     tail = ["<start_of_image>", "<start_of_audio>", *(f"<unused{i + 99}>" for i in range(reserved - 2))]
     singles = [SPACE, *ASCII, *(chr(i) for low, high in SCRIPTS for i in range(low, high) if large)]
@@ -133,12 +137,12 @@ def synthetic_pieces(count: int) -> list[Piece]:
     if room < 0:
         raise ValueError(f"a synthetic vocabulary needs {count - room} pieces or more, not {count}")
     merged = itertools.islice(dict.fromkeys(itertools.chain(FREQUENT, _syllables())), room)
-    normal = [Piece(text, Kind.NORMAL, -float(rank)) for rank, text in enumerate([*merged, *singles])]
+    normal = [Piece(text, PieceKind.NORMAL, -float(rank)) for rank, text in enumerate([*merged, *singles])]
     return [*head, *normal, *_user_defined(tail)]
 
 
 def _user_defined(texts: Iterable[str]) -> list[Piece]:
-    return [Piece(text, Kind.USER_DEFINED) for text in texts]
+    return [Piece(text, PieceKind.USER_DEFINED) for text in texts]
 
 
 def _syllables() -> Iterator[str]:

@@ -38,7 +38,7 @@ DTYPE_BITS = {
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class ShardTensor:
     """Where one tensor lies: its name in the file, dtype in safetensors' spelling, and byte range."""
 
     key: str
@@ -56,7 +56,7 @@ class Shard:
     fd: int
     size: int
     header: bytes
-    tensors: tuple[StoredTensor, ...]
+    tensors: tuple[ShardTensor, ...]
 
 
 def open_shard(path: Path) -> Shard:
@@ -76,7 +76,7 @@ def open_shard(path: Path) -> Shard:
         raise
 
 
-def _parse_header(path: Path, fd: int, size: int) -> tuple[bytes, tuple[StoredTensor, ...]]:
+def _parse_header(path: Path, fd: int, size: int) -> tuple[bytes, tuple[ShardTensor, ...]]:
     """The checks of the safetensors library: 8 bytes of length, JSON, then contiguous tensors up to the
     last byte.
     """
@@ -130,7 +130,7 @@ def _parse_header(path: Path, fd: int, size: int) -> tuple[bytes, tuple[StoredTe
                 f"{offsets[1] - offsets[0]} bytes",
             )
         base = 8 + length
-        tensors.append(StoredTensor(key, dtype, tuple(shape), base + offsets[0], base + offsets[1]))
+        tensors.append(ShardTensor(key, dtype, tuple(shape), base + offsets[0], base + offsets[1]))
     tensors.sort(key=lambda t: (t.start, t.stop))
     end = 8 + length
     for tensor in tensors:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import sentencepiece
 
 from gemma_edge.export.checkpoint.checkpoint import MAX_SIDE_BYTES, Checkpoint
-from gemma_edge.export.checkpoint.sentencepiece_model import BYTE_PIECES, SPACE, Kind, Piece, build_model
+from gemma_edge.export.checkpoint.sentencepiece_model import BYTE_PIECES, SPACE, Piece, PieceKind, build_model
 from gemma_edge.runtime.errors import TokenizerError
 from gemma_edge.runtime.text_files import read_bytes, read_json
 
@@ -97,10 +97,10 @@ def convert(data: dict[str, Any], config: dict[str, Any], path: Path) -> bytes:
     _check_flags(data, path)
     texts = _texts_by_id(vocab, added, path)
     special = {name: _text(config.get(f"{name}_token")) or text for name, text in SPECIAL_DEFAULTS.items()}
-    kinds = dict.fromkeys(added, Kind.USER_DEFINED)
-    kinds |= dict.fromkeys(special.values(), Kind.CONTROL)
-    kinds |= dict.fromkeys(BYTE_PIECES, Kind.BYTE)
-    kinds[unk] = Kind.UNKNOWN
+    kinds = dict.fromkeys(added, PieceKind.USER_DEFINED)
+    kinds |= dict.fromkeys(special.values(), PieceKind.CONTROL)
+    kinds |= dict.fromkeys(BYTE_PIECES, PieceKind.BYTE)
+    kinds[unk] = PieceKind.UNKNOWN
     if absent := [text for text in BYTE_PIECES if text not in texts]:
         raise TokenizerError(
             path, "model.vocab", f"all 256 byte pieces, {absent[0]} among them", "none", ORIGINAL
@@ -108,14 +108,14 @@ def convert(data: dict[str, Any], config: dict[str, Any], path: Path) -> bytes:
     ranks = _ranks(merges, {text for text in texts if text not in kinds}, path)
     unmerged = -float(len(merges))
     pieces = [
-        Piece(text, kind := kinds.get(text, Kind.NORMAL), _score(kind, ranks.get(text), unmerged))
+        Piece(text, kind := kinds.get(text, PieceKind.NORMAL), _score(kind, ranks.get(text), unmerged))
         for text in texts
     ]
     return build_model(pieces, unk=unk, **special)
 
 
-def _score(kind: Kind, rank: int | None, unmerged: float) -> float:
-    if kind is not Kind.NORMAL:
+def _score(kind: PieceKind, rank: int | None, unmerged: float) -> float:
+    if kind is not PieceKind.NORMAL:
         return 0.0
     return unmerged if rank is None else -float(rank)
 

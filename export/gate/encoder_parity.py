@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
-from gemma_edge.export.checkpoint.towers import Encoder
 from gemma_edge.export.emit.reference.reference_audio import evaluate_audio
 from gemma_edge.export.emit.reference.reference_vision import evaluate_vision
-from gemma_edge.export.gate.parity import run_isolated
-from gemma_edge.export.progress_bar import Progress
+from gemma_edge.export.gate.engine_process import run_isolated
+from gemma_edge.export.model.tower import Tower
+from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
 from gemma_edge.runtime.families.log_mel import LogMel
@@ -40,18 +40,18 @@ def encoder_errors(bundle: Bundle, checkpoint: Checkpoint, *, progress: bool = F
         BundleError: an encoder does not load.
     """
     errors = {}
-    for kind, encoder in checkpoint.encoders.items():
+    for kind, encoder in checkpoint.towers.items():
         if kind not in bundle.modalities:
             continue
         sample = sample_input(encoder)
         with tempfile.TemporaryDirectory(prefix="gemma-edge-") as folder:
             given, out = Path(folder) / "input.npy", Path(folder) / "rows.npy"
             np.save(given, sample)
-            with Progress(f"running the {kind} encoder", 0, progress):
+            with ProgressBar(f"running the {kind} encoder", 0, progress):
                 run_isolated(bundle.path, write_soft_tokens, kind, given, out)
             theirs = np.load(out)
         total = sum(spec.size for spec in encoder.specs.values())
-        with Progress(f"running the {kind} reference", total, progress, "weights") as bar:
+        with ProgressBar(f"running the {kind} reference", total, progress, "weights") as bar:
             if isinstance(encoder.config, VisionConfig):
                 ours = evaluate_vision(checkpoint, encoder.config, sample, progress=bar.advance)
             else:
@@ -66,7 +66,7 @@ def relative_error(got: Array, expected: Array) -> float:
     return float(difference / size)
 
 
-def sample_input(encoder: Encoder) -> Array:
+def sample_input(encoder: Tower) -> Array:
     """What is encoded: (3, size, size) pixels, or (frames, bins) of log-mel; the same every time."""
     random = np.random.default_rng(0)
     if isinstance(encoder.config, VisionConfig):

@@ -8,15 +8,10 @@ an error here, and its memory is no part of the exporter's.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import multiprocessing
-import signal
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +20,15 @@ from numpy.typing import NDArray
 
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint, resolve
 from gemma_edge.export.emit.reference.reference_text import evaluate_blocks
+from gemma_edge.export.gate.encoder_parity import encoder_errors
+from gemma_edge.export.gate.engine_process import run_isolated
 from gemma_edge.export.gate.gate_prompts import prompt_ids
 from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
-from gemma_edge.export.progress_bar import Progress
+from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.weights.recipe import Bounds
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.modalities import KINDS
-from gemma_edge.runtime.errors import BundleError, ConfigError, ParityError, UsageError
+from gemma_edge.runtime.errors import ConfigError, ParityError, UsageError
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 
 Array = NDArray[np.float32]
@@ -86,12 +83,10 @@ def verify_bundle(
         UsageError: the text is too short to compare anything.
     """
     opened = Bundle.open(bundle)
-    with Progress("checking hashes", sum(f.bytes for f in opened.files.values()), progress, "B") as bar:
+    with ProgressBar("checking hashes", sum(f.bytes for f in opened.files.values()), progress, "B") as bar:
         opened.check_hashes(bar.advance)
-    from gemma_edge.export.gate.encoder_parity import encoder_errors
-
     with Checkpoint.open(resolve(str(source)), [k for k in KINDS if k in opened.modalities]) as checkpoint:
-        same = [opened.modalities[k].config == e.config for k, e in checkpoint.encoders.items()]
+        same = [opened.modalities[k].config == e.config for k, e in checkpoint.towers.items()]
         if checkpoint.config != opened.config or not all(same) or len(same) != len(opened.modalities):
             raise ConfigError(
                 checkpoint.path / "config.json",
@@ -135,11 +130,11 @@ def verify_sequences(
     )
     with tempfile.TemporaryDirectory(prefix="gemma-edge-") as folder:
         path = Path(folder) / "logits.f32"
-        with Progress("running the bundle", 0, progress):
+        with ProgressBar("running the bundle", 0, progress):
             run_isolated(bundle.path, write_bundle_logits, sequences, path)
         rows = sum(map(len, sequences))
         theirs = np.memmap(path, dtype=np.float32, mode="r", shape=(rows, bundle.config.vocab_size))
-        with Progress("running the reference", weights, progress, "weights") as bar:
+        with ProgressBar("running the reference", weights, progress, "weights") as bar:
             comparison = _Comparison(sequences, [start for _, start in chosen])
             for block in evaluate_blocks(checkpoint, sequences, progress=bar.advance):
                 comparison.add(block, theirs)
@@ -163,10 +158,7 @@ def check_bounds(agreement: Agreement, bounds: Bounds) -> None:
         if bounds.encoder is not None and not error <= bounds.encoder:
             failures.append(f"the {kind} encoder is off by {error:.3g}, the bound is {bounds.encoder:g}")
     if failures:
-        raise ParityError(
-            f"the export does not agree with its checkpoint: {'; '.join(failures)}. Nothing was published. "
-            "A recipe with more bits or smaller groups is closer; --no-verify publishes as it is"
-        )
+        raise ParityError(f"the bundle does not agree with its checkpoint: {'; '.join(failures)}")
 
 
 class _Comparison:
@@ -219,54 +211,6 @@ class _Comparison:
 def _log_softmax(x: Array) -> NDArray[np.float64]:
     shifted = x.astype(np.float64) - float(x.max())
     return shifted - math.log(float(np.exp(shifted).sum()))
-
-
-def run_isolated(path: Path, function: Callable[..., None], *args: Any) -> None:
-    """Calls `function(path, *args)` in a process of its own, and raises here what it raises there.
-
-    Raises:
-        BundleError: the process died; `path` is the bundle's.
-    """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(sender, function, path, *args))
-    with _interrupts_ignored():  # which the process inherits: Ctrl-C is for this one to handle
-        process.start()
-    sender.close()
-    try:
-        error = receiver.recv()
-    except EOFError:
-        raise BundleError(
-            path, "engine", "a run to its end", "the engine's process died", "Is there enough memory?"
-        ) from None
-    finally:
-        process.kill()
-        process.join()
-        receiver.close()
-    if error is not None:
-        raise error
-
-
-def _work(sender: Connection, function: Callable[..., None], *args: Any) -> None:
-    """In the other process: calls the function and sends what it raises, or None."""
-    try:
-        function(*args)
-    except Exception as error:
-        sender.send(error)
-    else:
-        sender.send(None)
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's, and so are their handlers
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def write_bundle_logits(path: Path, sequences: Sequence[Sequence[int]], out: Path) -> None:

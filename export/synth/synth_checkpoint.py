@@ -32,7 +32,7 @@ from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import (
     tensor_specs,
     unused_names,
 )
-from gemma_edge.export.progress_bar import Progress
+from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.synth.synth_towers import (
     TOWERS,
     audio_json,
@@ -160,7 +160,7 @@ def synthesize(
         for name, content in files.items():
             (temporary / name).write_bytes(content)
         prefix = "model.language_model." if multimodal_layout else "model."
-        with Progress("weights", 2 * parameters, progress, "B") as bar:
+        with ProgressBar("weights", 2 * parameters, progress, "B") as bar:
             _write_weights(temporary, tensors, prefix, seed, bar.advance)
         os.rename(temporary, path)
     except OSError as error:

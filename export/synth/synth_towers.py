@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from gemma_edge.export.model.gemma3n.gemma3n_audio_tensors import PER_DIM_SCALE, audio_specs
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import TensorSpec
 from gemma_edge.export.model.gemma3n.gemma3n_vision_tensors import TOWER, vision_specs
 from gemma_edge.export.model.gemma3n.modality_embedder import TABLE
+from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
 from gemma_edge.runtime.families.gemma3n_vision_config import ARCHITECTURE, VisionConfig
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.export.emit.reference.reference_text import Array, WeightSource, evaluate
+from gemma_edge.export.emit.reference.reference_text import Array, evaluate
+from gemma_edge.export.model.weight_source import WeightSource
 
 MARGIN = 2.0  # headroom over the largest magnitude seen
 MAX_INT8 = 127

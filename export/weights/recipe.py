@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeGuard, cast
 
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import Part, TensorSpec
+from gemma_edge.export.model.tensor_spec import Part, TensorSpec
 from gemma_edge.export.weights.quantize import Clip
 from gemma_edge.runtime.errors import ConfigError, UsageError
 from gemma_edge.runtime.text_files import read_json
@@ -37,6 +37,7 @@ MIN_GROUP, MAX_GROUP = 16, 256  # what ONNX Runtime's kernels take
 CHANNELWISE = "channelwise"
 
 KvCache = Literal["fp32", "int8"]
+KV_CACHES: tuple[KvCache, ...] = ("fp32", "int8")
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class _Parser:
             parts={part: self.precision(f"parts.{part}", parts[part]) for part in PARTS},
             bounds=self.bounds(),
             clip=cast(Clip, self.choice("clip", "mse", ("mse", "none"))),
-            kv_cache=cast(KvCache, self.choice("kv_cache", "fp32", ("fp32", "int8"))),
+            kv_cache=cast(KvCache, self.choice("kv_cache", "fp32", KV_CACHES)),
         )
 
     def precision(self, field: str, value: object) -> Precision:

@@ -18,8 +18,8 @@ from gemma_edge.export.checkpoint.sentencepiece_model import (
     ASCII,
     BYTE_PIECES,
     SPACE,
-    Kind,
     Piece,
+    PieceKind,
     build_model,
 )
 from gemma_edge.export.synth.synth_checkpoint import CHAT_TEMPLATE
@@ -159,21 +159,25 @@ def train_tokenizer(texts: Iterable[str]) -> bytes:
 
     Digits are pieces of their own; ids of special and unused pieces are Gemma's up to <end_of_turn>.
     """
-    head = [Piece("<pad>", Kind.CONTROL), Piece("<eos>", Kind.CONTROL), Piece("<bos>", Kind.CONTROL)]
-    head += [Piece("<unk>", Kind.UNKNOWN), *_symbols("<mask>", "[multimodal]")]
+    head = [
+        Piece("<pad>", PieceKind.CONTROL),
+        Piece("<eos>", PieceKind.CONTROL),
+        Piece("<bos>", PieceKind.CONTROL),
+    ]
+    head += [Piece("<unk>", PieceKind.UNKNOWN), *_symbols("<mask>", "[multimodal]")]
     head += _symbols(*(f"<unused{i}>" for i in range(99)), "<start_of_turn>", "<end_of_turn>")
     head += _symbols("\n", "\n\n", "\n\n\n", SPACE * 2, SPACE * 4)
-    head += [Piece(text, Kind.BYTE) for text in BYTE_PIECES]
+    head += [Piece(text, PieceKind.BYTE) for text in BYTE_PIECES]
     tail = _symbols("<start_of_image>", "<start_of_audio>")
     singles = [SPACE, *ASCII]
     room = PIECES - len(head) - len(singles) - len(tail)
-    merges = [Piece(text, Kind.NORMAL, -float(rank)) for rank, text in enumerate(_merges(texts, room))]
-    letters = [Piece(text, Kind.NORMAL, -float(room + rank)) for rank, text in enumerate(singles)]
+    merges = [Piece(text, PieceKind.NORMAL, -float(rank)) for rank, text in enumerate(_merges(texts, room))]
+    letters = [Piece(text, PieceKind.NORMAL, -float(room + rank)) for rank, text in enumerate(singles)]
     return build_model([*head, *merges, *letters, *tail])
 
 
 def _symbols(*texts: str) -> list[Piece]:
-    return [Piece(text, Kind.USER_DEFINED) for text in texts]
+    return [Piece(text, PieceKind.USER_DEFINED) for text in texts]
 
 
 def _merges(texts: Iterable[str], count: int) -> list[str]:

@@ -123,6 +123,14 @@ class ChatTemplate:
             raise self._error("a template that renders", f"{type(error).__name__}: {error}") from None
         return "".join(pieces)
 
+    def check(self) -> None:
+        """Compiles the template.
+
+        Raises:
+            BundleError: the template is malformed.
+        """
+        _ = self._template
+
     @cached_property
     def _template(self) -> Template:
         import jinja2

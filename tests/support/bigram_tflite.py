@@ -209,16 +209,16 @@ def _shape(graph: TinyGraph, shape: tuple[int, ...]) -> int:
 def write_models(
     folder: Path, config: Gemma3nConfig, *, context: int = 64, head: NDArray[np.int8] | None = None
 ) -> dict[str, Path]:
-    """The three models as files; the keys are the arguments of `write_litertlm`."""
+    """The three models as files, by model type, in the order of a .litertlm."""
     embedding, default = bigram(config)
     head = default if head is None else head
     rows = np.zeros((config.vocab_size, config.ple_row_size), np.int8)
     per_layer = (config.num_hidden_layers, config.hidden_size_per_layer_input)
     models = {
-        "prefill_decode": decoder_bytes(config, head, context=context),
         "embedder": embedder_bytes(embedding, (config.hidden_size,)),
         "per_layer_embedder": embedder_bytes(rows, per_layer),
+        "prefill_decode": decoder_bytes(config, head, context=context),
     }
     for name, data in models.items():
         (folder / f"{name}.tflite").write_bytes(data)
-    return {name: folder / f"{name}.tflite" for name in models}
+    return {f"tf_lite_{name}": folder / f"{name}.tflite" for name in models}

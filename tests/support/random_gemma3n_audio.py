@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gemma_edge.export.emit.onnx.onnx_audio import emit_audio
 from gemma_edge.export.emit.reference.audio_folding import FoldedAudio
 from gemma_edge.export.model.gemma3n.gemma3n_audio_tensors import EMBEDDER, TOWER, audio_specs
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import TensorSpec
+from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.export.weights.recipe import load_recipe
 from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig

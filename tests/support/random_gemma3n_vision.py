@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import TensorSpec
 from gemma_edge.export.model.gemma3n.gemma3n_vision_tensors import TOWER, vision_specs
+from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.export.synth.synth_checkpoint import BLOCK, RandomTensor, random_block
 from gemma_edge.export.synth.synth_towers import vision_moments
 from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig

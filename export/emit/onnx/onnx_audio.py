@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from gemma_edge.export.emit.onnx.external_data import ExternalData
 from gemma_edge.export.emit.onnx.onnx_graph import ACCURACY_FP32, FLOAT, OnnxGraph
 from gemma_edge.export.model.audio_ops import LocalWindow
 from gemma_edge.export.model.gemma3n import gemma3n_audio as audio
 from gemma_edge.export.model.gemma3n.gemma3n_audio_tensors import folded_specs
 from gemma_edge.export.model.ops import Weight
-from gemma_edge.export.weights.external_data import ExternalData
 from gemma_edge.export.weights.recipe import Recipe
 from gemma_edge.runtime.families.gemma3n_audio_config import RMS_NORM_EPS, AudioConfig
 from gemma_edge.runtime.media.audio_encoder import MAX_FRAMES

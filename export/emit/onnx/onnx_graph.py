@@ -1,4 +1,4 @@
-"""ONNX graphs by hand: nodes, constants, weights beside the graph, and the operations that all models use.
+"""ONNX graphs under construction: nodes, constants, weights beside the graph, and operations of all models.
 
 `OnnxGraph` is `BaseOps` over edge names, for ONNX Runtime on CPU. Values have a batch axis of 1 before the
 axes that the description thinks of.
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import TensorSpec
+from gemma_edge.export.emit.onnx.external_data import ExternalData
 from gemma_edge.export.model.ops import Weight
-from gemma_edge.export.weights.external_data import ExternalData
+from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.export.weights.recipe import FP32, Recipe
 
 MS = "com.microsoft"
@@ -195,3 +195,8 @@ class OnnxGraph:
 
 def value_info(name: str, data_type: int, shape: list[int | str]) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, data_type, shape)
+
+
+def serialize(model: ModelProto) -> bytes:
+    """The bytes of a model. Weights are external, so they stay far below protobuf's limit of 2 GB."""
+    return bytes(model.SerializeToString(deterministic=True))

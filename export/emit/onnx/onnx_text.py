@@ -28,12 +28,13 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, helper
 
+from gemma_edge.export.emit.onnx.external_data import ExternalData
 from gemma_edge.export.emit.onnx.onnx_graph import FLOAT, INT8, INT32, INT64, MS, OnnxGraph, value_info
 from gemma_edge.export.model.gemma3n import gemma3n_text as text
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import Part, tensor_specs
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
 from gemma_edge.export.model.ops import HeadProjection
+from gemma_edge.export.model.tensor_spec import Part
 from gemma_edge.export.weights.calibrate import KvScales
-from gemma_edge.export.weights.external_data import ExternalData
 from gemma_edge.export.weights.recipe import FP32, Recipe
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.errors import UsageError
@@ -64,19 +65,11 @@ def emit_decoder(
             enough to plan with.
 
     Raises:
-        UsageError: ONNX Runtime's attention does not take this shape of head.
+        UsageError: ONNX Runtime cannot run it; see `unsupported`.
     """
-    if config.head_dim % HEAD_DIM_MULTIPLE:
-        raise UsageError(
-            f"head_dim = {config.head_dim}: ONNX Runtime's GroupQueryAttention takes multiples of "
-            f"{HEAD_DIM_MULTIPLE} only"
-        )
-    if part := recipe.channelwise:
-        raise UsageError(
-            f"recipe {recipe.name}: {part} is channel-wise, which ONNX Runtime's MatMulNBits does not take: "
-            "give it a group, or export with --format tflite"
-        )
-    ops = OnnxOps(config, recipe, ExternalData(data_location), kv_scales or {})
+    if reason := unsupported(config, recipe):
+        raise UsageError(reason)
+    ops = OnnxOps(config, recipe, ExternalData(data_location, tensor_specs(config)), kv_scales or {})
     embeddings = ops.input("inputs_embeds", FLOAT, [1, "tokens", config.hidden_size])
     width = config.hidden_size_per_layer_input
     low = ops.input("ple_low", FLOAT, [1, "tokens", config.first_shared_layer * width])
@@ -87,6 +80,21 @@ def emit_decoder(
     text.decoder(ops, config, embeddings, low, high)
     ops.output("logits", FLOAT, [1, "wanted", config.vocab_size])
     return EmittedDecoder(ops.model("gemma3n_decoder"), ops.data)
+
+
+def unsupported(config: Gemma3nConfig, recipe: Recipe) -> str | None:
+    """Why ONNX Runtime cannot run this model in this precision, or None."""
+    if config.head_dim % HEAD_DIM_MULTIPLE:
+        return (
+            f"head_dim = {config.head_dim}: ONNX Runtime's GroupQueryAttention takes multiples of "
+            f"{HEAD_DIM_MULTIPLE} only"
+        )
+    if part := recipe.channelwise:
+        return (
+            f"recipe {recipe.name}: {part} is channel-wise, which ONNX Runtime's MatMulNBits does not take: "
+            "give it a group, or export with --format tflite"
+        )
+    return None
 
 
 class OnnxOps(OnnxGraph):
@@ -220,10 +228,6 @@ class OnnxOps(OnnxGraph):
         ones = np.ones(shape, np.float32)
         scales = self.kv_scales.get(layer, KvScales(ones, ones))
         return [self.constant(scales.key), self.constant(scales.value)]
-
-    def empty_keys(self) -> str:
-        """f32 (1, 0, kv width)."""
-        return self.constant(np.zeros((1, 0, self.config.key_value_size)))
 
     def declare_cache(self) -> None:
         c = self.config

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto
 
+from gemma_edge.export.emit.onnx.external_data import ExternalData
 from gemma_edge.export.emit.onnx.onnx_graph import ACCURACY_FP32, FLOAT, MS, OnnxGraph
 from gemma_edge.export.model.gemma3n import gemma3n_vision as vision
 from gemma_edge.export.model.gemma3n.gemma3n_vision_tensors import vision_specs
 from gemma_edge.export.model.ops import Weight
-from gemma_edge.export.weights.external_data import ExternalData
 from gemma_edge.export.weights.recipe import Recipe
 from gemma_edge.runtime.families.gemma3n_vision_config import RMS_NORM_EPS, VisionConfig
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gemma_edge.export.emit.reference.reference_text import Array, ArrayOps, WeightSource
+from gemma_edge.export.emit.reference.reference_text import Array, ArrayOps
 from gemma_edge.export.model.gemma3n import gemma3n_audio as audio
 from gemma_edge.export.model.gemma3n import modality_embedder as embedder
 from gemma_edge.export.model.gemma3n.gemma3n_audio_tensors import (
@@ -18,6 +18,7 @@ from gemma_edge.export.model.gemma3n.gemma3n_audio_tensors import (
     layer_of,
 )
 from gemma_edge.export.model.ops import Weight, Weights
+from gemma_edge.export.model.weight_source import WeightSource
 from gemma_edge.runtime.families.gemma3n_audio_config import RMS_NORM_EPS, AudioConfig
 
 

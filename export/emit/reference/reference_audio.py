@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.export.emit.reference.audio_folding import FoldedAudio
-from gemma_edge.export.emit.reference.reference_text import Array, ArrayOps, WeightSource
+from gemma_edge.export.emit.reference.reference_text import Array, ArrayOps
 from gemma_edge.export.model.audio_ops import LocalWindow
 from gemma_edge.export.model.gemma3n import gemma3n_audio as audio
 from gemma_edge.export.model.gemma3n.gemma3n_audio_tensors import folded_specs
 from gemma_edge.export.model.ops import Weight
+from gemma_edge.export.model.weight_source import WeightSource
 from gemma_edge.runtime.families.gemma3n_audio_config import RMS_NORM_EPS, AudioConfig
 
 MASKED = np.finfo(np.float32).min

@@ -10,34 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.export.model.gemma3n import gemma3n_text as text
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import (
-    EMBEDDING_NAME,
-    PLE_NAME,
-    TensorSpec,
-    tensor_specs,
-)
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME, tensor_specs
 from gemma_edge.export.model.ops import HeadProjection, Weight
+from gemma_edge.export.model.tensor_spec import TensorSpec
+from gemma_edge.export.model.weight_source import WeightSource, read_weight
 from gemma_edge.runtime.engines.rope import rotary_tables
-from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
 Array = NDArray[np.float32]
 BLOCK_BYTES = 64 << 20  # fp32 bytes of a weight that are in memory at once
 LOGIT_ROWS = 128
-
-
-class WeightSource(Protocol):
-    """Where weights come from: a checkpoint, or a dictionary in a test."""
-
-    config: Gemma3nConfig
-
-    def read(self, name: str) -> Array: ...
-    def rows(self, name: str, start: int, stop: int) -> Array: ...
 
 
 def evaluate(
@@ -90,12 +77,6 @@ def evaluate_blocks(
     hidden = text.hidden_states(ops, config, embeddings, ple[:, :split], high)
     for row in range(0, len(hidden), LOGIT_ROWS):
         yield text.logits(ops, config, hidden[row : row + LOGIT_ROWS])
-
-
-def read_weight(source: WeightSource, weight: Weight) -> Array:
-    """What a reference stands for, fp32."""
-    array = source.rows(weight.name, *weight.rows) if weight.rows else source.read(weight.name)
-    return array if weight.factor == 1.0 else array * np.float32(weight.factor)
 
 
 def gather(source: WeightSource, name: str, ids: NDArray[np.int64]) -> Array:

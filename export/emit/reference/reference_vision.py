@@ -12,18 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gemma_edge.export.emit.reference.reference_text import (
-    ACTIVATIONS,
-    BLOCK_BYTES,
-    Array,
-    ArrayOps,
-    WeightSource,
-)
+from gemma_edge.export.emit.reference.reference_text import ACTIVATIONS, BLOCK_BYTES, Array, ArrayOps
 from gemma_edge.export.model.gemma3n import gemma3n_vision as vision
 from gemma_edge.export.model.gemma3n import modality_embedder as embedder
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import TensorSpec
 from gemma_edge.export.model.gemma3n.gemma3n_vision_tensors import EMBEDDER, vision_specs
 from gemma_edge.export.model.ops import Weight, Weights
+from gemma_edge.export.model.tensor_spec import TensorSpec
+from gemma_edge.export.model.weight_source import WeightSource
 from gemma_edge.runtime.families.gemma3n_vision_config import RMS_NORM_EPS, VisionConfig
 
 

@@ -22,11 +22,13 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import ArrayLike, NDArray
 
-from gemma_edge.export.emit.reference.reference_text import WeightSource
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import Part, TensorSpec
 from gemma_edge.export.model.ops import Weight
+from gemma_edge.export.model.tensor_spec import Part, TensorSpec
+from gemma_edge.export.model.weight_source import WeightSource
 from gemma_edge.export.publish import PatchableOutput
-from gemma_edge.export.weights.external_data import (
+from gemma_edge.export.weights.quantize import Clip, quantize_stream
+from gemma_edge.export.weights.recipe import FP32, Precision
+from gemma_edge.export.weights.stored_tensor import (
     PAGE,
     SMALL_ALIGNMENT,
     Region,
@@ -35,8 +37,6 @@ from gemma_edge.export.weights.external_data import (
     report,
     row_chunks,
 )
-from gemma_edge.export.weights.quantize import Clip, quantize_stream
-from gemma_edge.export.weights.recipe import FP32, Precision
 
 IDENTIFIER = b"TFL3"
 SCHEMA_VERSION = 3
@@ -205,10 +205,10 @@ class TfliteFile:
     """One .tflite: add graphs, then `layout` it, then `write` it. A plan needs `tensors` and `size`.
 
     Args:
-        specs: the tensors that its weights come from; None for those of the text model.
+        specs: the tensors that its weights come from.
     """
 
-    def __init__(self, specs: Mapping[str, TensorSpec] | None = None) -> None:
+    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
         self.specs = specs
         self.orders: dict[str, tuple[int, ...]] = {}  # of the axes of convolutions' weights
         self.graphs: list[Graph] = []

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from gemma_edge.export.emit.tflite.tflite_file import Graph
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import TensorSpec
 from gemma_edge.export.model.ops import Weight
+from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.export.weights.recipe import FP32, Recipe
 
 SAME, VALID = 0, 1  # Padding of the schema

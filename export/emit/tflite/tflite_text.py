@@ -35,8 +35,9 @@ import numpy as np
 from gemma_edge.export.emit.tflite.tflite_file import Graph, TfliteFile
 from gemma_edge.export.emit.tflite.tflite_ops import TfliteGraphOps
 from gemma_edge.export.model.gemma3n import gemma3n_text as text
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME, Part, tensor_specs
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME, tensor_specs
 from gemma_edge.export.model.ops import HeadProjection, Weight
+from gemma_edge.export.model.tensor_spec import Part
 from gemma_edge.export.weights.recipe import FP32, Recipe
 from gemma_edge.runtime.engines.kv_cache import window_capacity
 from gemma_edge.runtime.engines.rope import rotary_tables
@@ -63,7 +64,7 @@ def emit_decoder(
         context: tokens of KV cache; fixed in the file.
         prefill: numbers of tokens, each a signature.
     """
-    file = TfliteFile()
+    file = TfliteFile(tensor_specs(config))
     for tokens in (*sorted(set(prefill)), 0):
         graph = file.graph(f"prefill_{tokens}" if tokens else "decode")
         ops = TfliteOps(graph, config, recipe, tokens or 1, context, layout)
@@ -90,7 +91,7 @@ def emit_per_layer_embedder(config: Gemma3nConfig, recipe: Recipe) -> TfliteFile
 def _emit_lookup(
     config: Gemma3nConfig, recipe: Recipe, signature: str, name: str, scale: float, shape: tuple[int, ...]
 ) -> TfliteFile:
-    file = TfliteFile()
+    file = TfliteFile(tensor_specs(config))
     graph = file.graph(signature)
     spec = tensor_specs(config)[name]
     ids = graph.input("token_ids", (1, 1), "int32")

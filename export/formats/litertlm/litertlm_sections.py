@@ -14,65 +14,65 @@ other models use for that, only bring the rows into the form that LiteRT-LM puts
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.export.checkpoint.towers import Encoder
-from gemma_edge.export.emit.reference.reference_text import WeightSource
+from gemma_edge.export.emit.reference.tower_weights import graph_weights, token_table
 from gemma_edge.export.emit.tflite.tflite_audio import BOOL, FLOAT
 from gemma_edge.export.emit.tflite.tflite_file import TfliteFile
-from gemma_edge.export.formats.onnx.onnx_encoder_files import weight_source
-from gemma_edge.export.formats.tflite.tflite_bundle import GRAPHS, emit_encoder
-from gemma_edge.export.weights.recipe import Recipe
-from gemma_edge.runtime.artifacts.litertlm_reader import (
-    AUDIO_ADAPTER,
-    AUDIO_ENCODER,
-    END_OF_AUDIO,
-    VISION_ADAPTER,
-    VISION_ENCODER,
-)
+from gemma_edge.export.emit.tflite.tflite_text import emit_embedder, emit_per_layer_embedder
+from gemma_edge.export.formats.export_format import ExportJob
+from gemma_edge.export.formats.tflite.tflite_encoders import emit_encoder
+from gemma_edge.export.model.tower import Tower
+from gemma_edge.export.model.weight_source import WeightSource
+from gemma_edge.runtime.artifacts.litertlm_bundle import AUDIO as AUDIO_FILE
+from gemma_edge.runtime.artifacts.litertlm_bundle import ENCODER_SECTIONS, SECTIONS
+from gemma_edge.runtime.artifacts.litertlm_bundle import VISION as VISION_FILE
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.artifacts.tflite_check import FEATURES, MASK, VISION
-from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
-from gemma_edge.runtime.families.log_mel import LogMel
 
-NEWLINES = "\n\n"  # around an image or a clip, as the model was trained
+# Files of the sections of an encoder; `ENCODER_SECTIONS` of the runtime has the model type of each.
+SECTION_FILES: dict[Kind, tuple[str, ...]] = {
+    "vision": (VISION_FILE, "vision_adapter.tflite"),
+    "audio": (AUDIO_FILE, "audio_adapter.tflite", "end_of_audio.tflite"),
+}
 
 
 @dataclass(frozen=True)
 class Section:
-    """A model of a .litertlm, under its model type, and what its weights are written from."""
+    """A model of a .litertlm, and the source of its weights."""
 
-    model_type: str
     model: TfliteFile
     source: WeightSource
 
 
-def encoder_sections(
-    encoders: Mapping[Kind, Encoder], recipe: Recipe, checkpoint: WeightSource
-) -> dict[str, Section]:
-    """The sections of some encoders, by their names as files; reads only the token tables."""
-    sections = {}
-    for kind, encoder in encoders.items():
-        source = weight_source(encoder, checkpoint)
-        end = encoder.token_table(checkpoint)[encoder.end_id - encoder.config.vocab_offset]
-        rows = encoder.config.soft_tokens
+def section_types(towers: Mapping[Kind, Tower]) -> dict[str, str]:
+    """Model types of all models, by their names as files, in the order in which they are written."""
+    files = [*SECTIONS, *(file for kind in towers for file in SECTION_FILES[kind])]
+    kinds = SECTIONS | ENCODER_SECTIONS
+    return {file: kinds[file][1] for file in files if kinds[file][0] == "TFLiteModel"}
+
+
+def model_sections(job: ExportJob, decoder: TfliteFile, checkpoint: WeightSource) -> dict[str, Section]:
+    """The models by the names of `section_types`; reads only the token tables of encoders."""
+    models = (decoder, emit_embedder(job.config, job.recipe), emit_per_layer_embedder(job.config, job.recipe))
+    sections = {
+        file: Section(model, checkpoint) for file, model in zip(section_types({}), models, strict=True)
+    }
+    for kind, tower in job.towers.items():
+        source = graph_weights(tower, checkpoint)
+        end = token_table(tower, checkpoint)[tower.end_id - tower.config.vocab_offset]
+        rows = tower.config.soft_tokens
         # LiteRT-LM takes an audio encoder of one signature.
-        model = emit_encoder(encoder, recipe, one_length=True)
+        encoder = emit_encoder(tower, job.recipe, one_length=True)
         if kind == "vision":
-            sections[GRAPHS[kind]] = Section(VISION_ENCODER, model, source)
-            sections["vision_adapter.tflite"] = Section(VISION_ADAPTER, emit_end_row(rows, end), source)
+            parts = [encoder, emit_end_row(rows, end)]
         else:
-            sections[GRAPHS[kind]] = Section(AUDIO_ENCODER, model, source)
-            adapter = emit_audio_adapter(rows, len(end))
-            sections["audio_adapter.tflite"] = Section(AUDIO_ADAPTER, adapter, source)
-            sections["end_of_audio.tflite"] = Section(END_OF_AUDIO, emit_row(end), source)
+            parts = [encoder, emit_audio_adapter(rows, len(end)), emit_row(end)]
+        sections |= {f: Section(m, source) for f, m in zip(SECTION_FILES[kind], parts, strict=True)}
     return sections
 
 
@@ -116,59 +116,3 @@ def emit_row(row: NDArray[np.float32]) -> TfliteFile:
     graph.outputs["rows"] = graph.op("MUL", [constant, graph.constant([1.0])], shape, "MulOptions")
     file.layout()
     return file
-
-
-def describe_encoders(metadata: Any, encoders: Mapping[Kind, Encoder], pieces: Mapping[int, str]) -> None:
-    """Tells LiteRT-LM how images and clips are prepared and surrounded.
-
-    With images alone the model is `gemma3n`. With audio it is a `generic_model` that says all there is to
-    say: what LiteRT-LM hears for `gemma3n` is normalized by constants that no checkpoint has.
-
-    Args:
-        metadata: the LlmMetadata.
-        pieces: texts of the tokens around and instead of images and clips, by id.
-    """
-    if not encoders:
-        metadata.llm_model_type.gemma3n.SetInParent()
-        return
-    vision, audio = encoders.get("vision"), encoders.get("audio")
-    if vision and not audio and isinstance(vision.config, VisionConfig):
-        described = metadata.llm_model_type.gemma3n
-        described.image_tensor_height = described.image_tensor_width = vision.config.image_size
-        described.start_of_image_token.token_str = pieces[vision.begin_id]
-        described.end_of_image_token.token_str = pieces[vision.end_id]
-        return
-    generic = metadata.llm_model_type.generic_model
-    generic.delimiter_regex = "(" + "|".join(re.escape(pieces[e.soft_id]) for e in encoders.values()) + ")"
-    if vision and isinstance(vision.config, VisionConfig):
-        generic.image_enabled = True
-        generic.image_token_regex = re.escape(pieces[vision.soft_id])
-        generic.image_tensor_height = generic.image_tensor_width = vision.config.image_size
-        generic.start_of_image_token.token_str = pieces[vision.begin_id]
-        generic.end_of_image_token.token_str = pieces[vision.end_id]
-        generic.image_prefix = generic.image_suffix = NEWLINES
-        generic.add_image_end = False  # it is one of the adapter's rows
-    if audio:
-        generic.audio_enabled = True
-        generic.audio_token_regex = re.escape(pieces[audio.soft_id])
-        generic.start_of_audio_token.token_str = pieces[audio.begin_id]
-        generic.end_of_audio_token.token_str = pieces[audio.end_id]
-        generic.audio_prefix = generic.audio_suffix = NEWLINES
-        generic.add_audio_end = True
-        _describe_features(generic, LogMel.from_dict(audio.preprocessor))
-
-
-def _describe_features(generic: Any, log_mel: LogMel) -> None:
-    generic.audio_sample_rate_hz, generic.audio_num_channels = log_mel.sampling_rate, 1
-    generic.audio_frame_length, generic.audio_hop_length = log_mel.frame_length, log_mel.hop_length
-    generic.audio_fft_length = log_mel.fft_length
-    generic.audio_input_scale = log_mel.input_scale_factor
-    generic.audio_pre_emphasis_factor = log_mel.preemphasis
-    generic.audio_num_mel_bins = log_mel.feature_size
-    generic.audio_mel_low_hz, generic.audio_mel_high_hz = log_mel.min_frequency, log_mel.max_frequency
-    # LiteRT-LM cuts the logarithm, not what it is taken of.
-    generic.audio_mel_floor = math.log(log_mel.mel_floor)
-    generic.audio_normalize_mel = generic.audio_add_floor_to_mel_before_log = False
-    generic.audio_semicausal_padding = generic.audio_non_zero_hanning = False
-    generic.audio_periodic_hanning = True
-    generic.audio_fft_padding_type = 1  # zeros behind the frame

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import Part, TensorSpec
 from gemma_edge.export.model.gemma3n.modality_embedder import LINEAR, TABLE, embedder_specs
+from gemma_edge.export.model.tensor_spec import Part, TensorSpec
 from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
 
 TOWER, EMBEDDER = "audio_tower.", "embed_audio."

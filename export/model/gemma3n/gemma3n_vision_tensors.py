@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import Part, TensorSpec
 from gemma_edge.export.model.gemma3n.modality_embedder import LINEAR, embedder_specs
+from gemma_edge.export.model.tensor_spec import Part, TensorSpec
 from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
 
 TOWER, EMBEDDER = "vision_tower.timm_model.", "embed_vision."
@@ -95,6 +95,22 @@ def fused_channels(config: VisionConfig) -> int:
 
 def out_channels(block: Block) -> int:
     return block.channels if isinstance(block, MobileAttention) else block.out
+
+
+def largest_map(config: VisionConfig) -> int:
+    """Elements of the largest feature map of an image."""
+    side = config.image_size // 2  # after the stem
+    largest = stem_channels(config) * side * side
+    for stage in stages(config):
+        for block in stage:
+            if isinstance(block, MobileAttention):
+                continue
+            if isinstance(block, EdgeResidual):
+                side //= block.stride  # strides are the expanding layer's
+            largest = max(largest, block.expanded * side * side)
+            if isinstance(block, InvertedResidual):
+                side //= block.stride
+    return largest
 
 
 class _Builder:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeVar
 
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import Part, TensorSpec
 from gemma_edge.export.model.ops import BaseOps, Weights
+from gemma_edge.export.model.tensor_spec import Part, TensorSpec
 
 T = TypeVar("T")
 

@@ -8,60 +8,27 @@ streams one tensor after the other in row chunks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from gemma_edge.export.emit.reference.reference_text import WeightSource, read_weight
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import Part, TensorSpec, tensor_specs
 from gemma_edge.export.model.ops import Weight
+from gemma_edge.export.model.tensor_spec import Part, TensorSpec
+from gemma_edge.export.model.weight_source import WeightSource
 from gemma_edge.export.publish import Output
 from gemma_edge.export.weights.quantize import Clip, quantize_stream
 from gemma_edge.export.weights.recipe import Precision
-
-# mmap works in pages; a large tensor that starts on one shares no page with its neighbour.
-PAGE = 4096
-SMALL_ALIGNMENT = 64
-CHUNK_ELEMENTS = 1 << 20  # elements of a weight in memory at once, per worker
-
-
-@dataclass(frozen=True)
-class Region:
-    """Bytes [offset, offset + length) of the data file."""
-
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One initializer: fp32, or packed blocks followed by their fp32 scales.
-
-    Its rows come from one weight or from several, one after the other; a number stands for a row of it.
-    """
-
-    weights: tuple[Weight | float, ...]
-    shape: tuple[int, ...]
-    part: Part
-    precision: Precision
-    data: Region
-    scales: Region | None
-
-    @property
-    def blocks(self) -> int:
-        """Quantization blocks in a row."""
-        return self.precision.blocks(self.shape[-1])
-
-    @property
-    def bytes(self) -> int:
-        return self.data.length + (self.scales.length if self.scales else 0)
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
+from gemma_edge.export.weights.stored_tensor import (
+    PAGE,
+    SMALL_ALIGNMENT,
+    Region,
+    StoredTensor,
+    pad,
+    report,
+    row_chunks,
+)
 
 
 class ExternalData:
@@ -69,10 +36,10 @@ class ExternalData:
 
     Args:
         location: its name, relative to the graph.
-        specs: the tensors that it is made of; None for those of the text model.
+        specs: the tensors that it is made of.
     """
 
-    def __init__(self, location: str, specs: Mapping[str, TensorSpec] | None = None) -> None:
+    def __init__(self, location: str, specs: Mapping[str, TensorSpec]) -> None:
         self.location, self.specs = location, specs
         self.tensors: list[StoredTensor] = []
         self.initializers: list[TensorProto] = []
@@ -143,16 +110,15 @@ class ExternalData:
         self, out: Output, source: WeightSource, clip: Clip, progress: Callable[[int], None] | None = None
     ) -> None:
         """Streams every tensor to `out`; `progress` is given the elements done since its last call."""
-        specs = self.specs or tensor_specs(source.config)
         for tensor in self.tensors:
             pad(out, tensor.data.offset)
             if tensor.scales is None:
-                for chunk in row_chunks(source, tensor, specs):
+                for chunk in row_chunks(source, tensor, self.specs):
                     out.write(np.ascontiguousarray(chunk, dtype="<f4").data)
                     report(progress, chunk.size)
                 continue
             scales: list[NDArray[np.float32]] = []
-            chunks = row_chunks(source, tensor, specs)
+            chunks = row_chunks(source, tensor, self.specs)
             for block in quantize_stream(chunks, tensor.precision.bits, tensor.precision.group, clip):
                 out.write(block.data.data)
                 scales.append(block.scales)
@@ -160,32 +126,3 @@ class ExternalData:
             pad(out, tensor.scales.offset)
             for scale in scales:
                 out.write(np.ascontiguousarray(scale, dtype="<f4").data)
-
-
-def row_chunks(
-    source: WeightSource, tensor: StoredTensor, specs: Mapping[str, TensorSpec] | None = None
-) -> Iterator[NDArray[np.float32]]:
-    """The rows of a stored tensor, in chunks of about CHUNK_ELEMENTS."""
-    specs = specs or tensor_specs(source.config)
-    columns = tensor.shape[-1]
-    step = max(1, CHUNK_ELEMENTS // columns)
-    for weight in tensor.weights:
-        if not isinstance(weight, Weight):
-            yield np.full((1, columns), weight, dtype=np.float32)
-            continue
-        shape = specs[weight.name].shape
-        if len(shape) == 1:
-            yield read_weight(source, weight)[None]
-            continue
-        start, stop = weight.rows or (0, shape[0])
-        for row in range(start, stop, step):
-            yield read_weight(source, replace(weight, rows=(row, min(row + step, stop))))
-
-
-def pad(out: Output, offset: int) -> None:
-    out.write(bytes(offset - out.tell()))
-
-
-def report(progress: Callable[[int], None] | None, elements: int) -> None:
-    if progress:
-        progress(elements)

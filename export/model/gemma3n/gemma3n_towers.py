@@ -1,30 +1,24 @@
-"""The encoders of images and audio: what a checkpoint says of them, and their part of a bundle.
+"""Gemma 3n's encoders of images and audio, read from a checkpoint's config files.
 
-A checkpoint has an encoder when config.json describes it and its tensors are there.
+A checkpoint has an encoder if config.json describes it and its tensors are stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from gemma_edge.export.emit.reference.reference_text import WeightSource
 from gemma_edge.export.model.gemma3n import gemma3n_audio_tensors as audio_tensors
 from gemma_edge.export.model.gemma3n import gemma3n_vision_tensors as vision_tensors
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import TensorSpec
+from gemma_edge.export.model.tower import Json, Tower
 from gemma_edge.runtime.artifacts.modalities import KINDS, Kind
 from gemma_edge.runtime.families.config_fields import Fields, is_int
 from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
 from gemma_edge.runtime.families.log_mel import LogMel
-
-Json = dict[str, Any]
 
 # The first parts of the names of an encoder's tensors, below `model.`.
 TOWERS: dict[Kind, tuple[str, str]] = {
@@ -46,64 +40,9 @@ IDS: dict[Kind, dict[str, tuple[str, int]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """An encoder as a checkpoint describes it.
-
-    Attributes:
-        preprocessor: what makes its input of pixels or samples, as the manifest has it.
-        soft_id, begin_id, end_id: token ids, as in `gemma_edge.runtime.artifacts.modalities.Modality`.
-    """
-
-    kind: Kind
-    config: VisionConfig | AudioConfig
-    preprocessor: Json
-    soft_id: int
-    begin_id: int
-    end_id: int
-
-    @property
-    def specs(self) -> dict[str, TensorSpec]:
-        """Its tensors, by name."""
-        if isinstance(self.config, VisionConfig):
-            return vision_tensors.vision_specs(self.config)
-        return audio_tensors.audio_specs(self.config)
-
-    def token_table(self, source: WeightSource) -> NDArray[np.float32]:
-        """(vocab_size, text hidden): rows that stand for the modality's own token ids."""
-        from gemma_edge.export.emit.reference.audio_folding import audio_token_table
-        from gemma_edge.export.emit.reference.reference_vision import vision_token_table
-
-        if isinstance(self.config, VisionConfig):
-            return vision_token_table(source, self.config)
-        return audio_token_table(source, self.config)
-
-    def entry(self, graph: str, tokens: Json, resident: int, activations: int) -> Json:
-        """The manifest's account of it.
-
-        Args:
-            graph: name of its file.
-            tokens: the layout of its token table.
-            resident, activations: bytes, see `Modality`.
-        """
-        size = {"size": self.config.image_size} if isinstance(self.config, VisionConfig) else {}
-        return {
-            "graph": graph,
-            "config": self.config.to_dict(),
-            "preprocessor": self.preprocessor,
-            **size,
-            "soft_tokens": self.config.soft_tokens,
-            "soft_id": self.soft_id,
-            "begin_id": self.begin_id,
-            "end_id": self.end_id,
-            "tokens": {**tokens, "first_id": self.config.vocab_offset},
-            "memory": {"resident": resident, "activations": activations},
-        }
-
-
-def read_encoder(
+def read_tower(
     kind: Kind, data: Json, path: Path, processors: Callable[[str], Json], text: Gemma3nConfig
-) -> Encoder:
+) -> Tower:
     """From a checkpoint's config files.
 
     Args:
@@ -121,14 +60,15 @@ def read_encoder(
     if kind == "vision":
         section, _ = _section(processors, "image_processor")
         vision = VisionConfig.from_dict(data, path, section or None)
-        return Encoder(kind, vision, vision.to_dict()["image_processor"], **ids)
+        specs = vision_tensors.vision_specs(vision)
+        return Tower(kind, vision, specs, vision.to_dict()["image_processor"], **ids)
     section, name = _section(processors, "feature_extractor")
     log_mel = LogMel.from_dict(section, path.with_name(name))
     audio = AudioConfig.from_dict(data, path)
     if log_mel.feature_size != audio.input_feat_size:
         expected = f"{audio.input_feat_size}, as in config.json"
         Fields({}, path.with_name(name)).fail("feature_size", expected, log_mel.feature_size)
-    return Encoder(kind, audio, _json(asdict(log_mel)), **ids)
+    return Tower(kind, audio, audio_tensors.audio_specs(audio), _json(asdict(log_mel)), **ids)
 
 
 def _section(processors: Callable[[str], Json], key: str) -> tuple[Json, str]:

@@ -1,0 +1,141 @@
+"""What an export format is: one object that plans, checks, writes and publishes an artifact.
+
+A format is a folder beside this file with an object `FORMAT` that has this protocol, and a line in
+`registry.py`. The plan, the exporter and the command line ask the object and never compare names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint
+from gemma_edge.export.checkpoint.side_files import SideFiles
+from gemma_edge.export.model.tower import Tower
+from gemma_edge.export.model.weight_source import WeightSource
+from gemma_edge.export.publish import BundleWriter
+from gemma_edge.export.weights.quantize import Clip
+from gemma_edge.export.weights.recipe import KvCache, Recipe
+from gemma_edge.export.weights.stored_tensor import StoredTensor
+from gemma_edge.runtime.artifacts.modalities import Kind
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """One export: a model, the precision of its weights, and the sizes that a graph may fix.
+
+    context: tokens of KV cache.
+    chunk: tokens of one prefill call.
+    """
+
+    config: Gemma3nConfig
+    recipe: Recipe
+    context: int
+    chunk: int
+    towers: Mapping[Kind, Tower] = field(default_factory=dict)
+
+
+class WeightLayout(Protocol):
+    """Where an emitter has laid out the weights of a file."""
+
+    tensors: list[StoredTensor]
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class EncoderFile:
+    """An encoder as a format stores it.
+
+    graph: name of its file.
+    resident, activations: bytes of anonymous memory that the loaded encoder takes, and that one run of it
+        adds.
+    write: streams the weights; its last argument is told the elements done.
+    """
+
+    graph: str
+    layout: WeightLayout
+    resident: int
+    activations: int
+    write: Callable[[BundleWriter, WeightSource, Clip, Callable[[int], None]], None]
+
+
+class Artifact(Protocol):
+    """An artifact on its way: prepared, written, published.
+
+    writer: collects its files; leaving its context without `publish` removes them.
+    path: where the artifact can be opened once it is written, before it is published.
+    """
+
+    @property
+    def writer(self) -> BundleWriter: ...
+    @property
+    def path(self) -> Path: ...
+
+    def write(self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], progress: bool) -> None:
+        """Streams the weights, one tensor in memory at a time.
+
+        Args:
+            prompts: token ids that calibration may run the model on.
+        """
+
+    def record_agreement(self, agreement: Json) -> None:
+        """Stores the findings of the parity gate."""
+
+    def publish(self) -> Path:
+        """Puts the artifact in the place of the target and returns the target."""
+
+
+class ExportFormat(Protocol):
+    """One way to store a model. `name` is the one that `runtime` opens artifacts by.
+
+    suffix: of the artifact, which is one file; "" if it is a folder.
+    kv_caches: precisions of the KV cache that the engine takes; the first replaces any other of a recipe.
+    mapped: the engine leaves the decoder's weights in mapped pages of a file.
+    base_bytes: anonymous memory of interpreter, engine and graph, without weights, cache and tokenizer.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def suffix(self) -> str: ...
+    @property
+    def kv_caches(self) -> tuple[KvCache, ...]: ...
+    @property
+    def mapped(self) -> bool: ...
+    @property
+    def base_bytes(self) -> int: ...
+
+    def unsupported(self, config: Gemma3nConfig, recipe: Recipe) -> str | None:
+        """Why the format cannot hold this model in this precision, or None."""
+
+    def decoder_layout(self, job: ExportJob) -> WeightLayout:
+        """The decoder's weights as the format stores them; reads none."""
+
+    def encoder_file(self, tower: Tower, recipe: Recipe) -> EncoderFile:
+        """An encoder as the format stores it; reads no weight."""
+
+    def has_embedder(self, config: Gemma3nConfig) -> bool:
+        """Whether the token embeddings are a table of their own, beside the head."""
+
+    def kv_cache_bytes(self, job: ExportJob) -> int:
+        """Memory of the KV cache and of the tables that grow with it."""
+
+    def room_bytes(self, file_bytes: int) -> int:
+        """Disk space that writing an artifact of `file_bytes` needs."""
+
+    def prepare(self, job: ExportJob, files: SideFiles, facts: Json, target: Path) -> Artifact:
+        """Makes everything that needs no weight, and refuses what cannot be exported.
+
+        Args:
+            facts: the part of the manifest that all formats share.
+            target: where the artifact is published.
+
+        Raises:
+            UsageError: `target` exists and is no artifact of this kind.
+            ConfigError, TokenizerError: the format cannot hold the checkpoint's config or tokenizer.
+        """

@@ -1,0 +1,146 @@
+"""The format "litertlm": one file for LiteRT-LM, which our runtime opens too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint
+from gemma_edge.export.checkpoint.side_files import SideFiles
+from gemma_edge.export.emit.reference.tower_weights import token_table
+from gemma_edge.export.emit.tflite.tflite_file import TfliteFile
+from gemma_edge.export.emit.tflite.tflite_text import emit_decoder
+from gemma_edge.export.formats.export_format import Artifact, EncoderFile, ExportJob, Json
+from gemma_edge.export.formats.litertlm.litertlm_file import (
+    Contents,
+    check_header,
+    record_agreement,
+    write_litertlm,
+)
+from gemma_edge.export.formats.litertlm.litertlm_sections import (
+    model_sections,
+    section_types,
+)
+from gemma_edge.export.formats.litertlm.llm_metadata import LlmFacts, llm_metadata, pad_tokenizer
+from gemma_edge.export.formats.tflite.litert_engine import LITERT_BASE_BYTES, prefill_sizes
+from gemma_edge.export.formats.tflite.tflite_encoders import GRAPHS, encoder_file, encoder_memory
+from gemma_edge.export.formats.tflite.tflite_format import EMBEDDER, PER_LAYER_EMBEDDER
+from gemma_edge.export.model.tower import Tower
+from gemma_edge.export.progress_bar import ProgressBar
+from gemma_edge.export.publish import FileWriter
+from gemma_edge.export.weights.recipe import KvCache, Recipe
+from gemma_edge.runtime.artifacts.litertlm_bundle import TOKENIZER, TOKENS
+from gemma_edge.runtime.artifacts.modalities import Kind
+from gemma_edge.runtime.engines.kv_cache import cache_layouts
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+
+
+class LitertlmFormat:
+    """The `ExportFormat` of LiteRT-LM."""
+
+    name = "litertlm"
+    suffix = ".litertlm"
+    kv_caches: tuple[KvCache, ...] = ("fp32",)
+    mapped = True
+    base_bytes = LITERT_BASE_BYTES
+
+    def unsupported(self, config: Gemma3nConfig, recipe: Recipe) -> str | None:
+        return None
+
+    def decoder_layout(self, job: ExportJob) -> TfliteFile:
+        sizes = prefill_sizes(job.chunk)
+        return emit_decoder(job.config, job.recipe, context=job.context, prefill=sizes, layout="litertlm")
+
+    def encoder_file(self, tower: Tower, recipe: Recipe) -> EncoderFile:
+        return encoder_file(tower, recipe, one_length=True)
+
+    def has_embedder(self, config: Gemma3nConfig) -> bool:
+        return True
+
+    def kv_cache_bytes(self, job: ExportJob) -> int:
+        """Every cache goes in whole and comes out whole."""
+        return sum(layout.row_bytes * job.context for layout in cache_layouts(job.config).values())
+
+    def room_bytes(self, file_bytes: int) -> int:
+        """The models, and the file made of them."""
+        return 2 * file_bytes
+
+    def prepare(self, job: ExportJob, files: SideFiles, facts: Json, target: Path) -> Artifact:
+        return LitertlmArtifact(job, files, facts, target)
+
+
+class LitertlmArtifact:
+    """A .litertlm on its way: its models are files in the writer's folder until the container holds them."""
+
+    def __init__(self, job: ExportJob, files: SideFiles, facts: Json, target: Path) -> None:
+        self.job, self.writer = job, FileWriter(target)
+        self.path = self.writer.folder / f"model{FORMAT.suffix}"
+        added = files.tokenizer_files.added_tokens
+        tokenizer = pad_tokenizer(files.tokenizer_files.model, added, job.config.vocab_size)
+        llm = LlmFacts(
+            job.config, files.stop_ids, job.context, files.chat_template, files.sampling, job.towers
+        )
+        self.types = section_types(job.towers)
+        names = [*self.types, TOKENIZER, *([TOKENS] if job.towers else [])]
+        manifest = {
+            **facts,
+            **({"modalities": modality_entries(job.towers)} if job.towers else {}),
+            "generation": files.generation,
+            "sha256": dict.fromkeys(names, "0" * 64),
+        }
+        self.contents = Contents(job.config, tokenizer, llm_metadata(llm, tokenizer), manifest)
+        check_header(self.contents, self.types.values(), tokens=bool(job.towers))
+
+    def write(self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], progress: bool) -> None:
+        recipe, writer = self.job.recipe, self.writer
+        sections = model_sections(self.job, FORMAT.decoder_layout(self.job), checkpoint)
+        total = sum(tensor.elements for section in sections.values() for tensor in section.model.tensors)
+        with ProgressBar("writing weights", total, progress, unit="weights") as bar:
+            for name, section in sections.items():
+                produce = partial(
+                    section.model.write, source=section.source, clip=recipe.clip, progress=bar.advance
+                )
+                writer.write(name, produce)
+        writer.write_bytes(TOKENIZER, self.contents.tokenizer)
+        if self.job.towers:
+            tables = [token_table(tower, checkpoint) for tower in self.job.towers.values()]
+            writer.write_bytes(TOKENS, b"".join(table.astype("<f4").tobytes() for table in tables))
+        hashes = {name: record["sha256"] for name, record in writer.records.items()}
+        contents = replace(self.contents, manifest={**(self.contents.manifest or {}), "sha256": hashes})
+        models = {
+            self.types[name]: writer.folder / name for name in (EMBEDDER, PER_LAYER_EMBEDDER, *sections)
+        }
+        tokens = writer.folder / TOKENS if self.job.towers else None
+        write_litertlm(self.path, contents, models, tokens)
+        for name in writer.records:
+            (writer.folder / name).unlink()
+
+    def record_agreement(self, agreement: Json) -> None:
+        record_agreement(self.path, agreement)
+
+    def publish(self) -> Path:
+        return self.writer.publish_file(self.path)
+
+
+def modality_entries(towers: Mapping[Kind, Tower]) -> Json:
+    """The manifest's `modalities`: the tables of the encoders' own token ids lie in one file, fp32."""
+    entries: Json = {}
+    offset = 0
+    for kind, tower in towers.items():
+        rows, columns = tower.config.vocab_size, tower.config.text_hidden_size
+        layout = {
+            "file": TOKENS,
+            "rows": rows,
+            "columns": columns,
+            "encoding": "float32",
+            "data": {"offset": offset, "stride": 4 * columns},
+            "scale": 1.0,
+        }
+        entries[kind] = tower.entry(GRAPHS[kind], layout, *encoder_memory(tower))
+        offset += 4 * rows * columns
+    return entries
+
+
+FORMAT = LitertlmFormat()

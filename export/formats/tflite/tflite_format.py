@@ -1,0 +1,84 @@
+"""The format "tflite": a folder for LiteRT, with decoder, tables and encoders, each a .tflite of its own.
+
+The tables are models too, one look-up each, which LiteRT-LM can call; our runtime reads their rows past the
+engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint
+from gemma_edge.export.checkpoint.side_files import SideFiles
+from gemma_edge.export.emit.tflite.tflite_file import TfliteFile
+from gemma_edge.export.emit.tflite.tflite_text import emit_decoder, emit_embedder, emit_per_layer_embedder
+from gemma_edge.export.formats.bundle_folder import BundleFolder
+from gemma_edge.export.formats.export_format import Artifact, EncoderFile, ExportJob, Json
+from gemma_edge.export.formats.tflite.litert_engine import LITERT_BASE_BYTES, prefill_sizes
+from gemma_edge.export.formats.tflite.tflite_encoders import encoder_file
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME, head_name
+from gemma_edge.export.model.tower import Tower
+from gemma_edge.export.progress_bar import ProgressBar
+from gemma_edge.export.weights.recipe import KvCache, Recipe
+from gemma_edge.runtime.engines.kv_cache import windowed_cache_bytes
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+
+DECODER, PER_LAYER_EMBEDDER, EMBEDDER = "decoder.tflite", "per_layer_embedder.tflite", "embedder.tflite"
+
+
+class TfliteFormat:
+    """The `ExportFormat` of LiteRT, which maps the decoder's packed weights; its attention reads fp32."""
+
+    name = "tflite"
+    suffix = ""
+    kv_caches: tuple[KvCache, ...] = ("fp32",)
+    mapped = True
+    base_bytes = LITERT_BASE_BYTES
+
+    def unsupported(self, config: Gemma3nConfig, recipe: Recipe) -> str | None:
+        return None
+
+    def decoder_layout(self, job: ExportJob) -> TfliteFile:
+        return emit_decoder(job.config, job.recipe, context=job.context, prefill=prefill_sizes(job.chunk))
+
+    def encoder_file(self, tower: Tower, recipe: Recipe) -> EncoderFile:
+        return encoder_file(tower, recipe)
+
+    def has_embedder(self, config: Gemma3nConfig) -> bool:
+        return not config.tie_word_embeddings
+
+    def kv_cache_bytes(self, job: ExportJob) -> int:
+        return windowed_cache_bytes(job.config, job.context)
+
+    def room_bytes(self, file_bytes: int) -> int:
+        return file_bytes
+
+    def prepare(self, job: ExportJob, files: SideFiles, facts: Json, target: Path) -> Artifact:
+        return TfliteFolder(self, job, files, facts, target)
+
+
+class TfliteFolder(BundleFolder):
+    """A folder of .tflite files."""
+
+    def write_decoder(self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], progress: bool) -> Json:
+        config, recipe = self.job.config, self.job.recipe
+        tied, decoder = config.tie_word_embeddings, FORMAT.decoder_layout(self.job)
+        files = {DECODER: decoder, PER_LAYER_EMBEDDER: emit_per_layer_embedder(config, recipe)}
+        if not tied:
+            files[EMBEDDER] = emit_embedder(config, recipe)
+        total = sum(t.elements for file in files.values() for t in file.tensors)
+        with ProgressBar("writing weights", total, progress, unit="weights") as bar:
+            for name, file in files.items():
+                produce = partial(file.write, source=checkpoint, clip=recipe.clip, progress=bar.advance)
+                self.writer.write(name, produce)
+        embedding = (DECODER, head_name(config)) if tied else (EMBEDDER, EMBEDDING_NAME)
+        per_layer = files[PER_LAYER_EMBEDDER]
+        return {
+            "embedding": files[embedding[0]].row_layout(embedding[1], embedding[0], config.embed_scale),
+            "per_layer": per_layer.row_layout(PLE_NAME, PER_LAYER_EMBEDDER, config.ple_scale),
+        }
+
+
+FORMAT = TfliteFormat()

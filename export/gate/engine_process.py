@@ -1,0 +1,62 @@
+"""A function that runs an engine, called in a process of its own: a crash there is an error here."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from gemma_edge.runtime.errors import BundleError
+
+
+def run_isolated(path: Path, function: Callable[..., None], *args: Any) -> None:
+    """Calls `function(path, *args)` in a process of its own, and raises here what it raises there.
+
+    Raises:
+        BundleError: the process died; `path` is the bundle's.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(sender, function, path, *args))
+    with _interrupts_ignored():  # which the process inherits: Ctrl-C is for this one to handle
+        process.start()
+    sender.close()
+    try:
+        error = receiver.recv()
+    except EOFError:
+        raise BundleError(
+            path, "engine", "a run to its end", "the engine's process died", "Is there enough memory?"
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+    if error is not None:
+        raise error
+
+
+def _work(sender: Connection, function: Callable[..., None], *args: Any) -> None:
+    """In the other process: calls the function and sends what it raises, or None."""
+    try:
+        function(*args)
+    except Exception as error:
+        sender.send(error)
+    else:
+        sender.send(None)
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's, and so are their handlers
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
