@@ -1,4 +1,4 @@
-"""SentencePiece models made by hand: the container, and the vocabulary of synthetic checkpoints.
+"""SentencePiece models: the container, and the vocabulary of synthetic checkpoints.
 
 Gemma's tokenizer is BPE with byte fallback, no dummy prefix, and spaces escaped as "▁". The encoder merges
 the adjacent pair whose concatenation has the highest score, so a vocabulary with scores is a whole
@@ -11,10 +11,6 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
-
-from sentencepiece import sentencepiece_model_pb2
-
-spm: Any = sentencepiece_model_pb2  # generated at import: no attribute is visible to a type checker
 
 SPACE = "▁"
 BYTE_PIECES = tuple(f"<0x{value:02X}>" for value in range(256))
@@ -40,6 +36,16 @@ class Piece(NamedTuple):
     score: float = 0.0  # merge priority: higher merges first
 
 
+def sentencepiece_proto() -> Any:
+    """The generated module of SentencePiece's messages, whose attributes no type checker sees.
+
+    Imported on demand: only a conversion and a .litertlm need protobuf.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    return sentencepiece_model_pb2
+
+
 def build_model(
     pieces: Sequence[Piece], *, pad: str = "<pad>", eos: str = "<eos>", bos: str = "<bos>", unk: str = "<unk>"
 ) -> bytes:
@@ -49,6 +55,7 @@ def build_model(
         pieces: the vocabulary in order of id; all 256 `BYTE_PIECES` and one UNKNOWN piece among it.
         pad, eos, bos, unk: texts of the special pieces; one that is not in `pieces` gets id -1.
     """
+    spm = sentencepiece_proto()
     model = spm.ModelProto()
     for piece in pieces:
         model.pieces.add(piece=piece.text, score=piece.score, type=int(piece.kind))

@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
 
-from gemma_edge.export.checkpoint.sentencepiece_model import PieceKind, spm
+from gemma_edge.export.checkpoint.sentencepiece_model import PieceKind, sentencepiece_proto
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.runtime.artifacts.litertlm_bundle import TOKENIZER
 from gemma_edge.runtime.artifacts.modalities import Kind
@@ -79,7 +79,10 @@ def llm_metadata(facts: LlmFacts, tokenizer: bytes = b"") -> bytes:
 
 
 def _pieces(tokenizer: bytes) -> dict[int, str]:
-    return {i: piece.piece for i, piece in enumerate(spm.ModelProto.FromString(tokenizer).pieces)}
+    return {
+        i: piece.piece
+        for i, piece in enumerate(sentencepiece_proto().ModelProto.FromString(tokenizer).pieces)
+    }
 
 
 def describe_towers(metadata: Any, towers: Mapping[Kind, Tower], pieces: Mapping[int, str]) -> None:
@@ -147,7 +150,7 @@ def pad_tokenizer(source: bytes, added_tokens: Mapping[str, int], vocab_size: in
     Raises:
         TokenizerError: not a SentencePiece model, or one with more pieces than that.
     """
-    model = spm.ModelProto()
+    model = sentencepiece_proto().ModelProto()
     try:
         model.ParseFromString(source)
     except DecodeError as error:
