@@ -149,7 +149,7 @@ def _command(name: str, conversation: Conversation) -> None:
     elif name == "/help":
         tell(HELP)
     else:
-        tell(f"Unknown command {name}.\n{HELP}")
+        tell(f"There is no command {name}.\n{HELP}")
 
 
 @contextlib.contextmanager
