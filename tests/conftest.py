@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,34 @@ settings.load_profile("any machine")
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# What makes a test slow: its file, a fixture, or a name that tells of another program or of true size. A
+# single test says so itself, with `@pytest.mark.slow`.
+SLOW_FILES = frozenset(
+    f"test_{name}"
+    for name in """
+    bench bench_devices bench_encode bench_peers demo devices_shell devices_supervise distribution
+    encoder_export end_to_end exporter litert_decoder litert_torch litertlm_bundle litertlm_encoders
+    multimodal native_runner offline optimum pocket
+    """.split()
+)
+SLOW_FIXTURES = frozenset(("adb_server", "live_case", "server", "sshd"))
+SLOW_NAMES = re.compile(r"transformers|timm|litert_lm|true_size|test_live|processor")
+WITHOUT_FAST = pytest.StashKey[set[str]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks every test as `slow` or `fast`, before -m selects."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if item.path.stem in SLOW_FILES or SLOW_FIXTURES & fixtures or SLOW_NAMES.search(item.name):
+            item.add_marker("slow")
+        if item.get_closest_marker("slow") is None:
+            item.add_marker("fast")
+    fast = {item.path.stem for item in items if item.get_closest_marker("fast")}
+    config.stash[WITHOUT_FAST] = {item.path.stem for item in items} - fast
 
 
 @pytest.fixture(scope="session")

@@ -267,7 +267,7 @@ def test_disk_without_room(tiny_checkpoint: Path, small_disk: Path) -> None:
 NO_CHECK = """\
 import resource, sys
 from gemma_edge.cli.main import main
-from gemma_edge.export.bundle_writer import BundleWriter
+from gemma_edge.export.publish import BundleWriter
 BundleWriter.check_room = lambda self, needed: None
 if sys.argv[1] != "0":
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))

@@ -37,7 +37,7 @@ def lines() -> Iterator[str]:
         for block in blocks(document, ""):
             # Two spaces part an example from its explanation; a usage is no command.
             examples = (re.split(" {2,}", line)[0] for line in block.splitlines())
-            yield from (e for e in examples if e.startswith("gemma-edge ") and "[OPTION" not in e)
+            yield from (e for e in examples if e.startswith("gemma-edge ") and "[" not in e)
 
 
 def commands() -> Iterator[tuple[str, ...]]:
