@@ -1,1 +1,1 @@
-"""Measures: memory, bandwidth, speed, peers."""
+"""Measures bundles: speed, latency, memory, accuracy, and peers."""

@@ -1,4 +1,4 @@
-"""Checkpoint to bundle: export, and the proof that it agrees.
+"""Turns a checkpoint into a bundle, and proves that both agree.
 
     from gemma_edge.export import export_bundle, verify_bundle
 

@@ -1,4 +1,4 @@
-"""The plan: what stays resident, what is mapped, and the peak it predicts - before any weight is read.
+"""The plan: resident and mapped memory and the predicted peak, before any weight is read.
 
 | class | what | memory it costs |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""`gemma-edge inspect`: what a bundle holds, and what it will need."""
+"""A plan as a table for people, as `gemma-edge inspect` prints it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundle to tokens: the light runtime.
+"""Runs bundles: the light runtime.
 
     from gemma_edge.runtime import Model
 

@@ -1,4 +1,4 @@
-"""How much memory this process may still take, as the system and its control groups tell."""
+"""Memory that this process may still take, by the system and its control groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error a user can cause, with the exit code the command line ends with.
+"""Every user-facing error, with its exit code.
 
 | code | meaning |
 |---|---|

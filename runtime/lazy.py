@@ -1,4 +1,4 @@
-"""Public names of a package that are imported when they are first asked for.
+"""Public names of a package, imported on first use.
 
 `import gemma_edge.runtime` must not load NumPy and the engine, and a board must be able to import
 `gemma_edge.export` for one name without the packages that another needs.

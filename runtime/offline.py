@@ -1,4 +1,4 @@
-"""Nothing leaves this machine: libraries that report to their makers are silenced before they load.
+"""Switches off the telemetry of libraries before they load.
 
 ONNX Runtime 1.29 and newer resolves and contacts an event collector some seconds after the first session, and
 writes a database below `~/.cache/Microsoft`. It reads its variable once, when it is loaded; the call

@@ -1,4 +1,4 @@
-"""What is said in a recording, segment by segment, with its times."""
+"""Transcribes a recording segment by segment, with times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The version, in one place for code; `pyproject.toml` has the same."""
+"""The version, as in pyproject.toml."""
 
 from importlib.metadata import PackageNotFoundError, version
 

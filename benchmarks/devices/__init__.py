@@ -1,4 +1,4 @@
-"""Where a measured program runs: this machine, one behind ssh, one behind adb."""
+"""Devices that run a measured program: this machine, one behind ssh, one behind adb."""
 
 from gemma_edge.benchmarks.devices.base import (
     CoolDown,

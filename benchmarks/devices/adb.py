@@ -1,4 +1,4 @@
-"""A device behind `adb`: Android, by the real program and the daemon on the device.
+"""A device behind `adb`: Android, with the real program and the daemon on the device.
 
 Every call names the serial (`-s`), so that a phone plugged in later is never meant. Streams and exit codes
 need the shell protocol of Android 7; older daemons are refused.

@@ -1,4 +1,4 @@
-"""What `probe.sh` printed, read: tolerant of whatever a device leaves out or says in its own way."""
+"""Parses the output of `probe.sh`; tolerates missing and unusual answers."""
 
 from __future__ import annotations
 

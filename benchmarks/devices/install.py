@@ -1,4 +1,4 @@
-"""gemma-edge on a device that does not have it: a virtual environment, made there without its network.
+"""Installs gemma-edge on a device, in a virtual environment, without the device's network.
 
 Wheels for the device's own processor, libc and Python are fetched here; the package itself goes as it is
 here, so that what is measured there is what is at hand here. Everything lies in the device's folder, under

@@ -1,4 +1,4 @@
-"""Files to and from a device, by what is in them.
+"""Copies files to and from a device, by content.
 
 A file goes into `NAME.part`, is continued there after an interruption when what is there is a beginning of
 it, and gets its name when the device has computed the same SHA-256. What was verified is noted with size and

@@ -1,1 +1,1 @@
-"""What the machine says: memory, limits, speed, load, sensors."""
+"""Facts about the machine: memory, limits, speed, load, sensors."""

@@ -1,4 +1,4 @@
-"""What a CPU can run: some engines are compiled for instructions that it may lack, and abort there."""
+"""Detects CPU instructions that an engine needs and would abort without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What /proc/cpuinfo says, here or as a device printed it."""
+"""Parses /proc/cpuinfo, of this machine or of a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What else the machine is doing: a comparison on a busy machine is not fair.
+"""Measures the load of other processes: a comparison on a busy machine is not fair.
 
 Threads that wait for each other by spinning (llama.cpp's OpenMP) lose many times over when one of them is
 descheduled; threads that sleep lose little. So a busy machine moves ratios, and not only speeds.

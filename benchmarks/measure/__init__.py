@@ -1,1 +1,1 @@
-"""One harness: a session of measured processes, here or on a device, and what each of them does."""
+"""The measuring harness: a session of measured processes, here or on a device."""

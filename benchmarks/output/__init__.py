@@ -1,1 +1,1 @@
-"""Results kept and shown: records, tables, plots, the page of `gemma-edge report`."""
+"""Shows results: tables, plots, the page of `gemma-edge report`."""

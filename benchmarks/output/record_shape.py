@@ -1,4 +1,4 @@
-"""The shape of a record, checked where a results file is read: pages and tables then need not look.
+"""Checks the shape of records when a results file is read.
 
 A shape is written as data: "text", "number" (finite), "size" (a number of 0 or more), "flag"; a list of one
 shape; a dict of fields. A shape or a field's name that ends in "?" may be null or absent.

@@ -1,1 +1,1 @@
-"""Other programs on the same sizes."""
+"""Peers: other programs measured on the same sizes."""

@@ -1,1 +1,1 @@
-"""Results as data: what was measured, records of it, and where they are kept."""
+"""Records: measured results as data, and the files that keep them."""

@@ -1,1 +1,1 @@
-"""A checkpoint as it is stored: shards, tensors by name, tokenizer, encoders."""
+"""Reads a checkpoint: shards, tensors by name, tokenizer, encoders."""

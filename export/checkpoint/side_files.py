@@ -1,4 +1,4 @@
-"""The files of a checkpoint that an artifact takes beside weights: read and checked before any weight."""
+"""Reads and checks a checkpoint's tokenizer and template files, before any weight."""
 
 from __future__ import annotations
 

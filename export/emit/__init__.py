@@ -1,1 +1,1 @@
-"""What interprets the description."""
+"""Interpreters of the description: one computes, two write graphs."""

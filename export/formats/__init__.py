@@ -1,1 +1,1 @@
-"""Artifact formats: how each is planned, emitted and written."""
+"""Export formats: how each is planned, emitted and written."""

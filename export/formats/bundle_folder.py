@@ -1,4 +1,4 @@
-"""An artifact that is a folder with a manifest: its files, in the order in which they are written."""
+"""Writes an artifact that is a folder with a manifest, file by file."""
 
 from __future__ import annotations
 

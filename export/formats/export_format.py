@@ -1,4 +1,4 @@
-"""What an export format is: one object that plans, checks, writes and publishes an artifact.
+"""The protocol of an export format, which plans, checks, writes and publishes an artifact.
 
 A format is a folder beside this file with an object `FORMAT` that has this protocol, and a line in
 `registry.py`. The plan, the exporter and the command line ask the object and never compare names.

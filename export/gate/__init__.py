@@ -1,1 +1,1 @@
-"""What is compared before an artifact is published."""
+"""The parity gate: comparisons of an export with its checkpoint."""

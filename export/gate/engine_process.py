@@ -1,4 +1,4 @@
-"""A function that runs an engine, called in a process of its own: a crash there is an error here."""
+"""Calls a function that runs an engine in a process of its own, so that a crash is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts that the parity gate and calibration run, when the user names none.
+"""The built-in prompts of the parity gate and of calibration.
 
 Short, so that the reference passes over them in one reading of the weights; of several kinds, so that rare
 tokens, code and other scripts take part.

@@ -1,4 +1,4 @@
-"""`gemma-edge verify`, and the parity gate of `gemma-edge export`.
+"""The parity gate of `gemma-edge export`, and the comparison of `gemma-edge verify`.
 
 The bundle's logits, from its own engine, are compared with the reference's over the same tokens: the
 divergence of the next-token distributions (KL, in nats), how often the most likely token agrees, the

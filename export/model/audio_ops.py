@@ -1,4 +1,4 @@
-"""`AudioOps`: what an interpreter must be able to do for the audio encoder, beyond `BaseOps`.
+"""`AudioOps`: the operations of the audio encoder, beyond `BaseOps`.
 
 Feature maps are (time, frequency, channels), sequences (tokens, width). `valid` is (tokens, 1): 1 where a
 token belongs to the clip, 0 where it is padding.

@@ -1,4 +1,4 @@
-"""`Ops`: the operations that the description of the model is written against.
+"""`Ops`: the operations that the description of a model uses.
 
 It holds what engines fuse (linear, RMS norm, attention over a cache, rotary embedding inside it) and the few
 elementwise operations around them. An interpreter (NumPy, ONNX, TFLite) implements this protocol; the

@@ -1,4 +1,4 @@
-"""A tensor of a model: its canonical name, its shape, and the part of the model that it belongs to."""
+"""A tensor of a model: its canonical name, shape and part."""
 
 from __future__ import annotations
 

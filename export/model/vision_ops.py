@@ -1,4 +1,4 @@
-"""`VisionOps`: what an interpreter must be able to do for the image encoder, beyond `BaseOps`.
+"""`VisionOps`: the operations of the image encoder, beyond `BaseOps`.
 
 Images and feature maps are (height, width, channels). Channels come last, so that a 1x1 convolution is a
 `linear`, and a norm over channels an `rms_norm`.

@@ -1,4 +1,4 @@
-"""Where an interpreter or a writer gets the values of weights."""
+"""The protocol through which interpreters and writers read weights."""
 
 from __future__ import annotations
 

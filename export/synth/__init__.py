@@ -1,1 +1,1 @@
-"""Checkpoints of true shapes with random weights."""
+"""Checkpoints of published shapes with random weights."""

@@ -1,4 +1,4 @@
-"""Synthetic checkpoints: the layout, shapes and side files of a published one, with random weights.
+"""Writes synthetic checkpoints: published layout, shapes and side files, random weights.
 
 No licence and no download is needed to export, measure and test at true size. Weights are drawn so that a
 forward pass stays in range, and differ in every tensor. Writing is streamed: memory is a few blocks,

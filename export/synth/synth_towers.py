@@ -1,4 +1,4 @@
-"""The encoders of a synthetic checkpoint: their part of config.json, and the moments of their weights."""
+"""The encoders of a synthetic checkpoint: their config and the moments of their weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: how many bits each part of a model gets, as data.
+"""Recipes: the number of bits of each part of a model, as data.
 
 A recipe is a JSON file, ours (`export/recipes/`) or the user's:
 

@@ -1,4 +1,4 @@
-"""Writes the row tables that `runtime.rows.RowTable` reads, streaming, in one pass."""
+"""Streams the row tables that `RowTable` reads, in one pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A weight as a file stores it: where its bytes lie, and the rows that they are made of."""
+"""A weight as a file stores it: the place of its bytes, and the rows they hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every task of Pocket is made of: an example, and the rule that says which ones are held out."""
+"""The examples that tasks consist of, and the rule that holds some of them out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pocket's architecture, tokenizer and side files: everything of the checkpoint but the weights.
+"""Pocket's architecture, tokenizer and side files: the checkpoint without its weights.
 
 Every mechanism of Gemma 3n at small widths. The layout is that of a published multimodal checkpoint, which
 `transformers` loads as it is.

@@ -1,4 +1,4 @@
-"""Muon in fp32: torch's own computes in bf16, which takes ten times as long on a CPU without such units."""
+"""Muon in fp32; torch's own computes in bf16, ten times as slow on a CPU without bf16 units."""
 
 from __future__ import annotations
 

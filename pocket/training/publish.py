@@ -1,4 +1,4 @@
-"""Puts a finished run's checkpoint into the repository, with the questions that CI and the demo ask of it.
+"""Copies a finished run's checkpoint into the repository, with questions for CI and the demo.
 
     python pocket/training/train.py RUN --finish --steps 500
     python pocket/training/publish.py RUN

@@ -1,4 +1,4 @@
-"""Trains Pocket, a small Gemma 3n, on the CPU: resumable, in as many sittings as there are.
+"""Trains Pocket, a small Gemma 3n, on the CPU; resumable at any time.
 
     python pocket/training/train.py RUN --minutes 60           # begin, or go on
     python pocket/training/train.py RUN --finish --steps 500   # a copy learns ever slower, and is written out

@@ -1,4 +1,4 @@
-"""The same questions as `gemma-edge eval`, asked of the checkpoint in `transformers`.
+"""Asks the checkpoint the questions of `gemma-edge eval` in `transformers`.
 
     python pocket/training/transformers_eval.py CHECKPOINT questions.jsonl [--json]
 

@@ -1,4 +1,4 @@
-"""FlatBuffers read with every offset checked: what .tflite graphs and .litertlm headers are written in.
+"""Reads FlatBuffers with every offset checked: .tflite graphs and .litertlm headers.
 
 Engines follow the offsets of a FlatBuffer without looking, so a truncated or altered file makes them crash.
 This reader refuses such a file with a `BundleError` that names the field. Only the bytes that are asked for

@@ -1,4 +1,4 @@
-"""A .litertlm file, the single file that Google's LiteRT-LM runs, checked before an engine sees it.
+"""Reads a .litertlm and checks it before an engine sees it.
 
     bytes 0..7    "LITERTLM"
     bytes 8..19   major, minor, patch version (u32 each)

@@ -1,4 +1,4 @@
-"""Protocol buffers read without the protobuf package: fields of a message, each checked to lie inside it."""
+"""Reads protocol buffers without the protobuf package, with every length checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a checked .tflite belong to this model? What its signatures take and give, compared with the config.
+"""Checks that a .tflite belongs to a model, by its signatures.
 
 Two layouts of the decoder's KV caches exist. "litertlm" is the one that LiteRT-LM drives: whole caches of one
 length go in and come out. In the "windowed" one caches are read only, those of sliding layers hold a window,

@@ -1,4 +1,4 @@
-"""A .tflite file checked from end to end before an engine sees it.
+"""Reads a .tflite and checks it from end to end before an engine sees it.
 
 Engines map a model and follow what it says: one wrong offset is a segmentation fault. `read_tflite` walks
 every table an engine would walk and refuses, with a `BundleError`, a file whose offsets, sizes, types or

@@ -1,4 +1,4 @@
-"""`TokenRows`: embeddings of all token ids, those of images and audio among them."""
+"""`TokenRows`: embeddings of all token ids, including those of images and audio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every engine needs to know of the machine: its cores, and how its heap gives memory back."""
+"""The machine's cores, and how the heap returns memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A decoder that is loaded when it is fed, and can be released in between: its memory is for others then."""
+"""A decoder that loads when it is first fed, and can be released in between."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers keep keys and values, and how many positions of them.
+"""The layout of the KV cache: which layers have keys and values, and for how many positions.
 
 A sliding layer only ever reads its window, so its cache is window-sized and the attention operator evicts;
 the operator cannot share a windowed cache, so the sliding layer that others read keeps every position, as

@@ -1,1 +1,1 @@
-"""Model families: what a config.json of each says."""
+"""Model families: the config of each, read from config.json."""

@@ -1,4 +1,4 @@
-"""Fields taken out of a parsed config.json, each checked, with the file's own names in every error."""
+"""Reads fields of a config.json, each checked; errors use the file's own names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`AudioConfig`: what an audio encoder is, frozen, read from `audio_config` in a checkpoint's config.json.
+"""`AudioConfig`: the audio encoder's config, frozen, from a checkpoint's config.json.
 
 Field names are those of `transformers.models.gemma3n.Gemma3nAudioConfig` 5.x, and so are the defaults,
 because a config.json may omit any field that equals its default.

@@ -1,4 +1,4 @@
-"""`VisionConfig`: what an image encoder is and what it is given, frozen, read from a checkpoint's configs.
+"""`VisionConfig`: the image encoder's config, frozen, from a checkpoint's configs.
 
 Field names are those of `transformers.models.gemma3n.Gemma3nVisionConfig` 5.x, and so are the defaults,
 because a config.json may omit any field that equals its default.

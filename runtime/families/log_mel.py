@@ -1,4 +1,4 @@
-"""Log-mel spectrograms as Gemma 3n's audio encoder takes them, in NumPy.
+"""Log-mel spectrograms for Gemma 3n's audio encoder, in NumPy.
 
 Follows `transformers.models.gemma3n.feature_extraction_gemma3n`: HTK preemphasis within each frame, a
 periodic Hann window, a magnitude (not power) spectrum of twice the frame's length, triangular mel filters on

@@ -1,1 +1,1 @@
-"""What a prompt holds besides text: files read, taken apart, and encoded to soft tokens."""
+"""Attachments: files read, cut into images and clips, and encoded to soft tokens."""

@@ -1,4 +1,4 @@
-"""Pictures, recordings and videos that a prompt holds: recognized, checked, and read.
+"""Recognizes, checks and reads pictures, recordings and videos for a prompt.
 
     reader = Reader(bundle.modalities, context=bundle.context)
     parts = reader.file("clip.mp4")  # frames with their times, then what was said

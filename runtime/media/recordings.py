@@ -1,4 +1,4 @@
-"""Recordings in, segments of 16 kHz mono out: streamed, so that memory does not grow with the recording.
+"""Streams recordings as segments of 16 kHz mono, in bounded memory.
 
     for segment in read_audio("meeting.wav"):
         features, mask = log_mel(segment.samples)

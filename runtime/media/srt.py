@@ -1,4 +1,4 @@
-"""What is said when: the transcripts of segments as one text, or as SubRip subtitles."""
+"""Transcripts of segments as one text, or as SubRip subtitles."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From messages to token ids: templates, tokenizer, attachments in their places."""
+"""Turns messages into token ids: templates, tokenizer, attachments in their places."""

@@ -1,4 +1,4 @@
-"""`Prompt`: ids, and where attachments stand among them; made of messages with pictures and recordings.
+"""`Prompt`: token ids and the places of attachments, built from messages.
 
 Messages are those of `transformers`: the content of one is a text, or parts of type "text", "image", "audio"
 and "video". The chat template writes a placeholder for each image and clip; here it becomes what

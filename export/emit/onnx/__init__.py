@@ -1,1 +1,1 @@
-"""The interpreter that writes ONNX graphs."""
+"""The interpreters that write ONNX graphs."""

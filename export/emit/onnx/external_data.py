@@ -1,4 +1,4 @@
-"""Weights beside the graph: laid out before anything is read, then written once, in order.
+"""Weights beside an ONNX graph: laid out before any is read, then streamed once, in order.
 
 `ExternalData` is filled while the graph is emitted; every size follows from shape and precision, so offsets,
 the plan and the predicted memory are known before the first byte of a checkpoint is touched. `write` then

@@ -1,4 +1,4 @@
-"""ONNX graphs under construction: nodes, constants, weights beside the graph, and operations of all models.
+"""Builds ONNX graphs: nodes, constants, external weights, and the operations of all models.
 
 `OnnxGraph` is `BaseOps` over edge names, for ONNX Runtime on CPU. Values have a batch axis of 1 before the
 axes that the description thinks of.

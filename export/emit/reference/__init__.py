@@ -1,1 +1,1 @@
-"""The interpreter that computes, in NumPy: the truth."""
+"""The reference interpreters, which compute in NumPy: the truth."""

@@ -1,4 +1,4 @@
-"""What of the audio encoder depends on weights alone, computed once instead of for every clip."""
+"""Constant-folds the weight-only parts of the audio encoder."""
 
 from __future__ import annotations
 

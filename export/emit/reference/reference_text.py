@@ -1,4 +1,4 @@
-"""The NumPy interpreter: the truth that every artifact is compared with.
+"""The NumPy interpreter of the text model: the truth that every artifact is compared with.
 
 It evaluates the description in fp32 with one weight tensor in memory at a time (the head and the tables in
 row blocks), without torch. Several sequences are evaluated in one pass, so that every weight is read once

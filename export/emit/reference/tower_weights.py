@@ -1,4 +1,4 @@
-"""Weights of an encoder that follow from a checkpoint's: what its graph stores, and rows of its token ids."""
+"""Derives an encoder's stored weights and the rows of its token ids from the checkpoint."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The interpreter that writes TFLite graphs."""
+"""The interpreters that write TFLite graphs."""

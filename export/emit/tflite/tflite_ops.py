@@ -1,4 +1,4 @@
-"""Operators of a TFLite graph, and `BaseOps` that append them: what the interpreters of all models share."""
+"""TFLite operators, and the `BaseOps` that append them to a graph of any model."""
 
 from __future__ import annotations
 

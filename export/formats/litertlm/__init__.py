@@ -1,1 +1,1 @@
-"""One .litertlm file, for LiteRT-LM and for our runtime."""
+"""The format "litertlm": one file for LiteRT-LM and for our runtime."""

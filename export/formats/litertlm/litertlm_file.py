@@ -1,4 +1,4 @@
-"""One .litertlm, the file that Google's LiteRT-LM runs: models, tokenizer and metadata.
+"""Writes a .litertlm: models, tokenizer and metadata in the file that LiteRT-LM runs.
 
 The package `litert-lm-builder` writes the container and copies the models section by section, so that no
 model is held in memory. `runtime.artifacts.litertlm_reader`, which says what LiteRT-LM expects of a Gemma 3n

@@ -1,4 +1,4 @@
-"""The format "litertlm": one file for LiteRT-LM, which our runtime opens too."""
+"""The format "litertlm" as an object: one file for LiteRT-LM, which our runtime opens too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections of a .litertlm that see and hear, as LiteRT-LM calls them.
+"""Builds the encoder sections of a .litertlm, with LiteRT-LM's names.
 
 | section | tensors |
 |---|---|

@@ -1,4 +1,4 @@
-"""The LlmMetadata of a .litertlm: what LiteRT-LM is told of prompts, sampling, images and clips."""
+"""Builds the LlmMetadata of a .litertlm: prompts, sampling, images and clips."""
 
 from __future__ import annotations
 

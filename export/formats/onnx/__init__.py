@@ -1,1 +1,1 @@
-"""A folder for ONNX Runtime."""
+"""The format "onnx": a folder for ONNX Runtime."""

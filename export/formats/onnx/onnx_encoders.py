@@ -1,4 +1,4 @@
-"""The encoders of images and audio for ONNX Runtime: their graphs, and the memory that they take."""
+"""The encoders of images and audio for ONNX Runtime: their graphs and their memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The format "onnx": a folder for ONNX Runtime."""
+"""The format "onnx" as an object: a folder for ONNX Runtime."""
 
 from __future__ import annotations
 

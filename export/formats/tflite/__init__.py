@@ -1,1 +1,1 @@
-"""A folder for LiteRT."""
+"""The format "tflite": a folder for LiteRT."""

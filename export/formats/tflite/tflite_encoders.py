@@ -1,4 +1,4 @@
-"""The encoders of images and audio for LiteRT: their models, and the memory that they take."""
+"""The encoders of images and audio for LiteRT: their models and their memory."""
 
 from __future__ import annotations
 

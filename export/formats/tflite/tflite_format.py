@@ -1,4 +1,4 @@
-"""The format "tflite": a folder for LiteRT, with decoder, tables and encoders, each a .tflite of its own.
+"""The format "tflite" as an object: decoder, tables and encoders, a .tflite each.
 
 The tables are models too, one look-up each, which LiteRT-LM can call; our runtime reads their rows past the
 engine.

@@ -1,4 +1,4 @@
-"""Every tensor of the audio encoder and its embedder: as a checkpoint has them, and as a graph does.
+"""Every tensor of the audio encoder and its embedder, in checkpoint and graph.
 
 Names are those of a multimodal checkpoint below `model.`: `audio_tower.*` and `embed_audio.*`. A graph has a
 few tensors less: what depends on weights alone is computed once (`export/emit/audio_folding.py`), so that a

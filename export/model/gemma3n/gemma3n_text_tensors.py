@@ -1,4 +1,4 @@
-"""Every tensor of the text model: its name, its shape, and the part of the model it belongs to.
+"""Every tensor of the text model: its name, shape and part.
 
 Names are canonical: relative to the text model (`layers.0.mlp.gate_proj.weight`), whatever prefix a
 checkpoint's layout puts before them. The checkpoint reader, the synthetic checkpoint, the plan, the

@@ -1,4 +1,4 @@
-"""What brings an encoder's output, or a modality's own token ids, into the space of the text model.
+"""Projects an encoder's output and its token ids into the space of the text model.
 
 `Gemma3nMultimodalEmbedder` of transformers: one for images (`embed_vision.`), one for audio (`embed_audio.`).
 """
