@@ -12,9 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self
 
-from gemma_edge.runtime.artifacts.bundle import MANIFEST, sha256
+from gemma_edge.runtime.artifacts.bundle import MANIFEST
 from gemma_edge.runtime.artifacts.litertlm_reader import MAGIC as LITERTLM_MAGIC
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+from gemma_edge.runtime.file_digest import sha256
 
 Json = dict[str, Any]
 ROOM = 64 << 20  # bytes left free on the disk beside what the bundle needs

@@ -25,10 +25,11 @@ from gemma_edge.export.plan_table import format_plan
 from gemma_edge.export.synth.synth_checkpoint import synthesize, text_config
 from gemma_edge.export.synth.synth_towers import audio_json, preprocessor_json, vision_json
 from gemma_edge.export.weights.recipe import Bounds, load_recipe
-from gemma_edge.runtime.artifacts.bundle import Bundle, sha256
+from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.modalities import KINDS, Kind
 from gemma_edge.runtime.errors import BundleError, ConfigError, ParityError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.file_digest import sha256
 from gemma_edge.runtime.media.audio_encoder import AudioEncoder
 from gemma_edge.runtime.media.image_encoder import VisionEncoder
 from support.random_gemma3n_audio import AudioSource, TransformersAudio

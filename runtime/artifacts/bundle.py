@@ -8,7 +8,6 @@ large ones by `check_hashes`, which `gemma-edge verify` and `gemma-edge inspect 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -17,6 +16,7 @@ from typing import Any
 from gemma_edge.runtime.artifacts.modalities import AudioModality, Modality, VisionModality, read_modalities
 from gemma_edge.runtime.errors import BundleError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.file_digest import sha256
 from gemma_edge.runtime.text_files import read_json
 
 SCHEMA_VERSION = 1
@@ -154,22 +154,6 @@ def check_schema(path: Path, manifest: Json) -> None:
         raise BundleError(path, "schema_version", "an integer", repr(version), EXPORT_AGAIN)
     if version > SCHEMA_VERSION:
         raise BundleError(path, "schema_version", f"at most {SCHEMA_VERSION}", version, "Upgrade gemma-edge.")
-
-
-def sha256(
-    path: Path, progress: Callable[[int], None] | None = None, begin: int = 0, end: int | None = None
-) -> str:
-    """The SHA-256 of bytes [begin, end) of a file, as hex; `end` None is the file's."""
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        left = file.seek(0, 2) - begin if end is None else end - begin
-        file.seek(begin)
-        while block := file.read(min(1 << 20, left)):
-            left -= len(block)
-            digest.update(block)
-            if progress:
-                progress(len(block))
-    return digest.hexdigest()
 
 
 def _read_manifest(path: Path, manifest_path: Path) -> Json:

@@ -1,7 +1,10 @@
 """A .litertlm as a bundle: what `Bundle.open` gives for a file.
 
 The engine opens files, not parts of them, and so does SentencePiece: the decoder and the tokenizer are taken
-out into the cache folder once, under their hashes. The tables of embeddings are read where they lie.
+out into the cache folder once. The tables of embeddings are read where they lie.
+
+Parts up to `HASH_AT_OPEN` bytes are hashed when the file is opened, larger ones when they are used: both once
+for as long as the file stays as it is (`file_digest`).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.runtime.artifacts.bundle import Bundle, FileRecord, check_schema, choice, sha256
+from gemma_edge.runtime.artifacts.bundle import HASH_AT_OPEN, Bundle, FileRecord, check_schema, choice
 from gemma_edge.runtime.artifacts.litertlm_reader import (
     AUDIO_ADAPTER,
     AUDIO_ENCODER,
@@ -37,6 +40,8 @@ from gemma_edge.runtime.artifacts.row_table import RowLayout
 from gemma_edge.runtime.artifacts.tflite_check import embedding_table
 from gemma_edge.runtime.cache_folder import CACHE_VARIABLE, cache_folder
 from gemma_edge.runtime.errors import BundleError
+from gemma_edge.runtime.file_digest import identity, remember, remembered_sha256, sha256
+from gemma_edge.runtime.kept_files import keep, kept
 from gemma_edge.runtime.text_files import parse_json
 
 MANIFEST_KEY = "gemma_edge.manifest"  # of the system metadata: what a bundle's manifest.json holds, as JSON
@@ -109,62 +114,79 @@ class LitertlmBundle(Bundle):
             format="litertlm",
             litertlm=litertlm,
         )
+        for name, record in files.items():
+            if record.bytes <= HASH_AT_OPEN:
+                bundle._check_part(name)
         return replace(bundle, modalities=read_modalities(path, manifest, config, bundle.file))
 
     def file(self, name: str) -> Path:
-        """A file of its own with this part of the .litertlm; the .litertlm itself for its own name."""
+        """A file of its own with this part of the .litertlm; the .litertlm itself for its own name.
+
+        Raises:
+            BundleError: there is no such part, or it was altered.
+        """
         if name == self.path.name:
             return self.path
         if name not in self.files:
             raise BundleError(self.path, "sections", name, "no such section", EXPORT_AGAIN)
         size, digest = self.files[name].bytes, self.files[name].sha256
-        taken_out = cache_folder() / f"{digest[:32]}-{name}"
-        if taken_out.is_file() and taken_out.stat().st_size == size:
-            return taken_out
+        if found := kept("", f"-{name}", digest):
+            self._check_part(name)
+            return found
         try:
-            taken_out.parent.mkdir(parents=True, exist_ok=True)
-            return self._take_out(name, taken_out)
+            hashed = identity(self.path)
+            path = keep("", f"-{name}", size, lambda target: self._take_out(name, target), digest)
         except OSError as error:
             folder = tempfile.mkdtemp(prefix="gemma-edge-")
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             warnings.warn(
-                f"{taken_out.parent}: {error.strerror}; {name} goes from {self.path.name} into {folder} "
+                f"{cache_folder()}: {error.strerror}; {name} goes from {self.path.name} into {folder} "
                 f"for this process only. Set {CACHE_VARIABLE} to a folder with room for {size:,} bytes",
                 stacklevel=2,
             )
-            return self._take_out(name, Path(folder) / name)
+            path = Path(folder) / name
+            self._take_out(name, path)
+        got = remembered_sha256(path)
+        if got != digest:
+            path.unlink()
+            raise self._altered(name, got)
+        if name in (parts := self._sections()):
+            remember(self.path, got, hashed, *parts[name])
+        return path
 
     def check_hashes(self, progress: Callable[[int], None] | None = None) -> None:
         """Hashes every section; `progress` is given the bytes done since its last call."""
-        assert self.litertlm is not None
-        for name, section in _parts(self.litertlm).items():
-            digest = sha256(self.path, progress, section.begin, section.end)
+        for name, (begin, end) in self._sections().items():
+            digest = sha256(self.path, progress, begin, end)
             if digest != self.files[name].sha256:
-                remedy = "The file was altered: copy it again."
-                raise BundleError(self.path, f"sha256 of {name}", self.files[name].sha256, digest, remedy)
+                raise self._altered(name, digest)
 
-    def _section(self, name: str) -> Section:
-        assert self.litertlm is not None
-        return _parts(self.litertlm)[name]
+    def _check_part(self, name: str) -> None:
+        """Raises BundleError unless a part has the recorded SHA-256. Texts of the metadata have none."""
+        if name in (parts := self._sections()):
+            digest = remembered_sha256(self.path, *parts[name])
+            if digest != self.files[name].sha256:
+                raise self._altered(name, digest)
 
-    def _take_out(self, name: str, target: Path) -> Path:
-        """Writes one part to a name beside `target`, then renames it, so that `target` is always whole."""
+    def _altered(self, name: str, digest: str) -> BundleError:
+        remedy = "The file was altered: copy it again."
+        return BundleError(self.path, f"sha256 of {name}", self.files[name].sha256, digest, remedy)
+
+    def _sections(self) -> dict[str, tuple[int, int]]:
+        """Parts and their ranges of bytes."""
         assert self.litertlm is not None
-        descriptor, building = tempfile.mkstemp(".building", name, target.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as out:
-                if name == TEMPLATE:
-                    out.write(self.litertlm.llm.template.encode())
-                elif name == GENERATION:
-                    out.write(json.dumps(self.manifest["generation"]).encode())
-                else:
-                    section = self._section(name)
-                    _copy(self.path, section.begin, section.end, out.fileno())
-            os.replace(building, target)
-        except BaseException:
-            Path(building).unlink(missing_ok=True)
-            raise
-        return target
+        return {name: (part.begin, part.end) for name, part in _parts(self.litertlm).items()}
+
+    def _take_out(self, name: str, target: Path) -> None:
+        """Writes one part to `target`."""
+        assert self.litertlm is not None
+        with open(target, "xb") as out:
+            if name == TEMPLATE:
+                out.write(self.litertlm.llm.template.encode())
+            elif name == GENERATION:
+                out.write(json.dumps(self.manifest["generation"]).encode())
+            else:
+                _copy(self.path, *self._sections()[name], out.fileno())
 
 
 def _parts(litertlm: Litertlm) -> dict[str, Section]:

@@ -13,7 +13,6 @@ import numpy as np
 from ai_edge_litert.compiled_model import CompiledModel
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.artifacts.bundle import sha256
 from gemma_edge.runtime.artifacts.litertlm_bundle import AUDIO as AUDIO_FILE
 from gemma_edge.runtime.artifacts.litertlm_bundle import VISION as VISION_FILE
 from gemma_edge.runtime.artifacts.litertlm_bundle import LitertlmBundle
@@ -47,7 +46,7 @@ def open_litert_encoder(path: Path, signature: Signature, threads: int | None, d
         path, digest = bundle.file(name), bundle.files[name].sha256
     # Engines follow what a file says, over its end too: it is checked before one sees it.
     model = read_tflite(path)
-    return (LitertVision if sees else LitertAudio)(model, threads, digest or sha256(path))
+    return (LitertVision if sees else LitertAudio)(model, threads, digest)
 
 
 class LitertVision:
@@ -98,7 +97,7 @@ class _Engine:
     """The engine's model, and the buffers of the signatures that were called.
 
     Args:
-        digest: SHA-256 of the file, by which its packed weights are found.
+        digest: SHA-256 that the bundle records of the file; "" for none.
     """
 
     def __init__(self, model: TfliteModel, threads: int | None, digest: str) -> None:

@@ -6,12 +6,10 @@ import atexit
 import contextlib
 import ctypes
 import os
-import shutil
+import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +25,12 @@ from ai_edge_litert.compiled_model import (
 )
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.cache_folder import CACHE_VARIABLE, cache_folder
+from gemma_edge.runtime.engines.packed_weights import REFUSED, packed_weights
 from gemma_edge.runtime.errors import BundleError
+from gemma_edge.runtime.parent_process import end_with_parent
 
 NOWHERE = os.path.join(os.devnull, "none")  # accelerators are looked for in folders: none of them is wanted
 SLACK = 256  # bytes that the engine may add to a buffer to align it
-# Packed weights are a little larger than the file (sums of rows); this much must stay free beside them.
-PACKED_FACTOR, ROOM = 1.2, 64 << 20
 
 
 class Buffer:
@@ -96,58 +93,43 @@ def _c_api() -> tuple[Callable[..., Any], ...] | None:
     return pointer_of, size_of, host_memory
 
 
-def load_model(path: Path, digest: str, threads: int) -> CompiledModel:
+def load_model(path: Path, recorded: str, threads: int) -> CompiledModel:
     """The engine's model, its packed weights in a file; on the heap, with a warning, where no file can be.
 
     Args:
-        digest: SHA-256 of the file; the packed weights are found by it.
+        recorded: SHA-256 that the bundle records of the file; "" for none.
 
     Raises:
-        BundleError: the engine does not take the file.
+        BundleError: the file is not the recorded one, or the engine does not take it.
     """
-    packed: Path | None = packed_weights(digest)
-    building = None
-    if packed is not None and not packed.exists():
-        building = _writable(packed, path.stat().st_size)
-        packed = building
+    packed = packed_weights(path, recorded, threads)
     with engine_log() as log:
         try:
-            options = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=str(packed or ""))
-            model = CompiledModel.from_file(
-                str(path), environment=_environment(), options=Options(cpu_options=options)
-            )
+            return compile_model(path, packed, threads)
         except Exception as error:  # the wrapper raises several types
-            if building is not None:
-                building.unlink(missing_ok=True)
             lines = [line for line in log() if "ERROR" in line] or [str(error)]
             raise BundleError(path, "graph", "a model that LiteRT loads", "; ".join(lines[-3:])) from None
-    if building is not None and building.exists():
-        # Under its name it is complete; it stays mapped.
-        os.replace(building, packed_weights(digest))
-    return model
 
 
-def packed_weights(digest: str) -> Path:
-    """Where a model's packed weights are, or will be."""
-    return cache_folder() / f"{digest[:32]}-{version('ai-edge-litert')}.xnnpack"
+def compile_model(path: Path, packed: Path | None, threads: int) -> CompiledModel:
+    """The engine's model. It reads packed weights from the file `packed`, or writes them there if it is
+    absent.
+    """
+    options = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=str(packed or ""))
+    return CompiledModel.from_file(
+        str(path), environment=_environment(), options=Options(cpu_options=options)
+    )
 
 
-def _writable(packed: Path, size: int) -> Path | None:
-    """A name to build the file under; None, after a warning, where it cannot be built."""
-    remedy = f"the packed weights take anonymous memory instead. Set {CACHE_VARIABLE} to another folder"
+def pack(path: str, building: str, threads: str, parent: str) -> None:
+    """In the process that packs: writes the packed weights, and ends without the engine's farewell."""
+    end_with_parent(int(parent))
     try:
-        packed.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(packed.parent).free
-        if free < PACKED_FACTOR * size + ROOM:
-            warnings.warn(f"{packed.parent}: {free:,} bytes are free, too few; {remedy}", stacklevel=3)
-            return None
-        descriptor, name = tempfile.mkstemp(".building", packed.stem, packed.parent)
-        os.close(descriptor)
-        os.unlink(name)
-    except OSError as error:
-        warnings.warn(f"{packed.parent}: {error.strerror}; {remedy}", stacklevel=3)
-        return None
-    return Path(name)
+        compile_model(Path(path), Path(building), int(threads))
+    except Exception as error:  # the wrapper raises several types
+        print(error, file=sys.stderr, flush=True)
+        os._exit(REFUSED)
+    os._exit(0)
 
 
 @cache

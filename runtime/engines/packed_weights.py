@@ -1,0 +1,77 @@
+"""The weights of a .tflite as XNNPACK packs them, in a file that is made once and mapped from then on.
+
+The engine aborts its process when the disk fills while it packs. So a process of its own packs: whatever ends
+it, the model still runs, with its packed weights in anonymous memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+from gemma_edge.runtime.cache_folder import CACHE_VARIABLE, cache_folder
+from gemma_edge.runtime.errors import BundleError
+from gemma_edge.runtime.file_digest import remembered_sha256
+from gemma_edge.runtime.kept_files import keep, kept
+
+PACKED_FACTOR = 1.2  # packed weights are a little larger than the file: sums of rows
+REFUSED = 3  # exit code: the engine does not take the model
+_PACK = "import sys; from gemma_edge.runtime.engines.litert_model import pack; pack(*sys.argv[1:])"
+
+
+class _RefusedError(Exception):
+    """The engine does not take the model, with or without a file."""
+
+
+def packed_weights(path: Path, recorded: str, threads: int) -> Path | None:
+    """The file of a model's packed weights, made now if need be; None, after a warning, where it cannot be.
+
+    Args:
+        path: the .tflite.
+        recorded: SHA-256 that the bundle records of it; "" for none.
+
+    Raises:
+        BundleError: the file has another SHA-256.
+    """
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        digest = remembered_sha256(path)
+        if recorded and digest != recorded:
+            remedy = "The file was altered: copy the bundle again."
+            raise BundleError(path, "sha256", recorded, digest, remedy)
+        before, after = f"{digest[:32]}-{version('ai-edge-litert')}-", ".xnnpack"
+        size = int(PACKED_FACTOR * path.stat().st_size)
+        return kept(before, after) or keep(
+            before, after, size, lambda building: _pack_apart(path, building, threads)
+        )
+    except _RefusedError:
+        return None  # whoever loads it without a file learns why
+    except OSError as error:
+        remedy = f"the packed weights take anonymous memory instead. Set {CACHE_VARIABLE} to another folder"
+        warnings.warn(f"{cache_folder()}: {error.strerror}; {remedy}", stacklevel=3)
+        return None
+
+
+def _pack_apart(path: Path, building: Path, threads: int) -> None:
+    """Packs in a process of its own, which ends with this one."""
+    argv = [sys.executable, "-c", _PACK, str(path), str(building), str(threads), str(os.getpid())]
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    if done.returncode == REFUSED:
+        raise _RefusedError
+    if done.returncode or not building.exists():
+        reason = f"the process that packs weights ended with exit code {done.returncode}"
+        if "weight_cache" in done.stderr:  # the engine's file of it could not be written
+            reason = "the disk became full while weights were packed"
+        raise OSError(errno.EIO, reason, str(building))
