@@ -48,6 +48,7 @@ def part(plan: Plan, name: str) -> Any:
 # Sizes. -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "config"),
     [
@@ -202,6 +203,7 @@ def test_the_ceiling_itself_is_enough() -> None:
         check_ceiling(plan, plan.needed_bytes - 1, job, ONNX)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "context", "ceiling"),
     [

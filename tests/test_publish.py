@@ -25,7 +25,7 @@ MANIFEST = {"schema_version": 1, "config": SMALL, "context": 64, "chunk": 16, "k
 KILLED = """\
 import json, os, signal, sys
 from pathlib import Path
-from gemma_edge.export.bundle_writer import BundleWriter
+from gemma_edge.export.publish import BundleWriter
 
 def die(*args):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -159,7 +159,7 @@ def test_a_failing_rename_leaves_the_old_bundle(target: Path, monkeypatch: pytes
             raise OSError(errno.EIO, "broken")
         rename(source, to)
 
-    monkeypatch.setattr("gemma_edge.export.bundle_writer.os.rename", failing)
+    monkeypatch.setattr("gemma_edge.export.publish.os.rename", failing)
     with pytest.raises(OSError, match="broken"):
         publish(target, b"new")
     monkeypatch.undo()
@@ -224,7 +224,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = Usage(10**12, 10**12 - 10**8, 10**8)
-    monkeypatch.setattr("gemma_edge.export.bundle_writer.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("gemma_edge.export.publish.shutil.disk_usage", lambda path: usage)
     with BundleWriter(target) as writer:
         writer.check_room(10**8 - ROOM)
         with pytest.raises(GemmaEdgeError, match="are free; free some, or name a folder") as caught:

@@ -138,3 +138,21 @@ def test_argparse_lives_in_cli_and_benchmarks() -> None:
         and re.search(r"^\s*(import|from) argparse", read(path), re.MULTILINE)
     ]
     assert found == []
+
+
+def test_modules_named_in_text_exist() -> None:
+    """Dotted names in strings and documents, which no import and no type checker sees."""
+    texts = [path for top in (*PACKAGES, "tests", "pocket", "docs") for path in (ROOT / top).rglob("*.*")]
+    texts = [path for path in texts if path.suffix in (".py", ".md", ".sh")]
+    named = re.compile(r"\bgemma_edge\.((?:runtime|export|benchmarks|cli)(?:\.[a-z_0-9]+)*)")
+    missing = set()
+    for path in [*texts, *ROOT.glob("*.md"), ROOT / "pyproject.toml", ROOT / ".ci" / "run"]:
+        for name in named.findall(read(path)):
+            place = ROOT
+            for part in name.split("."):
+                if place.is_dir() and not (place := place / part).is_dir():
+                    place = place.with_suffix(".py")
+                    if not place.is_file() and part not in read(place.parent / "__init__.py"):
+                        missing.add(f"{path.relative_to(ROOT)}: gemma_edge.{name}")
+                    break
+    assert missing == set()

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from gemma_edge.cli import synth as verb
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.checkpoint.sentencepiece_model import build_model, synthetic_pieces
 from gemma_edge.export.synth import synth_checkpoint as synth
@@ -215,7 +216,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 MEMORY_SCRIPT = """
 import resource, sys
-from gemma_edge.export.synth import synthesize
+from gemma_edge.export.synth.synth_checkpoint import synthesize
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 made = synthesize(sys.argv[1], config={"vocab_size": 1_000_000, "vocab_size_per_layer_input": 512})
@@ -231,13 +232,13 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
 
 def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
-    synth.configure(parser)
+    verb.configure(parser)
     assert (
-        synth.run(parser.parse_args([str(tmp_path / "out"), "--size", "tiny", "--seed", "3", "--text-only"]))
+        verb.run(parser.parse_args([str(tmp_path / "out"), "--size", "tiny", "--seed", "3", "--text-only"]))
         == 0
     )
     captured = capsys.readouterr()
     assert "2,744,160 parameters, 5,488,320 bytes" in captured.out and captured.err == ""
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "gemma3n_text"
     with pytest.raises(UsageError, match="--seed -1"):
-        synth.run(parser.parse_args([str(tmp_path / "no"), "--seed", "-1"]))
+        verb.run(parser.parse_args([str(tmp_path / "no"), "--seed", "-1"]))
