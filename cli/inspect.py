@@ -6,11 +6,12 @@ import argparse
 import json
 from pathlib import Path
 
-from gemma_edge.export.gate.parity import Agreement
-from gemma_edge.export.plan_table import NAMES, format_plan
+from gemma_edge.export.gate.parity import AGREEMENT_SHAPE, Agreement
+from gemma_edge.export.plan_table import NAMES, PLAN_SHAPE, format_plan
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.runtime.artifacts.bundle import Bundle
-from gemma_edge.runtime.errors import BundleError
+from gemma_edge.runtime.errors import BundleError, printable
+from gemma_edge.runtime.json_shape import misfit
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,14 +44,16 @@ def run(args: argparse.Namespace) -> int:
         )
         print(json.dumps({**{k: bundle.manifest.get(k) for k in keys}, "agreement": agreement}))
         return 0
-    try:
-        print(format_plan(plan))
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(bundle.path / "manifest.json", "plan", "a plan", f"no {error}") from None
+    for name, value, shape in (("plan", plan, PLAN_SHAPE), ("agreement", agreement or None, AGREEMENT_SHAPE)):
+        if value is not None and (found := misfit(value, shape, name)):
+            raise BundleError(bundle.path / "manifest.json", found[0], found[1], "something else")
+    for line in format_plan(plan).splitlines():
+        print(printable(line))
     print(f"takes {', '.join(['text', *(NAMES[kind] for kind in bundle.modalities)])}")
-    print(f"source {source.get('name')} ({str(source.get('revision'))[:12]}), KV cache {bundle.kv_cache}")
+    name, revision = printable(source.get("name")), printable(str(source.get("revision"))[:12])
+    print(f"source {name} ({revision}), KV cache {bundle.kv_cache}")
     if agreement:
-        print(Agreement(**agreement).summary())
+        print(Agreement.from_dict(agreement).summary())
     else:
         print("not verified: exported with --no-verify")
     if args.check:

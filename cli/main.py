@@ -99,7 +99,9 @@ def _dispatch(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     module.configure(parser)
-    return int(module.run(parser.parse_intermixed_args(rest)))  # `run out/ -a photo.jpg "What is this?"`
+    # `run out/ -a photo.jpg "What is this?"`; but after "--" a word is none of the options.
+    parse = parser.parse_args if "--" in rest else parser.parse_intermixed_args
+    return int(module.run(parse(rest)))
 
 
 def _help() -> str:

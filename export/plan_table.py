@@ -17,6 +17,21 @@ TITLES = {
     "vision": "image encoder",
     "audio": "audio encoder",
 }
+# What of a manifest's plan the table shows.
+PLAN_SHAPE = {
+    **dict.fromkeys(
+        ("context", "chunk", "kv_cache_bytes", "activation_bytes", "base_bytes", "peak_bytes"), "size"
+    ),
+    **dict.fromkeys(("file_bytes", "bytes_per_token"), "size"),
+    "beside_bytes": "size?",
+    "recipe": "text",
+    "parts": [
+        {
+            **dict.fromkeys(("part", "residency"), "text"),
+            **dict.fromkeys(("elements", "bits", "file_bytes", "memory_bytes"), "size"),
+        }
+    ],
+}
 NAMES = {"vision": "images", "audio": "audio"}
 
 

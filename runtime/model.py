@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from gemma_edge.runtime.available_memory import available_memory
 from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
 from gemma_edge.runtime.errors import BundleError, UsageError
+from gemma_edge.runtime.families.config_fields import MAX_SIZE
 from gemma_edge.runtime.generate import Completion, Progress, StopStrings, Stream, Table, TokenGenerator
 from gemma_edge.runtime.media.attachments import MODALITY, Attachment, Part, Reader
 from gemma_edge.runtime.prompt.chat_template import ChatTemplate, Message, normalize_messages
@@ -393,4 +394,4 @@ def read_generation_config(path: Path, end_ids: Collection[int] = ()) -> tuple[S
 
 
 def _is_token_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SIZE

@@ -142,7 +142,7 @@ def _check_highest(highest: float) -> None:
     if not math.isfinite(highest):
         raise GemmaEdgeError(
             f"the model's highest logit is {highest}: its weights or its arithmetic are broken. "
-            "Check the bundle with `gemma-edge verify`, or export it again."
+            "Check the bundle's files with `gemma-edge inspect --check`; copy or export a damaged one again."
         )
 
 

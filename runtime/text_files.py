@@ -53,6 +53,15 @@ def read_bytes(
             raise error(path, "file", what, problem.strerror, remedy) from None
 
 
+def is_name(name: str) -> bool:
+    """Whether a file may be called so: UTF-8, without NUL, of at most 255 bytes between slashes."""
+    try:
+        parts = name.encode("utf-8").split(b"/")
+    except UnicodeEncodeError:
+        return False
+    return b"\0" not in name.encode() and all(0 < len(part) <= 255 for part in parts)
+
+
 def read_text(path: Path, error: ErrorClass, **options: Any) -> str:
     """A file's UTF-8 text; options and errors as of `read_bytes`."""
     try:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gemma_edge.runtime.errors import BundleError, UsageError
-from gemma_edge.runtime.prompt import chat_template as chat
-from gemma_edge.runtime.prompt.chat_template import ChatTemplate
+from gemma_edge.runtime.prompt import template_sandbox
+from gemma_edge.runtime.prompt.chat_template import GEMMA3_TEMPLATE, ChatTemplate
 
 USER = {"role": "user", "content": " Hello "}
 CONVERSATION: list[dict[str, Any]] = [
@@ -40,7 +40,7 @@ def test_the_system_message_is_folded_into_the_first_user_turn() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        chat.GEMMA3_TEMPLATE,
+        GEMMA3_TEMPLATE,
         "{% for m in messages %}\n    {{ m['content'] | tojson }}\n{% endfor %}\n",
         "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
         "{% set a = namespace(n=0) %}{% for m in messages %}{% set a.n = 2 %}{% endfor %}{{ a.n ~ 1 }}",
@@ -101,24 +101,27 @@ def test_the_sandbox_is_not_left(source: str) -> None:
 @pytest.mark.parametrize(
     ("source", "bound"),
     [
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "100000 steps"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "100000 steps|more than 1 s",
+        ),
         (
             "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
-            "100000 steps",
+            "100000 steps|more than 1 s",
         ),
         ("{{ range(10**9) }}", "MAX_RANGE"),
-        ("{{ 'a' * 10**9 }}", "32000000 characters"),
-        ("{{ [0] * 10**9 }}", "32000000 characters"),
-        ("{{ 10**(10**9) }}", "32000000 characters"),
+        ("{{ 'a' * 10**9 }}", "50331648 bytes"),
+        ("{{ [0] * 10**9 }}", "50331648 bytes"),
+        ("{{ 10**(10**9) }}", "4096 bits"),
         (
             "{% set n = namespace(s='ab') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
-            "32000000 characters",
+            "50331648 bytes",
         ),
         (
             "{% set n = namespace(s='ab') %}{% for i in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}",
-            "32000000 characters",
+            "50331648 bytes",
         ),
-        ("{% set s = 'a' * 10**6 %}{% for i in range(9999) %}{{ s }}{% endfor %}", "32000000 characters"),
+        ("{% set s = 'a' * 10**6 %}{% for i in range(9999) %}{{ s }}{% endfor %}", "50331648 bytes"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
     ],
     ids=["loops", "macros", "range", "text", "list", "power", "concat", "plus", "output", "recursion"],
@@ -130,7 +133,7 @@ def test_work_and_memory_are_bounded(source: str, bound: str) -> None:
 
 
 def test_the_steps_are_counted_anew_for_each_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "MAX_STEPS", 3)
+    monkeypatch.setattr(template_sandbox, "MAX_STEPS", 3)
     template = ChatTemplate("{% for m in messages %}{{ m.role }}{% endfor %}")
     assert [template.render([USER]) for _ in range(5)] == ["user"] * 5
     with pytest.raises(BundleError, match="more than 3 steps"):

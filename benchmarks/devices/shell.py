@@ -94,7 +94,7 @@ class ShellDevice(ABC):
         made = (
             f"mkdir -p {shlex.quote(self.root)} && cd {shlex.quote(self.root)} && cat >supervise.sh && pwd -P"
         )
-        self.root = self.sh(made, stdin=script).strip()
+        self.root = self.sh(made, stdin=script).strip("\r\n")
         self._has_taskset = self.answer("command -v taskset").exit_code == 0
 
     def answer(self, script: str, *, stdin: bytes = b"", timeout: float = ANSWER_S) -> Answer:

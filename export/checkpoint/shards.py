@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 from gemma_edge.runtime.errors import CheckpointError
-from gemma_edge.runtime.text_files import read_json
+from gemma_edge.runtime.text_files import is_name, read_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -162,7 +162,7 @@ def open_indexed(index: Path, shards: list[Shard]) -> None:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(index, "weight_map", "an object of tensor: file", weight_map, AGAIN)
     for key, name in weight_map.items():
-        if not isinstance(name, str) or PurePath(name).name != name or name in ("", "..") or "\0" in name:
+        if not isinstance(name, str) or PurePath(name).name != name or name == ".." or not is_name(name):
             raise CheckpointError(
                 index, f"weight_map.{key}", "the name of a file in this folder", repr(name), AGAIN
             )

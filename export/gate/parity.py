@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,14 @@ ROWS_PER_CALL = 32
 DEFAULT_TEXT_TOKENS = 256
 
 
+# What of an agreement a manifest must have.
+AGREEMENT_SHAPE = {
+    **dict.fromkeys(("tokens", "mean_kl", "max_kl", "top1", "max_abs", "perplexity"), "number"),
+    "bundle_perplexity": "number",
+    "encoders?": {"*": "number"},
+}
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How a bundle agrees with its checkpoint over `tokens` positions."""
@@ -53,6 +61,11 @@ class Agreement:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Agreement:
+        """Of `AGREEMENT_SHAPE`; what a later version adds is left out."""
+        return cls(**{key.name: data[key.name] for key in fields(cls) if key.name in data})
 
     def summary(self) -> str:
         """One line for people."""

@@ -14,11 +14,13 @@ from gemma_edge.export.model.tensor_spec import Part, TensorSpec
 from gemma_edge.export.model.weight_source import WeightSource, read_weight
 from gemma_edge.export.publish import Output
 from gemma_edge.export.weights.recipe import Precision
+from gemma_edge.runtime.errors import CheckpointError
 
 # mmap works in pages; a large tensor that starts on one shares no page with its neighbour.
 PAGE = 4096
 SMALL_ALIGNMENT = 64
 CHUNK_ELEMENTS = 1 << 20  # elements of a weight in memory at once, per worker
+MAX_QUANTIZED = 2.0**18  # of a trained model, some tens; a scale in float16 is at most 65,504, for -8 to 7
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,17 @@ def row_chunks(
             continue
         start, stop = weight.rows or (0, shape[0])
         for row in range(start, stop, step):
-            yield read_weight(source, replace(weight, rows=(row, min(row + step, stop))))
+            rows = read_weight(source, replace(weight, rows=(row, min(row + step, stop))))
+            yield rows if tensor.precision.bits == 32 else check_magnitude(source, weight.name, rows)
+
+
+def check_magnitude(source: object, name: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`rows` of a tensor that is quantized. Raises CheckpointError where no scale can stand for them."""
+    largest = max(rows.max(initial=0), -rows.min(initial=0))
+    if largest > MAX_QUANTIZED:
+        path, expected = getattr(source, "path", "weights"), f"weights of at most {MAX_QUANTIZED:g}"
+        raise CheckpointError(path, name, expected, f"{largest:.3g}", "The weights are damaged.")
+    return rows
 
 
 def pad(out: Output, offset: int) -> None:

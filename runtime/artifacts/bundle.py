@@ -17,7 +17,7 @@ from gemma_edge.runtime.artifacts.modalities import AudioModality, Modality, Vis
 from gemma_edge.runtime.errors import BundleError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.file_digest import sha256
-from gemma_edge.runtime.text_files import read_json
+from gemma_edge.runtime.text_files import is_name, read_json
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -157,6 +157,8 @@ def check_schema(path: Path, manifest: Json) -> None:
 
 
 def _read_manifest(path: Path, manifest_path: Path) -> Json:
+    if not is_name(str(path).lstrip("/") or "."):
+        raise BundleError(path, "path", "a name in UTF-8, which engines take", "another", "Rename it.")
     if not path.is_dir():
         expected = f"a folder with a {MANIFEST}, or a .litertlm"
         raise BundleError(path, "bundle", expected, "no such file", "Make one with `gemma-edge export`.")
@@ -172,7 +174,14 @@ def _file_records(manifest_path: Path, manifest: Json) -> dict[str, FileRecord]:
     records = {}
     for name, entry in _member(manifest_path, manifest, "files", dict).items():
         posix = PurePosixPath(name)
-        if posix.is_absolute() or ".." in posix.parts or "\\" in name or str(posix) != name or name == ".":
+        if (
+            posix.is_absolute()
+            or ".." in posix.parts
+            or "\\" in name
+            or str(posix) != name
+            or name == "."
+            or not is_name(name)
+        ):
             raise BundleError(
                 manifest_path, f"files[{name!r}]", "a path inside the bundle", repr(name), EXPORT_AGAIN
             )

@@ -47,7 +47,7 @@ class LitertDecoder:
                 f"context must be 1 to {bundle.context}, for which this bundle was exported, not "
                 f"{self.context}; `gemma-edge export --context` makes one for more"
             )
-        path = bundle.file(DECODER)
+        self.path = path = bundle.file(DECODER)
         # Engines follow what a file says, over its end too: it is checked before one sees it.
         file = check_decoder(read_tflite(path), self.config)
         if file.context != bundle.context and FULL in self.config.layer_types:
@@ -158,7 +158,7 @@ class _Call:
         if decoder.started:
             decoder.model.run_by_index(self.index, _tensors(inputs), _tensors(outputs))
         else:
-            run_first(decoder.model, self.index, _tensors(inputs), _tensors(outputs))
+            run_first(decoder.path, decoder.model, self.index, _tensors(inputs), _tensors(outputs))
             decoder.started = True
         for buffer in outputs:
             buffer.pull()

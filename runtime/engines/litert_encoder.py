@@ -102,6 +102,7 @@ class _Engine:
 
     def __init__(self, model: TfliteModel, threads: int | None, digest: str) -> None:
         self.signatures = model.signatures
+        self.path = model.path
         self.model: CompiledModel | None = load_model(model.path, digest, threads or physical_cores())
         self.buffers: dict[str, tuple[dict[str, Buffer], dict[str, Buffer]]] = {}
         release_free_memory()
@@ -124,7 +125,7 @@ class _Engine:
             [bound_outputs[key].tensor for key in order["outputs"]],
         )
         if first:
-            run_first(self.model, index, *tensors)
+            run_first(self.path, self.model, index, *tensors)
         else:
             self.model.run_by_index(index, *tensors)
         bound_outputs[FEATURES].pull()

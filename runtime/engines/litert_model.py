@@ -142,14 +142,21 @@ def _environment() -> Environment:
 
 
 def run_first(
-    model: CompiledModel, signature: int, inputs: list[TensorBuffer], outputs: list[TensorBuffer]
+    path: Path, model: CompiledModel, signature: int, inputs: list[TensorBuffer], outputs: list[TensorBuffer]
 ) -> None:
     """`run_by_index`, the first time: the wrapper then makes another environment, which writes to stderr.
 
     It does so again when the process ends, where nobody else has anything to say any more.
+
+    Raises:
+        BundleError: the engine cannot run the model of `path`; it allocates tensors now.
     """
     with engine_log():
-        model.run_by_index(signature, inputs, outputs)
+        try:
+            model.run_by_index(signature, inputs, outputs)
+        except RuntimeError as error:
+            remedy = "`gemma-edge inspect --check` finds damage; export the checkpoint again."
+            raise BundleError(path, "graph", "a model that LiteRT runs", error, remedy) from None
     _silence_exit()
 
 

@@ -21,6 +21,7 @@ from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING
 
 Array = NDArray[np.float32]
+CHECK = "`gemma-edge inspect --check` finds damage; export the checkpoint again."
 KV_TYPES = {"fp32": np.float32, "int8": np.int8}
 KV_GRAPH_TYPES = {"fp32": "tensor(float)", "int8": "tensor(int8)"}
 KIND = {FULL: "full", SLIDING: "sliding"}
@@ -44,7 +45,7 @@ class OnnxDecoder:
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
         options.log_severity_level = 3
-        path = bundle.file("decoder.onnx")
+        self.path = path = bundle.file("decoder.onnx")
         try:
             self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many types of its own
@@ -144,7 +145,10 @@ class OnnxDecoder:
         self.seqlens[0] = total - 1
         self.total[...] = total
         self.wanted[0] = rows
-        self.session.run_with_iobinding(self.binding)
+        try:
+            self.session.run_with_iobinding(self.binding)
+        except Exception as error:  # onnxruntime raises many types of its own
+            raise BundleError(self.path, "graph", "a decoder that fits the manifest", error, CHECK) from None
         self.position = total
         if tokens > 1 or reshaped:
             release_free_memory()

@@ -20,7 +20,7 @@ from statistics import NormalDist
 from typing import Any
 
 from gemma_edge.runtime.errors import ConfigError
-from gemma_edge.runtime.families.config_fields import MAX_LAYERS, Fields, is_int, is_number
+from gemma_edge.runtime.families.config_fields import MAX_LAYERS, MAX_SIZE, Fields, is_int, is_number
 from gemma_edge.runtime.text_files import read_json
 
 SLIDING = "sliding_attention"
@@ -264,7 +264,7 @@ class _Parser(Fields):
 
     def token(self, key: str, default: int) -> int | None:
         value = self.data.get(key, self.outer.get(key, default))
-        if value is not None and not (is_int(value) and value >= 0):
+        if value is not None and not (is_int(value) and 0 <= value <= MAX_SIZE):
             self.fail(self.prefix + key, "a token id or null", repr(value))
         return value
 
@@ -272,7 +272,7 @@ class _Parser(Fields):
         # The outer config of a multimodal checkpoint adds end of turn to the inner one's eos.
         value = self.outer.get(key, self.data.get(key, default))
         values = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(is_int(v) and v >= 0 for v in values):
+        if not all(is_int(v) and 0 <= v <= MAX_SIZE for v in values):
             self.fail(key, "a token id, a list of them, or null", repr(value))
         return tuple(values)
 

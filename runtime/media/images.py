@@ -7,8 +7,9 @@ square with Pillow's antialiased filter, whatever its proportions, as the refere
 normalized. One thing differs from the reference: 16-bit greys are scaled to 8 bits, where Pillow's conversion
 would clip nearly all of them to white. Pillow comes with the extra `images`.
 
-Limits are checked on the header, before anything is decoded. Memory is the decoded picture, at most
-4 * MAX_PIXELS bytes (twice that for one to be turned), and a strip of it.
+Limits are checked on the header, before anything is decoded. Memory is at most some 256 MB: `PIXELS` says how
+many pixels of a format that allows. A large JPEG is decoded at a half, a quarter or an eighth of its size, no
+less than twice the result's; a large picture is turned after it was resized.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ from gemma_edge.runtime.errors import MediaError, UsageError
 from gemma_edge.runtime.units import format_size
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Exif, Image
 
 Resample = Literal["bilinear", "bicubic"]
 
 MAX_PIXELS = 64_000_000  # more than any phone's sensor but the largest; 256 MB decoded
+# Fewer where a decoder holds more than the picture: two or three copies, or a whole picture's coefficients.
+PIXELS = {"WEBP": 16_000_000, "AVIF": 16_000_000, "TIFF": 30_000_000, "progressive JPEG": 40_000_000}
+LARGE = 16_000_000  # pixels from which memory goes before the reference's last bit
 MAX_SIDE = 65_535  # JPEG's own
 MAX_BYTES = 256 << 20
-STRIP_ROWS = 256
+STRIP_PIXELS = 1 << 20
 # Pillow reads many more formats. These are what cameras, phones and browsers write, and none runs a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 ORIENTATION = 0x0112  # EXIF tag
@@ -64,9 +68,14 @@ def load_image(path: str | Path, size: int, resample: Resample = "bilinear") -> 
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
         try:
             with Image.open(file, formats=FORMATS) as image:
-                _check_size(path, image.size)
+                _check_size(path, image)
+                large = image.width * image.height > LARGE
+                if large:
+                    image.draft("RGB", (2 * size, 2 * size))  # of JPEG; others do not know it
                 image.load()
-                return pixels(upright(image), size, resample)
+                if not large:
+                    return pixels(upright(image), size, resample)
+                return _floats(upright(_square(image, size, resample), image.getexif()))
         except Image.DecompressionBombError:
             raise _too_large(path, "more than Pillow opens") from None
         except UnidentifiedImageError:
@@ -76,17 +85,27 @@ def load_image(path: str | Path, size: int, resample: Resample = "bilinear") -> 
 
 def pixels(image: Image, size: int, resample: Resample = "bilinear") -> NDArray[np.float32]:
     """The same of a Pillow image, of any mode, as it is: it is not turned and no limit is checked."""
+    return _floats(_square(image, size, resample))
+
+
+def _floats(square: Image) -> NDArray[np.float32]:
+    array = np.asarray(square)
+    return np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32) * np.float32(1 / 255)
+
+
+def _square(image: Image, size: int, resample: Resample) -> Image:
+    """(size, size) in RGB."""
     from PIL import Image as pillow
 
     filters = {"bilinear": pillow.Resampling.BILINEAR, "bicubic": pillow.Resampling.BICUBIC}
     narrow = pillow.new("RGB", (size, image.height))
     # Pillow resizes rows first, then columns: row by row its first pass needs no more than a strip.
-    for top in range(0, image.height, STRIP_ROWS):
-        bottom = min(top + STRIP_ROWS, image.height)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
         strip = rgb(image.crop((0, top, image.width, bottom)))
         narrow.paste(strip.resize((size, bottom - top), filters[resample]), (0, top))
-    square = np.asarray(narrow.resize((size, size), filters[resample]))
-    return np.ascontiguousarray(square.transpose(2, 0, 1), dtype=np.float32) * np.float32(1 / 255)
+    return narrow.resize((size, size), filters[resample])
 
 
 def rgb(image: Image) -> Image:
@@ -133,19 +152,21 @@ def _reported(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _check_size(path: Path, size: tuple[int, int]) -> None:
-    width, height = size
-    if width * height > MAX_PIXELS or max(size) > MAX_SIDE:
-        raise _too_large(path, f"{width} x {height}")
+def _check_size(path: Path, image: Image) -> None:
+    width, height = image.size
+    kind = "progressive JPEG" if image.info.get("progressive") else str(image.format)
+    most = PIXELS.get(kind, MAX_PIXELS)
+    if width * height > most or max(image.size) > MAX_SIDE:
+        raise _too_large(path, f"{width} x {height}", most)
 
 
-def _too_large(path: Path, got: str) -> MediaError:
-    expected = f"at most {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} a side"
+def _too_large(path: Path, got: str, most: int = MAX_PIXELS) -> MediaError:
+    expected = f"at most {most // 1_000_000} megapixels and {MAX_SIDE} a side"
     return MediaError(path, "size", expected, got, "Scale it down first.")
 
 
-def upright(image: Image) -> Image:
-    """Turned as EXIF says; an orientation that cannot be read turns nothing."""
+def upright(image: Image, exif: Exif | None = None) -> Image:
+    """Turned as EXIF says, its own unless told; an orientation that cannot be read turns nothing."""
     from PIL import Image as pillow
 
     turn = pillow.Transpose
@@ -159,7 +180,7 @@ def upright(image: Image) -> Image:
         8: turn.ROTATE_90,
     }
     try:
-        orientation = image.getexif().get(ORIENTATION, 1)
+        orientation = (image.getexif() if exif is None else exif).get(ORIENTATION, 1)
     except Exception:  # metadata that is damaged is no reason to refuse the picture
         return image
     if orientation not in turns:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.errors import MediaError, UsageError
-from gemma_edge.runtime.media.images import MAX_PIXELS, Resample, pixels
+from gemma_edge.runtime.media.images import Resample, pixels
 from gemma_edge.runtime.media.recordings import SAMPLE_RATE
 
 Array = NDArray[np.float32]
@@ -29,6 +29,7 @@ Array = NDArray[np.float32]
 PER_SECOND = 1.0  # frames: more show little that is new at a resolution of 16 x 16 tokens
 IMAGE_TOKENS = 256
 MAX_SECONDS = 24 * 3600
+MAX_FRAME_PIXELS = 36_000_000  # 8K, with some room; a decoder holds several frames
 # What cameras and browsers write. FFmpeg would also follow playlists, to other files and to the network.
 DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf"
 
@@ -77,11 +78,12 @@ def sample_frames(
         if not container.streams.video:
             raise MediaError(path, "streams", "a video", "none")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise MediaError(path, "video", "a codec that FFmpeg knows", "another", "Convert it first.")
         width, height = stream.codec_context.width, stream.codec_context.height
-        if not 0 < width * height <= MAX_PIXELS:
-            raise MediaError(
-                path, "size", f"at most {MAX_PIXELS // 1_000_000} megapixels", f"{width} x {height}"
-            )
+        if not 0 < width * height <= MAX_FRAME_PIXELS:
+            expected = f"at most {MAX_FRAME_PIXELS // 1_000_000} megapixels"
+            raise MediaError(path, "size", expected, f"{width} x {height}")
         duration = _duration(path, container, stream)
         wanted = max(1, min(count, round(duration * per_second)))
         found = False
@@ -119,9 +121,16 @@ def sound(path: str | Path) -> Iterator[Array]:
     with _opened(path) as container:
         if not container.streams.audio:
             raise MediaError(path, "streams", "a sound track", "none")
+        stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise MediaError(path, "sound track", "a codec that FFmpeg knows", "another", "Convert it first.")
         resampler = _av(path).AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-        for frame in container.decode(container.streams.audio[0]):
-            for block in resampler.resample(frame):
+        for frame in container.decode(stream):
+            try:
+                blocks = resampler.resample(frame)
+            except ValueError as error:  # the layout, the format or the rate changes on the way
+                raise MediaError(path, "sound track", "one layout, format and rate", error) from None
+            for block in blocks:
                 yield _samples(block)
         for block in resampler.resample(None):
             yield _samples(block)
@@ -146,7 +155,7 @@ def _opened(path: Path) -> Iterator[Any]:
         raise MediaError(path, "file", "a video", "a folder" if path.is_dir() else "no such file")
     try:
         options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
-        with av.open(str(path), options=options) as container:
+        with av.open(str(path), options=options, metadata_errors="replace") as container:
             yield container
     except av.FFmpegError as error:
         raise MediaError(path, "data", "a whole video", error.strerror, "The file is damaged.") from None

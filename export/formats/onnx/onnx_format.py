@@ -24,6 +24,7 @@ from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.weights.calibrate import kv_scales
 from gemma_edge.export.weights.recipe import KvCache, Recipe
 from gemma_edge.export.weights.row_table_writer import write_row_table
+from gemma_edge.export.weights.stored_tensor import check_magnitude
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
@@ -103,7 +104,7 @@ class OnnxFolder(BundleFolder):
         def chunk(start: int) -> NDArray[Any]:
             stop = min(start + step, total)
             if precision.bits != 32:
-                return checkpoint.rows(name, start, stop)
+                return check_magnitude(checkpoint, name, checkpoint.rows(name, start, stop))
             raw = checkpoint.raw_rows(name, start, stop)
             checkpoint.check_finite(name, raw.astype(np.float32, copy=False), start)
             return raw
