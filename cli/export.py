@@ -1,4 +1,8 @@
-"""Turn a checkpoint into a bundle."""
+"""Export a checkpoint to a quantized bundle.
+
+Prints the plan, streams the weights, compares the bundle with the checkpoint, and publishes it if they
+agree. Exit code 6 if they do not; nothing is published then.
+"""
 
 from __future__ import annotations
 
@@ -27,34 +31,36 @@ from gemma_edge.runtime.units import parse_size
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `gemma-edge export`."""
-    parser.add_argument("source", help="checkpoint folder, or a Hugging Face id")
+    parser.add_argument("source", help="the checkpoint: a folder or a Hugging Face id")
     parser.add_argument(
-        "out", nargs="?", help="folder of the bundle, or a .litertlm (not needed with --dry-run)"
+        "out", nargs="?", help="the bundle to write: a folder or a .litertlm (not needed with --dry-run)"
     )
     parser.add_argument(
         "--format",
         action="append",
         choices=FORMAT_NAMES,
         help="onnx for ONNX Runtime (default), tflite for LiteRT, litertlm for one file that Google's "
-        "LiteRT-LM runs; given several times, each is made inside OUT",
+        "LiteRT-LM runs; repeatable, then OUT holds one bundle per format",
     )
     parser.add_argument(
-        "--recipe", default="int4", metavar="NAME", help="recipe name or .json file (default: int4)"
+        "--recipe", default="int4", metavar="NAME", help="a recipe or a .json file (default: int4)"
     )
     parser.add_argument(
-        "--context", type=int, default=DEFAULT_CONTEXT, metavar="N", help="tokens of KV cache (4096)"
+        "--context", type=int, default=DEFAULT_CONTEXT, metavar="N", help="tokens of KV cache (default: 4096)"
     )
     parser.add_argument(
-        "--chunk", type=int, default=DEFAULT_CHUNK, metavar="N", help="tokens a prefill call (128)"
+        "--chunk", type=int, default=DEFAULT_CHUNK, metavar="N", help="tokens per prefill call (default: 128)"
     )
-    parser.add_argument("--kv-cache", choices=KV_CACHES, help="precision of the KV cache (the recipe's)")
+    parser.add_argument(
+        "--kv-cache", choices=KV_CACHES, help="precision of the KV cache (default: the recipe's)"
+    )
     parser.add_argument(
         "--modalities",
         metavar="LIST",
-        help="what the bundle takes, of text,image,audio (default: all that the checkpoint has)",
+        help="inputs of the bundle, from text,image,audio (default: all that the checkpoint has)",
     )
-    parser.add_argument("--ceiling", metavar="SIZE", help="refuse a plan that needs more memory, e.g. 2GiB")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--ceiling", metavar="SIZE", help="refuse a plan above this size, such as 2GiB")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and exit")
     parser.add_argument("--no-verify", action="store_true", help="publish without the parity gate")
     parser.add_argument("--json", action="store_true", help="print the plan and the result as JSON")
 

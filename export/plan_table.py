@@ -65,8 +65,10 @@ def format_plan(plan: dict[str, Any]) -> str:
     lines.insert(1, "  ".join("-" * width for width in widths))
     lines.insert(len(lines) - 1, lines[1])
     if any(part["residency"] == ON_DEMAND for part in plan["parts"]):
-        beside = format_size(plan["beside_bytes"])
-        lines.append(f"encoders run before the decoder is loaded; in a later turn, beside it: {beside}")
+        both = format_size(plan["beside_bytes"])
+        lines.append(
+            f"encoders run before the decoder is loaded; with both, in a later turn, the peak is {both}"
+        )
     lines.append(
         f"recipe {plan['recipe']}; a decode step reads {format_size(plan['bytes_per_token'])} of weights"
     )
