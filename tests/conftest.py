@@ -37,11 +37,13 @@ SLOW_FILES = frozenset(
     for name in """
     bench bench_devices bench_encode bench_peers demo devices_shell devices_supervise distribution
     encoder_export end_to_end exporter litert_decoder litert_torch litertlm_bundle litertlm_encoders
-    multimodal native_runner offline optimum parity pocket synth_checkpoint tflite_encoders
+    multimodal native_runner offline optimum packed_weights parity pocket synth_checkpoint tflite_encoders
     """.split()
 )
 SLOW_FIXTURES = frozenset(("adb_server", "live_case", "server", "sshd"))
-SLOW_NAMES = re.compile(r"transformers|timm|litert_lm|true_size|test_live|processor|browser")
+SLOW_NAMES = re.compile(
+    r"transformers|timm|litert_lm|true_size|test_live|processor|browser|_logits_are_the_references\[(?!as_it_is)"
+)
 WITHOUT_FAST = pytest.StashKey[set[str]]()
 
 
