@@ -23,7 +23,8 @@ from gemma_edge.export.gate.parity import Agreement, check_bounds, verify_sequen
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan import Plan, check_ceiling, make_plan
 from gemma_edge.export.weights.recipe import KV_CACHES, Bounds, Recipe, load_recipe
-from gemma_edge.runtime.artifacts.bundle import SCHEMA_VERSION, Bundle
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.manifest import SCHEMA_VERSION
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.errors import ParityError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig

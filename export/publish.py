@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self
 
-from gemma_edge.runtime.artifacts.bundle import MANIFEST
 from gemma_edge.runtime.artifacts.litertlm_reader import MAGIC as LITERTLM_MAGIC
+from gemma_edge.runtime.artifacts.manifest import MANIFEST
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 from gemma_edge.runtime.file_digest import sha256
 

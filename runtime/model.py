@@ -13,9 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.available_memory import available_memory
 from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
 from gemma_edge.runtime.errors import BundleError, UsageError
@@ -57,6 +59,7 @@ class Model:
         sampling: what `generate` falls back to.
         end_ids: ids that end an answer; default: the tokenizer's eos.
         reader, encoders: of attachments; None for a model that takes text alone.
+        bundle: what the model was loaded from, if from one.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Model:
         end_ids: Collection[int] | None = None,
         reader: Reader | None = None,
         encoders: Encoders | None = None,
+        bundle: Bundle | None = None,
     ) -> None:
         self.decoder, self.embeddings, self.per_layer = decoder, embeddings, per_layer
         self.tokenizer = tokenizer
@@ -79,7 +83,7 @@ class Model:
         eos = tokenizer.eos_id
         self.end_ids = frozenset(end_ids if end_ids is not None else () if eos is None else (eos,))
         self.reader = reader or Reader({}, context=decoder.context)
-        self.encoders = encoders
+        self.encoders, self.bundle = encoders, bundle
         self._generator = TokenGenerator(
             decoder,
             embeddings,
@@ -117,11 +121,10 @@ class Model:
             BundleError, TokenizerError: the bundle is damaged.
             UsageError: `threads`, `context` or `video_tokens` is out of range.
         """
-        from gemma_edge.runtime.artifacts.bundle import Bundle
         from gemma_edge.runtime.artifacts.ple_table import PleTable
         from gemma_edge.runtime.artifacts.row_table import RowTable
         from gemma_edge.runtime.artifacts.token_rows import TokenRows
-        from gemma_edge.runtime.engines.decoder import largest_context, load_decoder
+        from gemma_edge.runtime.engines.engine_registry import engine_of, load_decoder
 
         for name, value in (("threads", threads), ("context", context)):
             if value is not None and value < 1:
@@ -157,7 +160,7 @@ class Model:
             expansion(modality, tokenizer)  # raises unless the tokenizer has its tokens
         decoder: Decoder
         if defer_decoder or bundle.modalities:
-            if context is not None and context > (most := largest_context(bundle)):
+            if context is not None and context > (most := engine_of(bundle.format).largest_context(bundle)):
                 raise UsageError(f"context must be 1 to {most}, not {context}")
             decoder = DeferredDecoder(
                 lambda: load_decoder(bundle, threads=threads, context=context),
@@ -177,10 +180,13 @@ class Model:
         )
         encoders = None
         if bundle.modalities:
-            from gemma_edge.runtime.media.encoder_pool import Encoders
+            from gemma_edge.runtime.media.encoder_pool import Encoders, load_encoder
 
             encoders = Encoders(
-                bundle.modalities, threads=threads, keep=keep_encoders, report=lambda done: log(str(done))
+                bundle.modalities,
+                partial(load_encoder, bundle, threads=threads),
+                keep=keep_encoders,
+                report=lambda done: log(str(done)),
             )
         return cls(
             decoder,
@@ -192,6 +198,7 @@ class Model:
             end_ids=end_ids,
             reader=reader,
             encoders=encoders,
+            bundle=bundle,
         )
 
     def _make_room(self, attachments: Sequence[Attachment]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.runtime.artifacts import bundle as bundle_module
+from gemma_edge.runtime.artifacts import folder_bundle as bundle_module
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import BundleError, ConfigError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig

@@ -89,7 +89,7 @@ def test_the_audio_of_a_bundle_is_that_of_transformers(source: Path, exact: Path
         sample = sample_input(checkpoint.towers["audio"])
         theirs = TransformersAudio(AudioSource(modality.config, weights, checkpoint.config))
     mask = np.arange(len(sample)) < len(sample) - 20
-    with AudioEncoder(modality.graph, threads=1) as engine:
+    with AudioEncoder(exact / modality.graph, threads=1) as engine:
         rows = engine.encode(sample, mask)
     np.testing.assert_allclose(rows, theirs.soft_tokens(sample, mask), atol=1e-3)
     with modality.token_table() as table:
@@ -109,7 +109,7 @@ def test_the_images_of_a_bundle_are_those_of_transformers(source: Path, exact: P
     assert modality is not None
     with Checkpoint.open(source) as checkpoint:
         pixels = sample_input(checkpoint.towers["vision"])
-    with VisionEncoder(modality.graph, threads=1) as engine:
+    with VisionEncoder(exact / modality.graph, threads=1) as engine:
         rows = engine.encode(pixels)
     model = transformers_model(source)
     with torch.no_grad():

@@ -17,7 +17,7 @@ from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.engines import litert_decoder as litert
 from gemma_edge.runtime.engines import litert_model as litert_engine
-from gemma_edge.runtime.engines.decoder import load_decoder
+from gemma_edge.runtime.engines.engine_registry import load_decoder
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.model import Model
 

@@ -27,12 +27,9 @@ from gemma_edge.export.emit.reference.tower_weights import token_table
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.runtime.artifacts.bundle import Bundle
-from gemma_edge.runtime.artifacts.litertlm_bundle import LitertlmBundle
 from gemma_edge.runtime.artifacts.litertlm_reader import read_litertlm
-from gemma_edge.runtime.artifacts.modalities import AudioModality
 from gemma_edge.runtime.errors import BundleError, DeviceError
-from gemma_edge.runtime.media.audio_encoder import AudioEncoder
-from gemma_edge.runtime.media.image_encoder import VisionEncoder
+from gemma_edge.runtime.media.encoder_pool import load_encoder
 from gemma_edge.runtime.model import Model
 from support.litert_lm_process import run_chat
 
@@ -115,7 +112,7 @@ def test_sections(made: Path) -> None:
 
 
 def test_a_bundle_of_it_has_both_encoders_and_their_tokens(made: Path, folder: Path) -> None:
-    bundle = LitertlmBundle.open(made)
+    bundle = Bundle.open(made)
     bundle.check_hashes()
     with Checkpoint.open(folder / "tiny") as checkpoint:
         assert sorted(bundle.modalities) == ["audio", "vision"]
@@ -127,15 +124,16 @@ def test_a_bundle_of_it_has_both_encoders_and_their_tokens(made: Path, folder: P
 
 
 def test_its_encoders_are_the_reference(made: Path, folder: Path, samples: NDArray[np.float32]) -> None:
-    audio = LitertlmBundle.open(made).audio
+    bundle = Bundle.open(made)
+    audio = bundle.audio
     assert audio is not None
     with Checkpoint.open(folder / "tiny") as checkpoint:
         vision: Any = checkpoint.towers["vision"].config
-        with VisionEncoder(made, threads=1) as seen:
+        with load_encoder(bundle, bundle.modalities["vision"], threads=1) as seen:
             got = seen.encode(random_pixels(vision.image_size))
         assert relative(got, evaluate_vision(checkpoint, vision, random_pixels(vision.image_size))) < 1e-3
         features, mask = audio.log_mel(samples)
-        with AudioEncoder(made, threads=1) as heard:
+        with load_encoder(bundle, audio, threads=1) as heard:
             rows = heard.encode(features, mask)
         assert relative(rows, evaluate_audio(checkpoint, audio.config, features, mask)) < 1e-3
 
@@ -153,10 +151,13 @@ def test_a_folder_of_tflite_has_the_same_encoders(
     assert answers[0] == answers[1]
     bundle = Bundle.open(path)
     assert bundle.vision and bundle.audio
-    assert (bundle.vision.graph.name, bundle.audio.graph.name) == ("vision.tflite", "audio.tflite")
+    assert (bundle.vision.graph, bundle.audio.graph) == ("vision.tflite", "audio.tflite")
     features = bundle.audio.log_mel(samples)
-    with AudioEncoder(made, threads=1) as one, AudioEncoder(bundle.audio.graph, threads=1) as other:
-        np.testing.assert_allclose(one.encode(*features), other.encode(*features), atol=1e-5)
+    rows = []
+    for each in (Bundle.open(made), bundle):
+        with load_encoder(each, each.modalities["audio"], threads=1) as encoder:
+            rows.append(encoder.encode(*features))
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-5)
 
 
 def replaced(old: bytes, new: bytes, count: int = 1) -> Callable[[bytes], bytes]:
@@ -182,17 +183,16 @@ def test_damage_is_refused(name: str, made: Path, tmp_path: Path) -> None:
     path = tmp_path / "damaged.litertlm"
     path.write_bytes(change(made.read_bytes()))
     with pytest.raises(BundleError, match=message):
-        LitertlmBundle.open(path)
+        Bundle.open(path)
 
 
 def test_a_file_for_text_has_no_encoder(folder: Path, tmp_path: Path) -> None:
     source = synthesize(tmp_path / "text", progress=False).path
     options: dict[str, Any] = {"recipe": "int8", "context": 64, "chunk": 16, "verify": False}
     path = export_bundle(source, tmp_path / "t.litertlm", format="litertlm", **options).path
-    assert LitertlmBundle.open(path).modalities == {}
-    for make in (VisionEncoder, AudioEncoder):
-        with pytest.raises(BundleError, match="no such section"):
-            make(path)
+    assert Bundle.open(path).modalities == {}
+    with pytest.raises(BundleError, match="no such section"):
+        Bundle.open(path).file("vision.tflite")
 
 
 # LiteRT-LM itself. --------------------------------------------------------------------------------
@@ -233,10 +233,10 @@ def test_litert_lm_hears_what_we_hear(
     parts = [{"type": "audio", "path": str(recording)}, {"type": "text", "text": "hello"}]
     theirs = run_chat(made, parts, COUNT, tmp_path)
     model = Model.load(made, threads=1)
-    audio = model.reader.modalities["audio"]
-    assert isinstance(audio, AudioModality)
+    audio = model.bundle.audio if model.bundle else None
+    assert model.bundle and audio
     features, mask = audio.log_mel(samples)
-    with AudioEncoder(made, threads=1) as encoder:
+    with load_encoder(model.bundle, audio, threads=1) as encoder:
         rows = encoder.encode(features, mask)[: audio.config.tokens(len(features))]
     before, after = model.template.render([{"role": "user", "content": parts}]).split("<audio_soft_token>")
     ids = [*model.tokenizer.encode(before + "\n\n", bos=False), audio.begin_id]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_edge.runtime.engines import decoder as backends
+from gemma_edge.runtime.engines import engine_registry as backends
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.model import Model, read_generation_config

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gemma_edge.runtime.artifacts.modalities import Modality
 from gemma_edge.runtime.artifacts.token_rows import TokenRows
 from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
 from gemma_edge.runtime.errors import UsageError
@@ -213,14 +214,14 @@ def test_a_decoder_that_was_released_is_loaded_again_and_fed_all_of_the_prompt()
 
 
 class FakeEncoder:
-    """In the place of VisionEncoder and AudioEncoder."""
+    """In the place of a `MediaEncoder`."""
 
     loaded: ClassVar[list[str]]
     events: ClassVar[list[str]]
     soft_tokens, hidden_size = IMAGE_TOKENS, 4
 
-    def __init__(self, path: Path, *, threads: int | None = None, digest: str = "") -> None:
-        self.name = path.stem
+    def __init__(self, modality: Modality) -> None:
+        self.name = modality.kind
         self.events.append(f"load {self.name}")
         self.loaded.append(self.name)
         assert len(self.loaded) <= 1 or self.keeps
@@ -237,16 +238,11 @@ class FakeEncoder:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeEncoder]:
-    class Vision(FakeEncoder):
+def fake() -> type[Any]:
+    class Fake(FakeEncoder):
         loaded, events = [], []
 
-    class Audio(Vision):
-        pass
-
-    monkeypatch.setattr(encoders_module, "VisionEncoder", Vision)
-    monkeypatch.setattr(encoders_module, "AudioEncoder", Audio)
-    return Vision
+    return Fake
 
 
 IDS = {name: index for index, name in enumerate(("boi", "boa", "eoi", "image", "eoa", "audio"), 4)}
@@ -257,9 +253,9 @@ def recording(seed: int) -> Attachment:
     return Attachment("audio", f"{seed}.wav", IMAGE_TOKENS, samples)
 
 
-def test_each_encoder_is_loaded_once_and_alone(fake: type[FakeEncoder]) -> None:
+def test_each_encoder_is_loaded_once_and_alone(fake: type[Any]) -> None:
     done: list[Encoded] = []
-    encoders = Encoders(modalities(IDS, IMAGE_TOKENS), report=done.append)
+    encoders = Encoders(modalities(IDS, IMAGE_TOKENS), fake, report=done.append)
     items = [recording(1), picture(1), recording(2), picture(2), picture(1)]
     found = encoders.encode(items)
     assert found is not None and set(found) == {item.key for item in items}
@@ -275,9 +271,9 @@ def test_each_encoder_is_loaded_once_and_alone(fake: type[FakeEncoder]) -> None:
     assert fake.events == ["load vision", "vision", "close vision"]
 
 
-def test_encoders_may_be_kept(fake: type[FakeEncoder]) -> None:
+def test_encoders_may_be_kept(fake: type[Any]) -> None:
     fake.keeps = True
-    encoders = Encoders(modalities(IDS, IMAGE_TOKENS), keep=True)
+    encoders = Encoders(modalities(IDS, IMAGE_TOKENS), fake, keep=True)
     encoders.encode([picture(1), recording(1)])
     encoders.encode([picture(2)])
     assert fake.events == ["load vision", "vision", "load audio", "audio", "vision"]
@@ -285,9 +281,9 @@ def test_encoders_may_be_kept(fake: type[FakeEncoder]) -> None:
     assert fake.loaded == []
 
 
-def test_rows_are_kept_within_bounds(fake: type[FakeEncoder], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_kept_within_bounds(fake: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoders_module, "KEPT_BYTES", 2 * IMAGE_TOKENS * 4 * 4)
-    encoders = Encoders(modalities(IDS, IMAGE_TOKENS))
+    encoders = Encoders(modalities(IDS, IMAGE_TOKENS), fake)
     assert len(encoders.encode([picture(1), picture(2), picture(3)]) or ()) == 3
     fake.events.clear()
     encoders.encode([picture(2), picture(3)])
@@ -296,8 +292,8 @@ def test_rows_are_kept_within_bounds(fake: type[FakeEncoder], monkeypatch: pytes
     assert "vision" in fake.events
 
 
-def test_cancelling_or_an_error_releases_the_encoder(fake: type[FakeEncoder]) -> None:
-    encoders = Encoders(modalities(IDS, IMAGE_TOKENS))
+def test_cancelling_or_an_error_releases_the_encoder(fake: type[Any]) -> None:
+    encoders = Encoders(modalities(IDS, IMAGE_TOKENS), fake)
     calls = iter([False, True])
     assert encoders.encode([picture(1), picture(2)], lambda: next(calls)) is None
     assert fake.loaded == []
@@ -305,7 +301,7 @@ def test_cancelling_or_an_error_releases_the_encoder(fake: type[FakeEncoder]) ->
     def fail(*arguments: Any) -> Array:
         raise MemoryError
 
-    fake.encode = fail  # type: ignore[method-assign]
+    fake.encode = fail
     with pytest.raises(MemoryError):
         encoders.encode([picture(3)])
     assert fake.loaded == []
@@ -325,14 +321,14 @@ class Rows:
 
 
 def test_ids_of_a_modality_have_rows_of_their_own() -> None:
-    class Modality:
+    class Own:
         def __init__(self, first_id: int, value: float) -> None:
             self.ids, self.value = range(first_id, first_id + 3), value
 
         def token_table(self) -> Rows:
             return Rows(self.value)
 
-    rows = TokenRows(Rows(0.0), [Modality(20, 500.0), Modality(23, 900.0)])  # type: ignore[arg-type, list-item]
+    rows = TokenRows(Rows(0.0), [Own(20, 500.0), Own(23, 900.0)])  # type: ignore[arg-type, list-item]
     got = rows.lookup(np.array([1, 19, 20, 22, 23, 25, 26]))[:, 0]
     assert got.tolist() == [1, 19, 500, 502, 900, 902, 26]
 

@@ -26,7 +26,9 @@ from gemma_edge.export.model.tensor_spec import Part
 from gemma_edge.export.publish import HashingFile
 from gemma_edge.export.weights.quantize import dequantize, quantize
 from gemma_edge.export.weights.recipe import Precision, Recipe, load_recipe
-from gemma_edge.runtime.artifacts.bundle import Bundle, FileRecord
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.folder_bundle import FolderBundle
+from gemma_edge.runtime.artifacts.manifest import FileRecord
 from gemma_edge.runtime.artifacts.row_table import RowTable
 from gemma_edge.runtime.engines.litert_decoder import LitertDecoder
 
@@ -52,7 +54,7 @@ def decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decoders:
         )
         record = write(file, source, tmp_path / "decoder.tflite")
         files = {"decoder.tflite": FileRecord(record["bytes"], record["sha256"])}
-        bundle = Bundle(tmp_path, {}, source.config, files, CONTEXT, CONTEXT, "fp32", "tflite")
+        bundle = Bundle(FolderBundle(tmp_path, {}, files), source.config, CONTEXT, CONTEXT, "fp32", "tflite")
         return LitertDecoder(bundle, threads=1)
 
     return make

@@ -21,6 +21,7 @@ from gemma_edge.benchmarks.records.measurement import timed
 if TYPE_CHECKING:  # importing the runtime is part of what is measured
     from gemma_edge.runtime.artifacts.bundle import Bundle
     from gemma_edge.runtime.artifacts.modalities import Modality
+    from gemma_edge.runtime.media.media_encoder import MediaEncoder
 
 Json = dict[str, Any]
 INTERVAL = 0.01  # seconds between samples of memory: an activation lives for a few of them
@@ -127,7 +128,7 @@ def measure_encoders(bundle: Bundle, reps: int, threads: int) -> list[EncoderRun
 def _measure(bundle: Bundle, modality: Modality, reps: int, threads: int) -> EncoderRun:
     from gemma_edge.runtime.artifacts.modalities import AudioModality, VisionModality
     from gemma_edge.runtime.media.attachments import Reader
-    from gemma_edge.runtime.media.encoder_pool import encode_one, load_encoder
+    from gemma_edge.runtime.media.encoder_pool import load_encoder
 
     rng = np.random.default_rng(0)
     data: NDArray[Any]
@@ -144,9 +145,9 @@ def _measure(bundle: Bundle, modality: Modality, reps: int, threads: int) -> Enc
     with PeakSampler(interval=INTERVAL) as sampler:
         for repetitions in (0, reps):
             start = time.perf_counter()
-            encoder = load_encoder(modality, threads=threads)
+            encoder = load_encoder(bundle, modality, threads=threads)
             loads.append(time.perf_counter() - start)
-            encode = partial(encode_one, encoder, modality, data)
+            encode = partial(_encode, encoder, modality, data)
             encode()
             samples = timed(encode, repetitions)
             encoder.close()
@@ -163,3 +164,7 @@ def _measure(bundle: Bundle, modality: Modality, reps: int, threads: int) -> Enc
         peak_rss_file=peak.rss_file,
         peak_rss=peak.rss,
     )
+
+
+def _encode(encoder: MediaEncoder, modality: Modality, data: NDArray[Any]) -> None:
+    encoder.encode(*modality.encoder_inputs(data))

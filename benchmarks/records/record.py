@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from gemma_edge.benchmarks.machine.cpu_features import CPUINFO
 from gemma_edge.benchmarks.machine.cpu_info import cpu_flags, pairs
 from gemma_edge.benchmarks.records.record_shape import SHAPES
-from gemma_edge.runtime.artifacts.bundle import EXPORT_AGAIN, MANIFEST, Bundle
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.manifest import EXPORT_AGAIN, MANIFEST
 from gemma_edge.runtime.cache_folder import cache_folder
 from gemma_edge.runtime.errors import BundleError, FileError
 from gemma_edge.runtime.json_shape import misfit

@@ -23,8 +23,7 @@ from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
 from gemma_edge.runtime.families.log_mel import LogMel
-from gemma_edge.runtime.media.audio_encoder import AudioEncoder
-from gemma_edge.runtime.media.image_encoder import VisionEncoder
+from gemma_edge.runtime.media.encoder_pool import load_encoder
 
 Array = NDArray[np.float32]
 CLIP_SECONDS = 2.0
@@ -89,7 +88,6 @@ def sample_input(encoder: Tower) -> Array:
 
 def write_soft_tokens(path: Path, kind: str, given: Path, out: Path) -> None:
     """Runs an encoder of the bundle at `path` on the array in a file, and writes what it gives to another."""
-    modality = Bundle.open(path).modalities[kind]
-    engine = VisionEncoder if kind == "vision" else AudioEncoder
-    with engine(modality.graph) as encoder:
+    bundle = Bundle.open(path)
+    with load_encoder(bundle, bundle.modalities[kind]) as encoder:
         np.save(out, encoder.encode(np.load(given)))

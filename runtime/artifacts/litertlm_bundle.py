@@ -1,4 +1,4 @@
-"""A .litertlm as a bundle: what `Bundle.open` gives for a file.
+"""A bundle in one file: a .litertlm.
 
 The engine opens files, not parts of them, and so does SentencePiece: the decoder and the tokenizer are taken
 out into the cache folder once. The tables of embeddings are read where they lie.
@@ -17,11 +17,10 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.runtime.artifacts.bundle import HASH_AT_OPEN, Bundle, FileRecord, check_schema, choice
 from gemma_edge.runtime.artifacts.litertlm_reader import (
     AUDIO_ADAPTER,
     AUDIO_ENCODER,
@@ -35,7 +34,13 @@ from gemma_edge.runtime.artifacts.litertlm_reader import (
     Section,
     read_litertlm,
 )
-from gemma_edge.runtime.artifacts.modalities import read_modalities
+from gemma_edge.runtime.artifacts.manifest import (
+    EXPORT_AGAIN,
+    HASH_AT_OPEN,
+    FileRecord,
+    check_schema,
+    choice,
+)
 from gemma_edge.runtime.artifacts.row_table import RowLayout
 from gemma_edge.runtime.artifacts.tflite_check import embedding_table
 from gemma_edge.runtime.cache_folder import CACHE_VARIABLE, cache_folder
@@ -45,7 +50,7 @@ from gemma_edge.runtime.kept_files import keep, kept
 from gemma_edge.runtime.text_files import parse_json
 
 MANIFEST_KEY = "gemma_edge.manifest"  # of the system metadata: what a bundle's manifest.json holds, as JSON
-EXPORT_AGAIN = "Export the checkpoint again."
+FORMAT = "litertlm"  # in `ARTIFACT_FORMATS`
 DECODER, TOKENIZER = "decoder.tflite", "tokenizer.model"
 TEMPLATE, GENERATION = "chat_template.jinja", "generation_config.json"
 VISION, AUDIO, TOKENS = "vision.tflite", "audio.tflite", "tokens.bin"
@@ -68,28 +73,46 @@ BLOCK = 16 << 20
 
 
 @dataclass(frozen=True)
-class LitertlmBundle(Bundle):
-    """A checked .litertlm; `path` is the file."""
+class LitertlmBundle:
+    """See `Container`.
 
-    litertlm: Litertlm | None = None
+    Attributes:
+        path: the file.
+        manifest: the one in the file's header, completed by what the sections say themselves.
+        files: sections, and texts of the metadata, by the names that they have in a folder.
+        litertlm: the parsed file.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    files: dict[str, FileRecord]
+    litertlm: Litertlm
 
     @classmethod
-    def open(cls, path: str | Path) -> LitertlmBundle:
+    def open(cls, path: Path) -> LitertlmBundle:
         """Reads and checks a .litertlm that `gemma-edge export --format litertlm` made.
 
         Raises:
             BundleError: it is damaged, or was made by another tool.
         """
-        path = Path(path)
         litertlm = read_litertlm(path)
         manifest = _manifest(litertlm)
         check_schema(path, manifest)
+        choice(path, manifest, "kv_cache", ("fp32",))
         config = litertlm.config
-        manifest["tables"] = {
-            "embedding": embedding_table(litertlm.embedder, config.hidden_size, config.embed_scale),
-            "per_layer": embedding_table(litertlm.per_layer_embedder, config.ple_row_size, config.ple_scale),
+        manifest |= {
+            "format": FORMAT,
+            "config": config.to_dict(),
+            "context": litertlm.signatures.context,
+            "chunk": max(litertlm.signatures.prefill),
+            "tables": {
+                "embedding": embedding_table(litertlm.embedder, config.hidden_size, config.embed_scale),
+                "per_layer": embedding_table(
+                    litertlm.per_layer_embedder, config.ple_row_size, config.ple_scale
+                ),
+            },
+            "added_tokens": {},  # the tokenizer has a piece for each id
         }
-        manifest["added_tokens"] = {}  # the tokenizer has a piece for each id
         digests = manifest.get("sha256")
         files = {}
         for name, section in _parts(litertlm).items():
@@ -97,27 +120,18 @@ class LitertlmBundle(Bundle):
             if not isinstance(digest, str):
                 raise BundleError(path, f"{MANIFEST_KEY}.sha256", f"the hash of {name}", digest, EXPORT_AGAIN)
             files[name] = FileRecord(section.end - section.begin, digest)
-        texts = {TEMPLATE: litertlm.llm.template.encode()}
-        if isinstance(generation := manifest.get("generation"), dict):
-            texts[GENERATION] = json.dumps(generation).encode()
-        for name, text in texts.items():
+        for name, text in _texts(litertlm, manifest).items():
             files[name] = FileRecord(len(text), hashlib.sha256(text).hexdigest())
         _place_modalities(litertlm, manifest)
-        bundle = cls(
-            path,
-            manifest,
-            config,
-            files,
-            context=litertlm.signatures.context,
-            chunk=max(litertlm.signatures.prefill),
-            kv_cache=choice(path, manifest, "kv_cache", ("fp32",)),
-            format="litertlm",
-            litertlm=litertlm,
-        )
+        bundle = cls(path, manifest, files, litertlm)
         for name, record in files.items():
             if record.bytes <= HASH_AT_OPEN:
                 bundle._check_part(name)
-        return replace(bundle, modalities=read_modalities(path, manifest, config, bundle.file))
+        return bundle
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path
 
     def file(self, name: str) -> Path:
         """A file of its own with this part of the .litertlm; the .litertlm itself for its own name.
@@ -154,12 +168,10 @@ class LitertlmBundle(Bundle):
             remember(self.path, got, hashed, *parts[name])
         return path
 
-    def check_hashes(self, progress: Callable[[int], None] | None = None) -> None:
-        """Hashes every section; `progress` is given the bytes done since its last call."""
-        for name, (begin, end) in self._sections().items():
-            digest = sha256(self.path, progress, begin, end)
-            if digest != self.files[name].sha256:
-                raise self._altered(name, digest)
+    def hash(self, name: str, progress: Callable[[int], None] | None) -> str:
+        if name in (parts := self._sections()):
+            return sha256(self.path, progress, *parts[name])
+        return hashlib.sha256(_texts(self.litertlm, self.manifest)[name]).hexdigest()
 
     def _check_part(self, name: str) -> None:
         """Raises BundleError unless a part has the recorded SHA-256. Texts of the metadata have none."""
@@ -174,19 +186,23 @@ class LitertlmBundle(Bundle):
 
     def _sections(self) -> dict[str, tuple[int, int]]:
         """Parts and their ranges of bytes."""
-        assert self.litertlm is not None
         return {name: (part.begin, part.end) for name, part in _parts(self.litertlm).items()}
 
     def _take_out(self, name: str, target: Path) -> None:
         """Writes one part to `target`."""
-        assert self.litertlm is not None
         with open(target, "xb") as out:
-            if name == TEMPLATE:
-                out.write(self.litertlm.llm.template.encode())
-            elif name == GENERATION:
-                out.write(json.dumps(self.manifest["generation"]).encode())
+            if name in (parts := self._sections()):
+                _copy(self.path, *parts[name], out.fileno())
             else:
-                _copy(self.path, *self._sections()[name], out.fileno())
+                out.write(_texts(self.litertlm, self.manifest)[name])
+
+
+def _texts(litertlm: Litertlm, manifest: dict[str, Any]) -> dict[str, bytes]:
+    """The settings of the metadata by their names as files."""
+    texts = {TEMPLATE: litertlm.llm.template.encode()}
+    if isinstance(generation := manifest.get("generation"), dict):
+        texts[GENERATION] = json.dumps(generation).encode()
+    return texts
 
 
 def _parts(litertlm: Litertlm) -> dict[str, Section]:
@@ -199,7 +215,8 @@ def _parts(litertlm: Litertlm) -> dict[str, Section]:
 def _place_modalities(litertlm: Litertlm, manifest: dict[str, Any]) -> None:
     """Makes the manifest's modalities point into the file: to its encoders, and to its tables of tokens."""
     modalities, parts = manifest.get("modalities", {}), _parts(litertlm)
-    expected = [kind for kind, graph in (("vision", VISION), ("audio", AUDIO)) if graph in parts]
+    graphs = {kind: graph for kind, graph in (("vision", VISION), ("audio", AUDIO)) if graph in parts}
+    expected = list(graphs)
     if not isinstance(modalities, dict) or set(modalities) != set(expected):
         got = list(modalities) if isinstance(modalities, dict) else modalities
         raise BundleError(litertlm.path, f"{MANIFEST_KEY}.modalities", expected, got, EXPORT_AGAIN)
@@ -213,7 +230,7 @@ def _place_modalities(litertlm: Litertlm, manifest: dict[str, Any]) -> None:
         layout = {key: value for key, value in tokens.items() if key != "first_id"}
         RowLayout.parse(layout, litertlm.path, section.end - section.begin)
         data = {**tokens["data"], "offset": tokens["data"]["offset"] + section.begin}
-        entry["graph"] = litertlm.path.name
+        entry["graph"] = graphs[kind]
         entry["tokens"] = {**tokens, "file": litertlm.path.name, "data": data}
 
 

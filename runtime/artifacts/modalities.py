@@ -14,11 +14,16 @@ The manifest's `modalities` has "vision", "audio", both, or is absent from a bun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_edge.runtime.artifacts.folder_bundle import Container
+from gemma_edge.runtime.artifacts.manifest import EXPORT_AGAIN, Json
 from gemma_edge.runtime.artifacts.row_table import RowLayout, RowTable
 from gemma_edge.runtime.errors import BundleError, ConfigError
 from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
@@ -26,10 +31,8 @@ from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
 from gemma_edge.runtime.families.log_mel import LogMel
 
-Json = dict[str, Any]
 Kind = Literal["vision", "audio"]
 KINDS: tuple[Kind, ...] = ("vision", "audio")
-EXPORT_AGAIN = "Export the checkpoint again."
 PREPROCESSOR = "preprocessor_config.json"
 
 
@@ -40,21 +43,19 @@ class Modality:
     Attributes:
         kind: "vision" or "audio".
         config: of the encoder.
-        graph: file of the encoder.
+        graph: the file of the encoder, by its name in the bundle.
         soft_tokens: rows that the encoder gives for one image or clip.
         soft_id: the token that each of these rows stands in the place of.
         begin_id, end_id: the tokens before and after them.
         tokens_file, tokens: the table of the modality's own token ids: its file, and its layout.
         first_id: the token id of the table's first row.
-        digest: SHA-256 of the encoder's file as the manifest has it, by which LiteRT finds packed weights; ""
-            if it is to be computed.
         resident, activations: bytes of anonymous memory that the encoder takes once it is loaded, and that
             one run of it takes on top, as the plan predicts them.
     """
 
     kind: Kind
     config: VisionConfig | AudioConfig
-    graph: Path
+    graph: str
     soft_tokens: int
     soft_id: int
     begin_id: int
@@ -64,12 +65,15 @@ class Modality:
     first_id: int
     resident: int
     activations: int
-    digest: str = field(default="", kw_only=True)
 
     @property
     def ids(self) -> range:
         """The token ids that have a row in the modality's own table."""
         return range(self.first_id, self.first_id + int(self.tokens["rows"]))
+
+    def encoder_inputs(self, data: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """The arguments of the encoder's `encode` for what an `Attachment` holds."""
+        raise NotImplementedError
 
     def token_table(self) -> RowTable:
         """Rows of `ids`, counted from `first_id`: of the text model's width, not to be scaled."""
@@ -82,6 +86,10 @@ class VisionModality(Modality):
 
     config: VisionConfig
 
+    def encoder_inputs(self, data: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """Pixels in [0, 1] of u8 (3, size, size)."""
+        return (data * np.float32(1 / 255),)
+
 
 @dataclass(frozen=True)
 class AudioModality(Modality):
@@ -90,35 +98,31 @@ class AudioModality(Modality):
     config: AudioConfig
     log_mel: LogMel
 
+    def encoder_inputs(self, data: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """Log-mel frames and their mask of samples, f32 (n,)."""
+        return self.log_mel(data)
 
-def read_modalities(
-    path: Path, manifest: Json, config: Gemma3nConfig, file: Callable[[str], Path]
-) -> dict[str, Modality]:
-    """The manifest's `modalities`, checked; empty where there are none.
+
+def read_modalities(container: Container, config: Gemma3nConfig) -> dict[str, Modality]:
+    """The manifest's `modalities`, checked; empty for a bundle that takes text alone.
 
     Args:
-        path: the manifest's, for errors.
         config: of the text model, whose vocabulary and width they must have.
-        file: the path of a file that the manifest lists; raises BundleError where it lists none.
 
     Raises:
         BundleError: a key is missing, malformed, or contradicts another.
     """
-    value = manifest.get("modalities", {})
+    value, path = container.manifest.get("modalities", {}), container.manifest_path
     if not isinstance(value, dict) or not set(value) <= set(KINDS):
         raise BundleError(path, "modalities", f"an object of {' and '.join(KINDS)}", repr(value)[:80])
-    return {
-        kind: _Parser(path, kind, value[kind], config, file).modality() for kind in KINDS if kind in value
-    }
+    return {kind: _Parser(container, kind, value[kind], config).modality() for kind in KINDS if kind in value}
 
 
 class _Parser:
     """Takes one modality apart, checking every field by its name."""
 
-    def __init__(
-        self, path: Path, kind: Kind, value: object, config: Gemma3nConfig, file: Callable[[str], Path]
-    ) -> None:
-        self.path, self.kind, self.text, self.file = path, kind, config, file
+    def __init__(self, container: Container, kind: Kind, value: object, config: Gemma3nConfig) -> None:
+        self.container, self.path, self.kind, self.text = container, container.manifest_path, kind, config
         if not isinstance(value, dict):
             raise self.error("", "an object", value)
         self.value: Json = value
@@ -157,14 +161,16 @@ class _Parser:
         name = tokens.get("file")
         if not isinstance(name, str):
             raise self.error("tokens.file", "the name of a file", name)
-        table = self.file(name)
+        graph, table = self.text_value("graph"), self.container.file(name)
+        if graph not in self.container.files:
+            raise self.error("graph", "a file that the manifest lists", graph)
         layout = RowLayout.parse(tokens, self.path, table.stat().st_size)
         if (first_id, layout.rows, layout.columns) != (vocab_offset, vocab_size, text_hidden):
             expected = f"{vocab_size} rows of {text_hidden} from id {vocab_offset} on, as in config"
             raise self.error("tokens", expected, (layout.rows, layout.columns, first_id))
         return {
             "kind": self.kind,
-            "graph": self.file(self.text_value("graph")),
+            "graph": graph,
             "soft_tokens": soft_tokens,
             **{key: self.integer(key, self.text.vocab_size) for key in ("soft_id", "begin_id", "end_id")},
             "tokens_file": table,

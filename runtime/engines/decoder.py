@@ -1,20 +1,17 @@
-"""Engines behind one Decoder protocol.
+"""`Decoder`: the protocol of a loaded text model.
 
 A decoder turns embeddings into logits and keeps the KV cache. It knows nothing about tokens, prompts or
-sampling: whoever calls it looks up the rows of both embedding tables.
+sampling: its caller looks up the rows of both embedding tables.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.errors import UsageError
-
-if TYPE_CHECKING:
-    from gemma_edge.runtime.artifacts.bundle import Bundle
 
 Array = NDArray[np.float32]
 
@@ -60,24 +57,3 @@ def check_room(decoder: Decoder, tokens: int, n_logits: int) -> None:
         )
     if decoder.position + tokens > decoder.context:
         raise UsageError(f"{decoder.position} + {tokens} tokens do not fit a context of {decoder.context}")
-
-
-def largest_context(bundle: Bundle) -> int:
-    """Tokens of KV cache that a bundle can be loaded with at most: a .tflite has them in its shapes."""
-    return bundle.config.max_position_embeddings if bundle.format == "onnx" else bundle.context
-
-
-def load_decoder(bundle: Bundle, *, threads: int | None = None, context: int | None = None) -> Decoder:
-    """The decoder of a bundle on the engine its format asks for.
-
-    Args:
-        threads: worker threads; None for one a physical core.
-        context: tokens of KV cache; None for the context that the bundle was planned for.
-    """
-    if bundle.format != "onnx":
-        from gemma_edge.runtime.engines.litert_decoder import LitertDecoder
-
-        return LitertDecoder(bundle, threads=threads, context=context)
-    from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder
-
-    return OnnxDecoder(bundle, threads=threads, context=context)

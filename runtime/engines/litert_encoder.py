@@ -1,4 +1,4 @@
-"""Encoders of images and audio on LiteRT (XNNPACK on CPU); see `Encoder`.
+"""Encoders of images and audio on LiteRT (XNNPACK on CPU); see `EncoderGraph`.
 
 Weights are packed once, into a file that is mapped from then on, as the decoder's are: what an encoder takes
 of anonymous memory is its activations.
@@ -6,6 +6,7 @@ of anonymous memory is its activations.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,7 @@ import numpy as np
 from ai_edge_litert.compiled_model import CompiledModel
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.artifacts.litertlm_bundle import AUDIO as AUDIO_FILE
-from gemma_edge.runtime.artifacts.litertlm_bundle import VISION as VISION_FILE
-from gemma_edge.runtime.artifacts.litertlm_bundle import LitertlmBundle
+from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.artifacts.tflite_check import (
     FEATURES,
     IMAGES,
@@ -27,32 +26,18 @@ from gemma_edge.runtime.artifacts.tflite_check import (
 )
 from gemma_edge.runtime.artifacts.tflite_reader import TfliteModel, read_tflite
 from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
+from gemma_edge.runtime.engines.encoder_graph import EncoderGraph
 from gemma_edge.runtime.engines.litert_model import Buffer, load_model, run_first
-from gemma_edge.runtime.engines.onnx_encoder import Encoder, Signature
 
 Arrays = dict[str, NDArray[Any]]
-
-
-def open_litert_encoder(path: Path, signature: Signature, threads: int | None, digest: str = "") -> Encoder:
-    """The encoder in a .tflite, or of a .litertlm, for a caller that knows ONNX Runtime's by `signature`.
-
-    Raises:
-        BundleError: there is no such file, it is damaged, or has no such encoder.
-    """
-    sees = "pixels" in signature
-    if path.suffix == ".litertlm":
-        # The engine opens files, not parts of them.
-        bundle, name = LitertlmBundle.open(path), VISION_FILE if sees else AUDIO_FILE
-        path, digest = bundle.file(name), bundle.files[name].sha256
-    # Engines follow what a file says, over its end too: it is checked before one sees it.
-    model = read_tflite(path)
-    return (LitertVision if sees else LitertAudio)(model, threads, digest)
 
 
 class LitertVision:
     """An image encoder: `run(pixels=f32 (1, 3, size, size))`."""
 
-    def __init__(self, model: TfliteModel, threads: int | None, digest: str) -> None:
+    def __init__(self, path: Path, threads: int | None, digest: str) -> None:
+        # Engines follow what a file says, over its end too: it is checked before one sees it.
+        model = read_tflite(path)
         graph = check_vision(model)
         self.metadata: dict[str, str] = {}
         self.shapes: dict[str, tuple[int | None, ...]] = {
@@ -74,7 +59,8 @@ class LitertAudio:
     The clip is padded to the shortest of the graph's lengths that it fits.
     """
 
-    def __init__(self, model: TfliteModel, threads: int | None, digest: str) -> None:
+    def __init__(self, path: Path, threads: int | None, digest: str) -> None:
+        model = read_tflite(path)  # checked, as an image encoder is
         graph = check_audio(model)
         self._lengths = graph.frames
         self.metadata = {"max_frames": str(graph.frames[-1])}
@@ -91,6 +77,12 @@ class LitertAudio:
 
     def close(self) -> None:
         self._engine.close()
+
+
+ENCODERS: dict[Kind, Callable[[Path, int | None, str], EncoderGraph]] = {
+    "vision": LitertVision,
+    "audio": LitertAudio,
+}
 
 
 class _Engine:

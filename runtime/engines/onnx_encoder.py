@@ -1,71 +1,34 @@
-"""An encoder of images or audio: one graph, one call, loaded when a prompt needs it.
-
-`open_encoder` takes a graph of either engine: ONNX Runtime's here, LiteRT's in `litert_encoder.py`.
-"""
+"""Encoders of images and audio on ONNX Runtime; see `EncoderGraph`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
+from gemma_edge.runtime.engines.encoder_graph import SIGNATURES
 from gemma_edge.runtime.errors import BundleError
 
-Signature = dict[str, tuple[str, int]]  # name: (type, dimensions)
-
-
-class Encoder(Protocol):
-    """An encoder of any engine.
-
-    Attributes:
-        shapes: of the inputs and the output by name; None for a dimension that varies.
-        metadata: what the graph says of itself.
-    """
-
-    shapes: dict[str, tuple[int | None, ...]]
-    metadata: dict[str, str]
-
-    def run(self, **inputs: NDArray[Any]) -> NDArray[Any]:
-        """The output for these inputs, by name; all with their batch axis of 1.
-
-        Raises:
-            ValueError: `close` was called.
-        """
-
-    def close(self) -> None:
-        """Gives the memory of the weights back. Harmless when repeated."""
-
-
-def open_encoder(
-    path: str | Path, signature: Signature, *, threads: int | None = None, digest: str = ""
-) -> Encoder:
-    """The encoder in a file: a .tflite or .litertlm is LiteRT's, all others ONNX Runtime's.
-
-    Arguments and errors are those of `OnnxEncoder`; `digest` is the SHA-256 of a .tflite, "" to compute it.
-    """
-    if Path(path).suffix in (".tflite", ".litertlm"):
-        from gemma_edge.runtime.engines.litert_encoder import open_litert_encoder
-
-        return open_litert_encoder(Path(path), signature, threads, digest)
-    return OnnxEncoder(path, signature, threads=threads)
+F32 = "tensor(float)"  # ONNX Runtime's name of the type
 
 
 class OnnxEncoder:
-    """A graph with one output; see `Encoder`.
+    """A graph with one output.
 
     Args:
+        kind: the graph must have the signature of this kind.
         path: the graph; its weights lie beside it.
-        signature: what it must have: its inputs and its output by name, with type and number of dimensions.
         threads: of the engine; a thread a physical core if None.
 
     Raises:
         BundleError: there is no such file, or it is not a graph of that signature.
     """
 
-    def __init__(self, path: str | Path, signature: Signature, *, threads: int | None = None) -> None:
+    def __init__(self, kind: Kind, path: Path, *, threads: int | None = None) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or physical_cores()
         options.inter_op_num_threads = 1
@@ -84,6 +47,7 @@ class OnnxEncoder:
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         self.shapes = {v.name: tuple(n if isinstance(n, int) else None for n in v.shape) for v in values}
         found = {v.name: (v.type, len(v.shape)) for v in values}
+        signature = {name: (F32, dimensions) for name, dimensions in SIGNATURES[kind].items()}
         for name in sorted({*signature, *found}):
             if signature.get(name) != found.get(name):
                 raise BundleError(path, name, signature.get(name, "nothing"), found.get(name, "nothing"))

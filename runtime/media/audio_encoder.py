@@ -1,50 +1,39 @@
-"""A clip's soft tokens, through `audio.onnx` or `audio.tflite`."""
+"""`AudioEncoder`: log-mel frames to the soft tokens that stand for a clip in a prompt."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.engines.onnx_encoder import open_encoder
 from gemma_edge.runtime.errors import BundleError, UsageError
+from gemma_edge.runtime.media.media_encoder import MediaEncoder
 
-F32 = "tensor(float)"
-SIGNATURE = {"log_mel": (F32, 3), "valid": (F32, 3), "soft_tokens": (F32, 3)}
 MAX_FRAMES = "max_frames"  # metadata of the graph: the longest clip
 
 
-class AudioEncoder:
+class AudioEncoder(MediaEncoder):
     """Log-mel frames in, rows of the text model's input out.
 
         with AudioEncoder("bundle/audio.onnx") as encoder:
             rows = encoder.encode(*log_mel(segment.samples))
 
-    Args:
-        path: audio.onnx, with its weights beside it, or audio.tflite.
-        threads: of the engine; a thread a physical core if None.
-        digest: SHA-256 of a .tflite, if it is known: it need not be read through then.
-
     Attributes:
         bins: mel bins of a frame.
-        soft_tokens: rows that every clip gives.
-        hidden_size: values of a row.
         max_frames: the longest clip.
-
-    Raises:
-        BundleError: missing, damaged, or not an audio encoder.
     """
 
+    kind = "audio"
+
     def __init__(self, path: str | Path, *, threads: int | None = None, digest: str = "") -> None:
-        self._encoder = open_encoder(path, SIGNATURE, threads=threads, digest=digest)
-        features, tokens = self._encoder.shapes["log_mel"], self._encoder.shapes["soft_tokens"]
+        super().__init__(path, threads=threads, digest=digest)
+        features, tokens = self._graph.shapes["log_mel"], self._graph.shapes["soft_tokens"]
         bins, soft_tokens, hidden = features[2], tokens[1], tokens[2]
         if bins is None or soft_tokens is None or hidden is None or features[1] is not None:
             raise BundleError(path, "log_mel", "(1, frames, bins), bins alone fixed", features)
         self.bins, self.soft_tokens, self.hidden_size = bins, soft_tokens, hidden
-        frames = self._encoder.metadata.get(MAX_FRAMES, "")
+        frames = self._graph.metadata.get(MAX_FRAMES, "")
         if not frames.isdecimal():
             raise BundleError(path, f"metadata.{MAX_FRAMES}", "a number of frames", repr(frames))
         self.max_frames = int(frames)
@@ -73,18 +62,8 @@ class AudioEncoder:
         if log_mel.shape != (frames, self.bins) or valid.shape != (frames,):
             expected = f"log_mel must be (frames, {self.bins}) and mask (frames,)"
             raise ValueError(f"{expected}, not {log_mel.shape} and {valid.shape}")
-        rows = self._encoder.run(
+        rows = self._graph.run(
             log_mel=np.ascontiguousarray(log_mel[None], np.float32),
             valid=valid.astype(np.float32)[None, :, None],
         )
         return np.asarray(rows[0], np.float32)
-
-    def close(self) -> None:
-        """Gives the memory of the weights back; `encode` raises ValueError from then on."""
-        self._encoder.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -10,20 +10,21 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.artifacts.modalities import AudioModality, Modality
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.modalities import Kind, Modality
 from gemma_edge.runtime.errors import BundleError
 from gemma_edge.runtime.media.attachments import MODALITY, Attachment
 from gemma_edge.runtime.media.audio_encoder import AudioEncoder
 from gemma_edge.runtime.media.image_encoder import VisionEncoder
+from gemma_edge.runtime.media.media_encoder import MediaEncoder
 
 Rows = NDArray[np.float32]
 
+ENCODERS: dict[Kind, type[MediaEncoder]] = {"vision": VisionEncoder, "audio": AudioEncoder}
 KEPT_BYTES = 32 << 20  # rows of attachments that a later prompt may repeat: 16 images
 
 
@@ -39,23 +40,19 @@ class Encoded:
         return f"{item.kind} {item.name}: {item.soft_tokens} tokens, {self.seconds:.1f} s"
 
 
-def load_encoder(modality: Modality, *, threads: int | None = None) -> VisionEncoder | AudioEncoder:
-    """The encoder of a modality, loaded. Raises BundleError for one that is damaged, or of another model."""
-    make = AudioEncoder if isinstance(modality, AudioModality) else VisionEncoder
-    encoder = make(modality.graph, threads=threads, digest=modality.digest)
+def load_encoder(bundle: Bundle, modality: Modality, *, threads: int | None = None) -> MediaEncoder:
+    """The encoder of a bundle's modality, loaded.
+
+    Raises:
+        BundleError: it is damaged, or of another model.
+    """
+    path, digest = bundle.file(modality.graph), bundle.files[modality.graph].sha256
+    encoder = ENCODERS[modality.kind](path, threads=threads, digest=digest)
     expected = (modality.soft_tokens, int(modality.tokens["columns"]))
     if (got := (encoder.soft_tokens, encoder.hidden_size)) != expected:
         encoder.close()
-        raise BundleError(Path(modality.graph), "soft_tokens", f"(1, *{expected})", f"(1, *{got})")
+        raise BundleError(path, "soft_tokens", f"(1, *{expected})", f"(1, *{got})")
     return encoder
-
-
-def encode_one(encoder: VisionEncoder | AudioEncoder, modality: Modality, data: NDArray[Any]) -> Rows:
-    """Rows f32 (soft_tokens, hidden), not to be scaled, of what an `Attachment` of that modality holds."""
-    if isinstance(encoder, VisionEncoder):
-        return encoder.encode(data * np.float32(1 / 255))
-    assert isinstance(modality, AudioModality)
-    return encoder.encode(*modality.log_mel(data))
 
 
 class Encoders:
@@ -63,7 +60,7 @@ class Encoders:
 
     Args:
         modalities: the bundle's.
-        threads: of the engine; a thread a physical core if None.
+        load: loads the encoder of one, as `load_encoder` does.
         keep: leave an encoder loaded once it is.
         report: is told of every attachment that was encoded.
     """
@@ -71,13 +68,13 @@ class Encoders:
     def __init__(
         self,
         modalities: Mapping[str, Modality],
+        load: Callable[[Modality], MediaEncoder],
         *,
-        threads: int | None = None,
         keep: bool = False,
         report: Callable[[Encoded], None] = lambda encoded: None,
     ) -> None:
-        self.modalities, self.threads, self.keep, self.report = modalities, threads, keep, report
-        self._loaded: dict[str, VisionEncoder | AudioEncoder] = {}
+        self.modalities, self.load, self.keep, self.report = modalities, load, keep, report
+        self._loaded: dict[str, MediaEncoder] = {}
         self._rows: OrderedDict[int, Rows] = OrderedDict()  # the last used at the end
 
     def encode(
@@ -120,18 +117,18 @@ class Encoders:
         for name in list(self._loaded):
             self._release(name)
 
-    def _load(self, name: str) -> VisionEncoder | AudioEncoder:
+    def _load(self, name: str) -> MediaEncoder:
         if name not in self._loaded:
-            self._loaded[name] = load_encoder(self.modalities[name], threads=self.threads)
+            self._loaded[name] = self.load(self.modalities[name])
         return self._loaded[name]
 
     def _release(self, name: str) -> None:
         if encoder := self._loaded.pop(name, None):
             encoder.close()
 
-    def _encode(self, encoder: VisionEncoder | AudioEncoder, item: Attachment) -> Rows:
+    def _encode(self, encoder: MediaEncoder, item: Attachment) -> Rows:
         started = time.perf_counter()
-        rows = encode_one(encoder, self.modalities[MODALITY[item.kind]], item.data)
+        rows = encoder.encode(*self.modalities[MODALITY[item.kind]].encoder_inputs(item.data))
         self.report(Encoded(item, time.perf_counter() - started))
         return rows
 

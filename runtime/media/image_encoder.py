@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.engines.onnx_encoder import open_encoder
 from gemma_edge.runtime.errors import BundleError
-
-F32 = "tensor(float)"
-SIGNATURE = {"pixels": (F32, 4), "soft_tokens": (F32, 3)}
+from gemma_edge.runtime.media.media_encoder import MediaEncoder
 
 
-class VisionEncoder:
+class VisionEncoder(MediaEncoder):
     """Pixels in, rows of the text model's input out.
 
         with VisionEncoder("bundle/vision.onnx") as encoder:
             rows = encoder.encode(load_image("photo.jpg", encoder.image_size))
 
-    Args:
-        path: vision.onnx, with its weights beside it, or vision.tflite.
-        threads: of the engine; a thread a physical core if None.
-        digest: SHA-256 of a .tflite, if it is known: it need not be read through then.
-
     Attributes:
         image_size: height and width of the pixels.
-        soft_tokens: rows that every image gives.
-        hidden_size: values of a row.
-
-    Raises:
-        BundleError: missing, damaged, or not an image encoder.
     """
 
+    kind = "vision"
+
     def __init__(self, path: str | Path, *, threads: int | None = None, digest: str = "") -> None:
-        self._encoder = open_encoder(path, SIGNATURE, threads=threads, digest=digest)
-        pixels, tokens = self._encoder.shapes["pixels"], self._encoder.shapes["soft_tokens"]
+        super().__init__(path, threads=threads, digest=digest)
+        pixels, tokens = self._graph.shapes["pixels"], self._graph.shapes["soft_tokens"]
         height, soft_tokens, hidden = pixels[2], tokens[1], tokens[2]
         if height is None or soft_tokens is None or hidden is None or pixels != (1, 3, height, height):
             raise BundleError(path, "pixels", "(1, 3, size, size)", pixels)
@@ -57,15 +45,5 @@ class VisionEncoder:
         """
         if pixels.shape != (3, self.image_size, self.image_size):
             raise ValueError(f"pixels must be (3, {self.image_size}, {self.image_size}), not {pixels.shape}")
-        rows = self._encoder.run(pixels=np.ascontiguousarray(pixels[None], np.float32))
+        rows = self._graph.run(pixels=np.ascontiguousarray(pixels[None], np.float32))
         return np.asarray(rows[0], np.float32)
-
-    def close(self) -> None:
-        """Gives the memory of the weights back; `encode` raises ValueError from then on."""
-        self._encoder.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -27,7 +27,9 @@ from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import (
 from gemma_edge.export.synth.synth_checkpoint import BRANCH_NORMS
 from gemma_edge.export.weights.calibrate import KvScales
 from gemma_edge.export.weights.recipe import KvCache, load_recipe
-from gemma_edge.runtime.artifacts.bundle import Bundle, FileRecord
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.folder_bundle import FolderBundle
+from gemma_edge.runtime.artifacts.manifest import FileRecord
 from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder
 from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING, Gemma3nConfig
 
@@ -199,8 +201,8 @@ def write_decoder(
     with open(folder / "decoder.onnx.data", "wb") as file:
         emitted.data.write(file, source, "none")
     (folder / "decoder.onnx").write_bytes(emitted.model.SerializeToString())
-    files = {"decoder.onnx": FileRecord(0, "")}
-    return Bundle(folder, {}, source.config, files, context=context, chunk=chunk, kv_cache=kv_cache)
+    files = FolderBundle(folder, {}, {"decoder.onnx": FileRecord(0, "")})
+    return Bundle(files, source.config, context, chunk, kv_cache, "onnx")
 
 
 def rows_of(source: DictSource, ids: Sequence[int]) -> tuple[Array, Array]:

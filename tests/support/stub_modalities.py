@@ -34,7 +34,7 @@ def modalities(ids: dict[str, int], audio_tokens: int = AUDIO_TOKENS) -> dict[st
     def common(kind: str, soft: str, begin: str, end: str, count: int) -> dict[str, Any]:
         return {
             "kind": kind,
-            "graph": Path(f"{kind}.onnx"),
+            "graph": f"{kind}.onnx",
             "soft_tokens": count,
             "soft_id": ids[soft],
             "begin_id": ids[begin],

@@ -1,0 +1,35 @@
+"""The artifact formats: one line each.
+
+A format is a layout of files and the engine that runs it. `runtime.engines.engine_registry` has the engines,
+`export.formats` writes the files. Everything that depends on a format asks the object, never its name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ArtifactFormat:
+    """One artifact format.
+
+    Attributes:
+        name: as in manifests, in records and after `--format`.
+        engine: the key of its engine in `ENGINES`.
+        suffix: of the file that is the whole bundle; "" for a bundle that is a folder.
+    """
+
+    name: str
+    engine: str
+    suffix: str = ""
+
+
+ARTIFACT_FORMATS = {
+    format.name: format
+    for format in (
+        ArtifactFormat("onnx", engine="onnxruntime"),
+        ArtifactFormat("tflite", engine="litert"),
+        ArtifactFormat("litertlm", engine="litert", suffix=".litertlm"),
+    )
+}
+FOLDER_FORMATS = tuple(name for name, format in ARTIFACT_FORMATS.items() if not format.suffix)
