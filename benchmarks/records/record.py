@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from gemma_edge.benchmarks.machine.cpu_features import CPUINFO
 from gemma_edge.benchmarks.machine.cpu_info import cpu_flags, pairs
-from gemma_edge.benchmarks.records.record_shape import SHAPES
+from gemma_edge.benchmarks.records.record_shape import ANY_RECORD, SHAPES
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.manifest import EXPORT_AGAIN, MANIFEST
 from gemma_edge.runtime.cache_folder import cache_folder
@@ -193,7 +193,7 @@ def _record(path: Path, number: int, line: str) -> Json:
     rows = record.get("readme", [])
     if not isinstance(rows, list) or not all(_is_row(row) for row in rows):
         raise RecordError(path, f"{field}: readme", "a list of objects with row, bar and value", rows)
-    if found := misfit(record, SHAPES.get(record["kind"], {})):
+    if found := misfit(record, SHAPES.get(record["kind"], ANY_RECORD)):
         where, expected = found
         raise RecordError(path, f"{field}: {where}", expected, "something else", f"Take line {number} out.")
     return record

@@ -26,6 +26,7 @@ HEAD = {
         "versions?": {"*": "text?"},
     },
 }
+ANY_RECORD: Shape = {"device": "text?", "environment?": HEAD["environment?"]}
 SHAPES: Mapping[str, Shape] = {
     "bench": {
         **HEAD,
@@ -42,6 +43,7 @@ SHAPES: Mapping[str, Shape] = {
         "engine": "text",
         "test": "text",
         "encoder": "text",
+        "n_threads": "size",
         **dict.fromkeys(
             ("avg_ns", "stddev_ns", "median_ns", "load_s", "peak_rss_anon", "peak_rss_file"), "size"
         ),

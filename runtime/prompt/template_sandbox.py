@@ -156,6 +156,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return False
         return super().is_safe_attribute(obj, attr, value)
 
+    def wrap_str_format(self, value: Any) -> None:
+        """None: `format` is refused like the other methods that take a width, not made safe as Jinja does."""
+
     # Called by the compiled template, see `Bounds`. ------------------------------------------------------
 
     @staticmethod

@@ -57,7 +57,7 @@ class Tokenizer:
             raise TokenizerError(self.path, "file", "a SentencePiece model", "no such file", REPLACE_FILE)
         try:
             self._pieces = SentencePieceProcessor(model_file=str(self.path))
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, UnicodeDecodeError) as error:  # its messages may not be UTF-8
             raise TokenizerError(self.path, "file", "a SentencePiece model", error, REPLACE_FILE) from None
         with self._utf8_pieces():
             spaces = self._pieces.normalize(" a  b ")

@@ -76,7 +76,8 @@ def valid_files() -> Iterator[Path]:
     base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="gemma-edge-fuzz-", dir=base))
     try:
-        make_valid(folder / "valid") if (folder / "valid").mkdir() is None else None
+        (folder / "valid").mkdir()
+        make_valid(folder / "valid")
         os.environ[MODELS] = str(folder / "valid")
         yield folder
     finally:
@@ -234,8 +235,11 @@ class Pool:
         if pid == 0:
             try:
                 self.work(worker, seeds)
-            except BaseException:
-                traceback.print_exc()
+            except BaseException as error:
+                text = f"the campaign itself: {type(error).__name__}: {error}"
+                note = Finding(-1, "campaign", "broken", text, location(error))
+                with self.notes.open("a", encoding="utf-8") as notes:
+                    notes.write(json.dumps(asdict(note)) + "\n")
                 os._exit(70)
             os._exit(0)
         self.pids[worker] = pid
@@ -258,7 +262,7 @@ class Pool:
                 accepted[name] += taken
                 if finding:
                     notes.write(json.dumps(asdict(finding)) + "\n")
-                if done % 256 == 255:
+                if done % 64 == 63:
                     notes.write(json.dumps({"counts": counts, "accepted": accepted}) + "\n")
                     counts.clear()
                     accepted.clear()

@@ -38,22 +38,37 @@ def entry(subject: str, changed: Files) -> str:
 
 
 def read_corpus() -> tuple[int, list[Finding]]:
-    """How many entries there are, and those that are findings again. A crash takes this process with it."""
-    findings = []
+    """How many entries there are, and those that are findings again; a child reads them, which may crash."""
     entries = sorted(CORPUS.glob("*.json"))
     with valid_files() as folder:
-        pid = os.getpid()
-        reader = Reader(folder / f"corpus-{pid}")
-        for number, path in enumerate(entries):
-            data = json.loads(path.read_text(encoding="utf-8"))
-            subject = subjects()[data["subject"]]
-            changed = {name: zlib.decompress(base64.b85decode(text)) for name, text in data["files"].items()}
-            here, valid = reader.place(subject)
-            finding, _ = reader.judge(number, subject, here, valid, changed)
-            if finding:
-                findings.append(
-                    Finding(
-                        number, subject.name, finding.kind, f"{path.name}: {finding.kind}: {finding.detail}"
-                    )
-                )
+        notes = folder / "corpus.jsonl"
+        notes.touch()
+        if (child := os.fork()) == 0:
+            code = 70
+            try:
+                with notes.open("a", encoding="utf-8", buffering=1) as out:
+                    reader = Reader(folder / "corpus")
+                    for number, path in enumerate(entries):
+                        out.write(json.dumps([path.name, read_entry(reader, number, path)]) + "\n")
+                code = 0
+            finally:
+                os._exit(code)
+        code = os.waitpid(child, 0)[1]
+        read = [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()]
+    findings = [
+        Finding(n, "corpus", "again", f"{name}: {text}") for n, (name, text) in enumerate(read) if text
+    ]
+    if code:
+        text = f"{entries[len(read)].name}: the reader ended with status {code}"
+        findings.append(Finding(len(read), "corpus", "crash", text))
     return len(entries), findings
+
+
+def read_entry(reader: Reader, number: int, path: Path) -> str:
+    """What is wrong again, or nothing."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    subject = subjects()[data["subject"]]
+    changed = {name: zlib.decompress(base64.b85decode(text)) for name, text in data["files"].items()}
+    here, valid = reader.place(subject)
+    finding, _ = reader.judge(number, subject, here, valid, changed)
+    return f"{finding.kind}: {finding.detail}" if finding else ""

@@ -211,8 +211,10 @@ def read_table(folder: Path) -> None:
 
 def read_layout(folder: Path) -> None:
     from gemma_edge.runtime.artifacts.row_table import RowTable
+    from gemma_edge.runtime.errors import BundleError
+    from gemma_edge.runtime.text_files import read_json
 
-    layout = json.loads((folder / "layout.json").read_bytes())
+    layout = read_json(folder / "layout.json", BundleError)
     table = RowTable(folder / "ple.bin", layout)
     table.lookup(np.arange(0, min(table.rows, 500), 11))
     table.close()
