@@ -21,7 +21,7 @@ from gemma_edge.runtime.artifacts.tflite_check import check_decoder
 from gemma_edge.runtime.artifacts.tflite_reader import read_tflite
 from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
 from gemma_edge.runtime.engines.decoder import check_room
-from gemma_edge.runtime.engines.litert_model import Buffer, load_model, run_first
+from gemma_edge.runtime.engines.litert_model import Buffer, load_model, run_first, run_signature
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING
@@ -156,7 +156,7 @@ class _Call:
         for buffer in inputs:
             buffer.push()
         if decoder.started:
-            decoder.model.run_by_index(self.index, _tensors(inputs), _tensors(outputs))
+            run_signature(decoder.path, decoder.model, self.index, _tensors(inputs), _tensors(outputs))
         else:
             run_first(decoder.path, decoder.model, self.index, _tensors(inputs), _tensors(outputs))
             decoder.started = True

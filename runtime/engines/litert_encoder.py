@@ -27,7 +27,7 @@ from gemma_edge.runtime.artifacts.tflite_check import (
 from gemma_edge.runtime.artifacts.tflite_reader import TfliteModel, read_tflite
 from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
 from gemma_edge.runtime.engines.encoder_graph import EncoderGraph
-from gemma_edge.runtime.engines.litert_model import Buffer, load_model, run_first
+from gemma_edge.runtime.engines.litert_model import Buffer, load_model, run_first, run_signature
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -119,7 +119,7 @@ class _Engine:
         if first:
             run_first(self.path, self.model, index, *tensors)
         else:
-            self.model.run_by_index(index, *tensors)
+            run_signature(self.path, self.model, index, *tensors)
         bound_outputs[FEATURES].pull()
         features = bound_outputs[FEATURES].array.copy()
         release_free_memory()

@@ -141,6 +141,21 @@ def _environment() -> Environment:
     return made
 
 
+def run_signature(
+    path: Path,
+    model: CompiledModel,
+    signature: int,
+    inputs: list[TensorBuffer],
+    outputs: list[TensorBuffer],
+) -> None:
+    """`run_by_index`. Raises BundleError, of `path`, where the engine cannot: it allocates tensors now."""
+    try:
+        model.run_by_index(signature, inputs, outputs)
+    except RuntimeError as error:
+        remedy = "`gemma-edge inspect --check` finds damage; export the checkpoint again."
+        raise BundleError(path, "graph", "a model that LiteRT runs", error, remedy) from None
+
+
 def run_first(
     path: Path, model: CompiledModel, signature: int, inputs: list[TensorBuffer], outputs: list[TensorBuffer]
 ) -> None:
@@ -152,11 +167,7 @@ def run_first(
         BundleError: the engine cannot run the model of `path`; it allocates tensors now.
     """
     with engine_log():
-        try:
-            model.run_by_index(signature, inputs, outputs)
-        except RuntimeError as error:
-            remedy = "`gemma-edge inspect --check` finds damage; export the checkpoint again."
-            raise BundleError(path, "graph", "a model that LiteRT runs", error, remedy) from None
+        run_signature(path, model, signature, inputs, outputs)
     _silence_exit()
 
 

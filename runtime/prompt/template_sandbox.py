@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, ItemsView, Iterable, KeysView, ValuesView
 from datetime import datetime
 from functools import wraps
 from typing import Any, cast
@@ -46,6 +46,7 @@ GROWTH |= {
     "str.encode": 3,
 }
 CONTAINERS = (str, list, tuple, dict)
+VIEWS = (KeysView, ValuesView, ItemsView)
 
 
 class Refused(Exception):
@@ -84,8 +85,12 @@ class Budget:
                 total += text_bytes(item)
             elif isinstance(item, dict):
                 stack += [*item.keys(), *item.values()]
-            elif isinstance(item, (list, tuple, set, frozenset)):
+            elif isinstance(item, (list, tuple, *VIEWS)):
                 stack += item
+            elif isinstance(item, jinja2.utils.Namespace):
+                stack.append(object.__getattribute__(item, "_Namespace__attrs"))
+            elif isinstance(item, bytes):
+                total += 4 * len(item)
             elif isinstance(item, int):
                 total += item.bit_length() // 3
             total += 16
@@ -175,7 +180,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """A value that was just made, or that is about to be compared or written."""
         if isinstance(value, str):
             self.budget.charge(self.size(value))
-        elif isinstance(value, (list, tuple, dict)):
+        elif isinstance(value, (*CONTAINERS, *VIEWS, jinja2.utils.Namespace, bytes)):
             self.budget.charge(self.budget.weigh(value))
         return value
 

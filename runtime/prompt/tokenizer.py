@@ -92,7 +92,7 @@ class Tokenizer:
         flags = zip(every, self._pieces.is_control(every), self._pieces.is_unknown(every), strict=True)
         ids = {i for i, control, unknown in flags if control or unknown}
         # The id of an absent piece is that of the unknown piece.
-        ids |= {self._pieces.piece_to_id(piece) for piece in SPECIAL_PIECES}
+        ids |= {self._pieces.piece_to_id(piece) for piece in SPECIAL_PIECES} & set(every)
         with self._utf8_pieces():
             return {text: i for i in ids if (text := self._pieces.id_to_piece(i))}
 

@@ -37,6 +37,8 @@ WORK = {
     "nested lists compared": NEST + NEST.replace("n.v", "n.w") + "{{ n.v == n.w }}",
     "powers": "{% for i in range(9999) %}{% set x = 7 ** 9999999 %}{% endfor %}",
     "split": LARGE + APPEND.replace("@", "s.split('a')"),
+    "namespaces": LARGE + "{% for i in range(9999) %}{{ namespace(a=s) }}{% endfor %}",
+    "items": LARGE + "{% set d = dict(a=s) %}{% for i in range(9999) %}{{ d.items() }}{% endfor %}",
     "format": "{{ '{:99999999}'.format(1) }}",
     "dates": "{{ strftime_now('%999999999Y') }}",
     "costly steps": LARGE + "{% for i in range(99999) %}{% set x = 'b' in s %}{% endfor %}",

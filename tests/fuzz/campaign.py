@@ -282,7 +282,7 @@ class Pool:
                 seed, since, _ = SLOT.unpack_from(self.shared, SLOT.size * worker)
                 ended, code = os.waitpid(pid, os.WNOHANG)
                 hung = False
-                if not ended and seed >= 0:
+                if not ended and seed in shares[worker]:  # it may be read while it is written
                     cpu = cpu_seconds(pid)
                     if clocks.get(worker, (None,))[0] != seed:
                         clocks[worker] = seed, cpu
@@ -298,12 +298,19 @@ class Pool:
                 if not ended:
                     continue
                 del self.pids[worker]
+                seed = SLOT.unpack_from(self.shared, SLOT.size * worker)[
+                    0
+                ]  # whole, now that nobody writes it
                 if code and not over:
                     kind = "hang" if hung else "crash"
-                    subject = draw(seed, self.only)[0].name if seed >= 0 else "valid"
+                    subject = draw(seed, self.only)[0].name if seed in shares[worker] else "valid"
                     name = signal.Signals(code & 127).name if code & 127 else f"exit {code >> 8}"
                     self.report(outcome, Finding(seed, subject, kind, "killed" if hung else name))
-                    left = shares[worker][shares[worker].index(seed) + 1 :] if seed >= 0 else range(0)
+                    left = (
+                        shares[worker][shares[worker].index(seed) + 1 :]
+                        if seed in shares[worker]
+                        else range(0)
+                    )
                     if left:
                         self.start(worker, left)
         self.collect(read, outcome)
