@@ -17,7 +17,7 @@ import sentencepiece
 from gemma_edge.export.checkpoint.checkpoint import MAX_SIDE_BYTES, Checkpoint
 from gemma_edge.export.checkpoint.sentencepiece_model import BYTE_PIECES, SPACE, Piece, PieceKind, build_model
 from gemma_edge.runtime.errors import TokenizerError
-from gemma_edge.runtime.text_files import read_bytes, read_json
+from gemma_edge.runtime.text_files import read_bytes
 
 ORIGINAL = "Put the original tokenizer.model of the model beside it."
 SPACE_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -69,12 +69,6 @@ def tokenizer_files(checkpoint: Checkpoint) -> TokenizerFiles:
                 path, f"added token {text!r}", f"an id below vocab_size = {vocab_size}", index
             )
     return TokenizerFiles(model, dict(sorted(added.items(), key=lambda item: item[1])), path.name)
-
-
-def convert_file(path: str | Path) -> bytes:
-    """`convert` of one tokenizer.json, without a tokenizer_config.json."""
-    path = Path(path)
-    return convert(read_json(path, TokenizerError, limit=MAX_SIDE_BYTES), {}, path)
 
 
 def convert(data: dict[str, Any], config: dict[str, Any], path: Path) -> bytes:

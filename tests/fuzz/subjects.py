@@ -167,9 +167,13 @@ def read_tokenizer(folder: Path) -> None:
 
 
 def convert_tokenizer(folder: Path) -> None:
-    from gemma_edge.export.checkpoint.tokenizer_files import convert_file
+    from gemma_edge.export.checkpoint.checkpoint import MAX_SIDE_BYTES
+    from gemma_edge.export.checkpoint.tokenizer_files import convert
+    from gemma_edge.runtime.errors import TokenizerError
+    from gemma_edge.runtime.text_files import read_json
 
-    convert_file(folder / "tokenizer.json")
+    path = folder / "tokenizer.json"
+    convert(read_json(path, TokenizerError, limit=MAX_SIDE_BYTES), {}, path)
 
 
 def render(folder: Path) -> None:

@@ -44,7 +44,7 @@ SCHEMA_VERSION = 3
 BLOCKS = (256, 128, 64, 32)
 # Operators of which the engine has several versions; all others are version 1.
 VERSIONS = {"FULLY_CONNECTED": 5, "EMBEDDING_LOOKUP": 4}
-# The lowest bit of a FlatBuffer table's field number is 4, then each field takes 2.
+# Offsets of fields in the vtable of a FlatBuffer table: 4 for the first one, and 2 more for each after it.
 BUFFER_OFFSET, BUFFER_SIZE, QUANTIZATION_SCALE = 6, 8, 8
 
 _types = schema.TensorType
