@@ -16,11 +16,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma_edge.benchmarks.machine.child import run_child
 from gemma_edge.benchmarks.machine.memory import PROC
-from gemma_edge.benchmarks.measure.kernel_tests import kernel_argv, measurements, parse_report
 from gemma_edge.benchmarks.measure.questions import Answered, Question, ask, read_questions
-from gemma_edge.benchmarks.options import KernelOptions
+from gemma_edge.benchmarks.measure.target import LocalTarget
+from gemma_edge.benchmarks.measure.workload import Workload
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import Exported, export_bundle
 from gemma_edge.export.gate.parity import Agreement
@@ -96,10 +95,8 @@ def demonstrate(folder: Path, *, kept: bool = True) -> Demonstration:
     _heading("4. Text, a picture, a sound, a tool")
     usage = _answer(exported.path, read_questions(checkpoint / SAMPLES / "questions.jsonl"), prefix)
 
-    tests = f"-p {N_PROMPT} -n {N_GEN} -r {REPS} --context {CONTEXT}"
-    _heading(
-        "5. Memory and speed", f"python -m gemma_edge.benchmarks.measure.kernel_tests {prefix}out {tests}"
-    )
+    tests = f"-p {N_PROMPT} -n {N_GEN} -r {REPS} --requests 0 --no-cold --no-encode"
+    _heading("5. Memory and speed", f"gemma-edge bench {prefix}out {tests}")
     _print_measures(exported, usage)
 
     seconds = time.perf_counter() - started
@@ -179,19 +176,18 @@ def _print_measures(exported: Exported, usage: Usage) -> None:
         _say("Memory is measured on Linux only.")
         return
     threads = physical_cores()
-    options = KernelOptions(N_PROMPT, N_GEN, REPS, threads, CONTEXT)
-    argv = kernel_argv(exported.path, options, import_time=False)
-    report = parse_report(run_child(argv, timeout=MEASURE_TIMEOUT, what="the measured run"))
-    tests, memory = measurements(report), report["memory"]
-    prefill, decode = tests[f"pp{N_PROMPT}"], tests[f"tg{N_GEN}"]
+    workload = Workload((N_PROMPT,), (N_GEN,), reps=REPS, threads=threads, context=CONTEXT)
+    report = LocalTarget(exported.path).work(workload, None, MEASURE_TIMEOUT).report
+    assert report is not None and report.memory is not None  # without a limit nothing kills the run
+    memory, (prefill, decode) = report.memory, report.tests
     cores = f"{threads} thread{'s' if threads > 1 else ''}"
     _table(
         [
-            ("RssAnon", format_size(memory["steady"]["rss_anon"]), "heap: what must stay in memory"),
-            ("  at its peak", format_size(memory["peak"]["rss_anon"]), _prediction(exported.plan)),
+            ("RssAnon", format_size(memory.steady.rss_anon), "heap: what must stay in memory"),
+            ("  at its peak", format_size(memory.peak.rss_anon), _prediction(exported.plan)),
             (
                 "RssFile",
-                format_size(memory["steady"]["rss_file"]),
+                format_size(memory.steady.rss_file),
                 "files mapped: can be dropped, read again",
             ),
             ("prefill", f"{prefill.median_ts:,.0f} tok/s", f"{N_PROMPT} tokens, {cores}, median of {REPS}"),

@@ -30,10 +30,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "describe": ("gemma_edge.cli.describe", "describe pictures, recordings or videos"),
     "transcribe": ("gemma_edge.cli.transcribe", "transcribe recordings or videos"),
     "translate": ("gemma_edge.cli.translate", "translate the speech of recordings or videos"),
-    "eval": ("gemma_edge.benchmarks.measure.questions", "score a bundle on questions with one right answer"),
-    "bench": ("gemma_edge.benchmarks.bench", "measure speed, memory and latency, here or on a device"),
+    "eval": ("gemma_edge.cli.evaluate", "score a bundle on questions with one right answer"),
+    "bench": ("gemma_edge.cli.bench", "measure speed, memory and latency, here or on a device"),
     "cache": ("gemma_edge.cli.cache", "show, bound or empty the cache of packed weights"),
-    "report": ("gemma_edge.benchmarks.output.report", "turn results into one HTML page"),
+    "report": ("gemma_edge.cli.report", "turn results into one HTML page"),
 }
 # Top-level module of an optional dependency: the extra that installs it.
 EXTRAS = {

@@ -10,25 +10,34 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.benchmarks.bench import duration
 from gemma_edge.benchmarks.machine import cgroup
 from gemma_edge.benchmarks.machine.cgroup import Mechanism, mechanism
 from gemma_edge.benchmarks.machine.child import ChildRun
 from gemma_edge.benchmarks.machine.clock import ClockReading
-from gemma_edge.benchmarks.machine.memory import MOST_POINTS, MemoryTimeline, PeakMemory
-from gemma_edge.benchmarks.machine.sensors import read_sensors
+from gemma_edge.benchmarks.machine.memory import MOST_POINTS, MemorySample, MemoryTimeline, PeakMemory
+from gemma_edge.benchmarks.machine.sensors import Battery, Sensors, read_sensors
 from gemma_edge.benchmarks.measure import session, target
+from gemma_edge.benchmarks.measure.bars import Bars
+from gemma_edge.benchmarks.measure.ceiling_verdict import judge_ceiling
 from gemma_edge.benchmarks.measure.latency import percentile, prompt_text
-from gemma_edge.benchmarks.measure.session import Bars, summarize_sustained
-from gemma_edge.benchmarks.measure.target import LocalTarget, Outcome, judge_ceiling
-from gemma_edge.benchmarks.measure.worker import parse_worker_report
+from gemma_edge.benchmarks.measure.sustained import summarize_sustained
+from gemma_edge.benchmarks.measure.target import LocalTarget, Outcome
 from gemma_edge.benchmarks.measure.workload import Sizes, Workload
-from gemma_edge.benchmarks.records.record import read_records
-from gemma_edge.benchmarks.records.rows import CSV_FIELDS, parse_outputs
+from gemma_edge.benchmarks.output.result_text import CSV_FIELDS, parse_outputs, plus_minus
+from gemma_edge.benchmarks.records.measurement import Measurement
+from gemma_edge.benchmarks.records.run_report import (
+    Latency,
+    MemoryReport,
+    Percentiles,
+    RunReport,
+    SustainedPoint,
+)
+from gemma_edge.cli.bench import duration
 from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.model import Model
+from support.results import read_rows
 
 limited = pytest.mark.skipif(mechanism().name == "none", reason=f"no kernel limit: {mechanism().reason}")
 MB = 2**20
@@ -64,7 +73,7 @@ def rows(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> list[di
         "3",
         "--prompt",
         "40",
-        "--answer",
+        "--tokens",
         "5",
         "--sustained",
         "0.3s",
@@ -72,7 +81,7 @@ def rows(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> list[di
         "0.05s",
     ]
     assert main([*argv, "-o", str(path), "--name", "tiny"]) == 0
-    return read_records(path)
+    return read_rows(path)
 
 
 # As tools/llama-bench of llama.cpp prints them, `test::get_fields` and the samples behind them.
@@ -132,12 +141,13 @@ def test_other_formats_are_measured_alike(
     argv = ["bench", str(request.getfixturevalue(form)), *QUICK, "-p", "16", "-n", "4", "-o", "jsonl"]
     if form == "tflite":
         argv.remove("--no-cold")
-    assert main([*argv, "--requests", "1", "--prompt", "40", "--answer", "3"]) == 0
+    assert main([*argv, "--requests", "1", "--prompt", "40", "--tokens", "3"]) == 0
     tests = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row.get("test") for row in tests] == ["pp16", "tg4", None]
     assert tests[0]["format"] == form and tests[0]["engine"].startswith("LiteRT ")
     assert tests[2]["latency"]["requests"] == 1
-    assert set(tests[2]["load"]) >= ({"first_s", "cold_s", "warm_s"} if form == "tflite" else {"warm_s"})
+    measured = {"first_s", "cold_s", "warm_s"} if form == "tflite" else {"warm_s"}
+    assert all(tests[2]["load"][key] > 0 for key in measured)
 
 
 def test_outputs_go_to_stdout_and_files(
@@ -148,7 +158,7 @@ def test_outputs_go_to_stdout_and_files(
     out = capsys.readouterr().out
     assert "| model | engine | threads | test |" in out and "| pp16 |" in out and "| memory, peak |" in out
     (results,) = tmp_path.glob("bench-*.jsonl")
-    assert len(read_records(results)) == 3
+    assert len(read_rows(results)) == 3
     table = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
     assert tuple(table[0]) == CSV_FIELDS
     assert [(row["test"], row["n_threads"]) for row in table] == [("pp16", "1"), ("tg4", "1")]
@@ -163,12 +173,12 @@ def test_ceiling_that_holds_is_proved_by_a_control(tiny_bundle: Path, tmp_path: 
     path = tmp_path / "r.jsonl"
     argv = ["bench", str(tiny_bundle), *SMALL, "--ceiling", "600MiB", "--control", "12MiB", "-o", str(path)]
     assert main(argv) == 0
-    session = read_records(path)[-1]
+    session = read_rows(path)[-1]
     ceiling = session["ceiling"]
     assert ceiling["met"] and ceiling["enforced"] and ceiling["control_killed"]
     assert ceiling["mechanism"] == mechanism().name
     assert "control under 12 MiB was killed" in ceiling["text"]
-    assert "warm_s" not in session["load"], "a load under a limit is not a warm one"
+    assert session["load"]["warm_s"] is None, "a load under a limit is not a warm one"
 
 
 @limited
@@ -177,9 +187,9 @@ def test_ceiling_that_is_exceeded_is_exit_5_and_has_no_numbers(
 ) -> None:
     path = tmp_path / "r.jsonl"
     assert main(["bench", str(tiny_bundle), *SMALL, "--ceiling", "16MiB", "-o", f"md,{path}"]) == 5
-    (session,) = read_records(path)
+    (session,) = read_rows(path)
     assert not session["ceiling"]["met"] and "killed by the kernel under 16 MiB" in session["ceiling"]["text"]
-    assert "memory" not in session and "latency" not in session
+    assert session["memory"] is None and session["latency"] is None
     captured = capsys.readouterr()
     assert "tok/s" not in captured.out and "the ceiling of 16 MiB" in captured.err
 
@@ -191,14 +201,14 @@ def test_ceiling_is_sampled_where_the_kernel_does_not_let_us(
     monkeypatch.setattr(target, "mechanism", lambda: Mechanism("none", "no permission"))
     path = tmp_path / "r.jsonl"
     assert main(["bench", str(tiny_bundle), *SMALL, "--ceiling", size, "-o", str(path)]) == code
-    ceiling = read_records(path)[-1]["ceiling"]
+    ceiling = read_rows(path)[-1]["ceiling"]
     assert ceiling["text"].startswith(f"{verdict}, sampled, not enforced") and not ceiling["enforced"]
     assert "no permission" in ceiling["text"]
 
 
 def test_control_that_completes_proves_nothing() -> None:
-    peak = {"rss_anon": 10, "rss": 20, "high_water": 20}
-    run = Outcome({"memory": {"peak": peak}}, "cgroup-v2", 15)
+    memory = MemoryReport(MemorySample(5, 5), PeakMemory(rss_anon=10, rss=20, high_water=20))
+    run = Outcome(RunReport(memory=memory), "cgroup-v2", 15)
     ceiling = judge_ceiling(100, run, run, 50, "")
     assert not ceiling.met and "lower --control" in ceiling.text
 
@@ -227,7 +237,7 @@ def test_bar_that_is_missed_is_exit_5_and_keeps_the_results(
     path = tmp_path / "r.jsonl"
     argv = ["bench", str(tiny_bundle), *SMALL, "--assert-decode-tps", "1e9", "--assert-prefill-tps", "0.001"]
     assert main([*argv, "-o", f"md,{path}"]) == 5
-    *tests, session = read_records(path)
+    *tests, session = read_rows(path)
     assert [row["test"] for row in tests] == ["pp16", "tg4"]
     assert [bar["met"] for bar in session["bars"]] == [True, False]
     captured = capsys.readouterr()
@@ -235,21 +245,24 @@ def test_bar_that_is_missed_is_exit_5_and_keeps_the_results(
 
 
 def test_bars_judge_the_slowest_test_and_the_median_wait() -> None:
-    tests = [{"n_prompt": 0, "n_gen": 8, "median_ts": ts} for ts in (9.0, 11.0)]
-    latency = {"ttft_ms": {"p50": 100.0, "p90": 900.0}}
+    tests = [Measurement(0, 9, (ns,)) for ns in (10**9, 818_181_818)]
+    latency = Latency(40, 5, 2, Percentiles(100.0, 900.0, 900.0))
     judged = Bars(ttft_ms=100, decode_tps=10).judge(latency, tests)
-    assert [(bar["value"], bar["met"]) for bar in judged] == [(100.0, True), (9.0, False)]
+    assert [(bar.value, bar.met) for bar in judged] == [(100.0, True), (9.0, False)]
 
 
 # Failures ---------------------------------------------------------------------------------------------
 
 
-def test_run_that_hangs_is_exit_4_and_keeps_what_was_known(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_run_that_hangs_is_exit_4_and_keeps_what_was_known(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "r.jsonl"
+    monkeypatch.setattr(target, "worker_argv", lambda *_: ["sleep", "infinity"])
     argv = ["bench", str(tiny_bundle), *SMALL, "--timeout", "0.3s", "-o", str(path)]
     assert main(argv) == 4
-    (session,) = read_records(path)
-    assert "did not finish within" in session["error"] and "memory" not in session
+    (session,) = read_rows(path)
+    assert "did not finish within" in session["error"] and session["memory"] is None
 
 
 def test_damaged_bundle_is_exit_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,11 +271,16 @@ def test_damaged_bundle_is_exit_3(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    "stdout", ["", "oops", "[]", '{"schema": 99}', '{"schema": 1}', '{"schema": 1, "tests": [{}]}']
+    "stdout",
+    [
+        *("", "oops", "[]", '{"schema": 99}', '{"schema": "1"}', '{"tests": [{}]}', '{"tests": {}}'),
+        '{"tests": [{"n_prompt": 1, "n_gen": 0, "samples_ns": [0]}]}',
+        '{"load_s": NaN}',
+    ],
 )
 def test_worker_without_a_report_is_an_error(stdout: str) -> None:
     with pytest.raises(DeviceError, match="no report"):
-        parse_worker_report(ChildRun(0, stdout, "", 1.0, PeakMemory()))
+        ChildRun(0, stdout, "", 1.0, PeakMemory()).parse(RunReport, "the measured run")
 
 
 @pytest.mark.parametrize(
@@ -279,6 +297,10 @@ def test_worker_without_a_report_is_an_error(stdout: str) -> None:
         (["-p", "8", "-n", "8", "--sustained", "30"], "no duration"),
         (["-p", "8", "-n", "8", "-o", "xml"], "-o xml"),
         (["-p", "8", "-n", "8", "--gguf", "x.gguf"], "--gguf is for --peers"),
+        (["-p", "8", "-n", "8", "--llama-bench", "x"], "--llama-bench is for --peers"),
+        (["-p", "8", "-n", "8", "--image", "1"], "--image and --audio are for --answer"),
+        (["-p", "8", "-n", "8", "--answer"], "--answer with 0 images and 0 recordings"),
+        (["-p", "8", "-n", "8", "--target", "speed=1"], "--target speed=1: expected FIGURE=TEXT"),
         (["-p", "8", "-n", "8", "--peers", "--device", "adb"], "this machine only"),
         (["-p", "8", "-n", "8", "--prompt", "2"], "no room for text"),
         (["-p", "8", "-n", "8", "--device", "serial:/dev/tty"], "--device serial"),
@@ -295,7 +317,7 @@ def test_what_cannot_be_measured_is_a_usage_error(
         "--no-cold",
         "--prompt",
         "40",
-        "--answer",
+        "--tokens",
         "4",
         *argv,
     ]
@@ -312,14 +334,14 @@ def test_workload_crosses_a_process() -> None:
     assert list(workload.tests()) == [
         Sizes(1, 0, 0), Sizes(2, 0, 0), Sizes(0, 3, 0), Sizes(1, 0, 9), Sizes(2, 0, 9), Sizes(0, 3, 9)
     ]  # fmt: skip
-    for text in ("", "[]", "{}", '{"prompts": [1], "gens": [], "depths": [], "speed": 1}'):
+    for text in ("", "[]", '{"prompts": 1}', '{"prompts": [1.5]}', '{"reps": true}'):
         with pytest.raises(UsageError, match="not a workload"):
             Workload.from_json(text)
 
 
 def test_bandwidth_of_a_process_of_its_own(tiny_bundle: Path) -> None:
     bandwidth = LocalTarget(tiny_bundle).bandwidth(1, 0.05)
-    assert bandwidth.threads == 1 and 0.5 < bandwidth.median < 2000
+    assert bandwidth.threads == 1 and 0.01 < bandwidth.median_gb_s < 20000
 
 
 def test_prompt_has_the_tokens_that_are_asked_for(tiny_bundle: Path) -> None:
@@ -338,10 +360,11 @@ def test_timeline_is_thinned_and_stays_in_order() -> None:
     timeline = MemoryTimeline(origin=0.0)
     for i in range(10 * MOST_POINTS):
         timeline.add(i, 0)
-    assert MOST_POINTS / 2 <= len(timeline.rss_anon) <= MOST_POINTS
-    steps = {b - a for a, b in zip(timeline.rss_anon, timeline.rss_anon[1:], strict=False)}
+    points = timeline.points
+    assert MOST_POINTS / 2 <= len(points.rss_anon) <= MOST_POINTS
+    steps = {b - a for a, b in zip(points.rss_anon, points.rss_anon[1:], strict=False)}
     assert len(steps) == 1, "evenly"
-    assert len(timeline.seconds) == len(timeline.rss_file) == len(timeline.rss_anon)
+    assert len(points.seconds) == len(points.rss_file) == len(points.rss_anon)
 
 
 def test_clock_that_jumps_and_machine_that_sleeps_are_noted() -> None:
@@ -383,30 +406,36 @@ def test_sensors_of_a_board(tmp_path: Path) -> None:
             "class/power_supply/battery/temp": "314",
         },
     )
-    assert read_sensors(root) == {
-        "temperature_c": 61.3,
-        "zones_c": {"cpu-thermal": 61.3},
-        "frequency_mhz": [1500],
-        "max_frequency_mhz": [2400],
-        "governors": ["ondemand"],
-        "throttle_count": 7,
-        "throttled": ["under-voltage", "throttled"],
-        "battery": {"percent": 81, "status": "Discharging", "temperature_c": 31.4},
-    }
+    assert read_sensors(root) == Sensors(
+        temperature_c=61.3,
+        zones_c={"cpu-thermal": 61.3},
+        frequency_mhz=[1500],
+        max_frequency_mhz=[2400],
+        governors=["ondemand"],
+        throttle_count=7,
+        throttled=["under-voltage", "throttled"],
+        battery=Battery(percent=81, status="Discharging", temperature_c=31.4),
+    )
 
 
-def test_sensors_that_are_not_there_are_left_out(tmp_path: Path) -> None:
-    assert read_sensors(tmp_path) == {}
+def test_sensors_that_are_missing_are_none(tmp_path: Path) -> None:
+    assert read_sensors(tmp_path) == Sensors()
     write(tmp_path, {"class/thermal/thermal_zone0/temp": "warm"})
-    assert read_sensors(tmp_path) == {}
+    assert read_sensors(tmp_path) == Sensors()
 
 
 def test_sustained_compares_its_first_tenth_with_its_last() -> None:
-    points = [{"t_s": i, "tg_ts": 10.0 if i < 10 else 8.0, "temperature_c": 40.0 + i} for i in range(20)]
+    points = [SustainedPoint(i, 10.0 if i < 10 else 8.0, temperature_c=40.0 + i) for i in range(20)]
     summary = summarize_sustained(points)
-    assert summary is not None and summary["decode_kept"] == 0.8
-    assert "10.00 at the beginning, 8.00 tok/s at the end (80%), 40 to 58 °C" in summary["text"]
+    assert summary is not None and summary.decode_kept == 0.8
+    assert "10.00 at the beginning, 8.00 tok/s at the end (80%), 40 to 58 °C" in summary.text
     assert summarize_sustained(None) is None and summarize_sustained([]) is None
+
+
+def test_small_speeds_keep_their_digits() -> None:
+    pairs = [(12.346, 0.051), (0.0057, 0.00012), (0.0057, 0.0), (0.5, 0.2)]
+    shown = ["12.35 ± 0.05", "0.00570 ± 0.00012", "0.0057 ± 0.0000", "0.50 ± 0.20"]
+    assert [plus_minus(*pair) for pair in pairs] == shown
 
 
 def test_outputs_are_parsed() -> None:

@@ -11,19 +11,24 @@ from typing import Any
 import pytest
 
 from gemma_edge.benchmarks.devices import DeviceFacts, open_device
-from gemma_edge.benchmarks.devices.base import MemoryPoint
 from gemma_edge.benchmarks.devices.ssh import SshDevice
 from gemma_edge.benchmarks.machine import limit
 from gemma_edge.benchmarks.machine.cgroup import mechanism
 from gemma_edge.benchmarks.machine.child import ChildError, ChildRun, run_child
-from gemma_edge.benchmarks.machine.memory import PeakMemory
+from gemma_edge.benchmarks.machine.memory import MemoryPoints, MemorySample, PeakMemory
+from gemma_edge.benchmarks.machine.sensors import Sensors
 from gemma_edge.benchmarks.measure import target
-from gemma_edge.benchmarks.measure.target import DeviceTarget, NativeTarget, native_report
+from gemma_edge.benchmarks.measure.native_runner import NativeRun, native_report
+from gemma_edge.benchmarks.measure.target import DeviceTarget, NativeTarget
 from gemma_edge.benchmarks.measure.workload import Workload
-from gemma_edge.benchmarks.records.record import bundle_facts, read_records
+from gemma_edge.benchmarks.records.bundle_facts import bundle_facts
+from gemma_edge.benchmarks.records.measurement import KernelTest, TurnSizes
+from gemma_edge.benchmarks.records.run_report import MemoryReport, RunReport
+from gemma_edge.benchmarks.typed_json import from_json, to_json
 from gemma_edge.cli.main import main
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from support.device_servers import Sshd, sshd_missing
+from support.results import read_rows
 
 limited = pytest.mark.skipif(mechanism().name == "none", reason=f"no kernel limit: {mechanism().reason}")
 QUICK = ["-p", "16", "-n", "4", "-r", "2", "--no-cold", "--requests", "0", "--bandwidth", "0s"]
@@ -50,9 +55,9 @@ def test_device_behind_ssh_is_measured_like_this_machine(
 ) -> None:
     path = tmp_path / "r.jsonl"
     argv = ["bench", str(tiny_bundle), "-p", "16", "-n", "4", "-r", "2", "--bandwidth", "0.05s"]
-    argv += ["--requests", "1", "--prompt", "40", "--answer", "3", "--device", device_url, "-o", str(path)]
+    argv += ["--requests", "1", "--prompt", "40", "--tokens", "3", "--device", device_url, "-o", str(path)]
     assert main(argv) == 0
-    *tests, session = read_records(path)
+    *tests, session = read_rows(path)
     assert [row["test"] for row in tests] == ["pp16", "tg4"]
     assert {row["device"] for row in (*tests, session)} == {device_url}
     assert session["device_facts"]["kind"] == "ssh" and session["device_facts"]["cores"] >= 1
@@ -68,7 +73,7 @@ def test_ceiling_is_enforced_on_a_device_that_lets_us(
     path = tmp_path / "r.jsonl"
     argv = ["bench", str(tiny_bundle), *QUICK, "--device", device_url, "-o", str(path)]
     assert main([*argv, "--ceiling", "600MiB", "--control", "12MiB"]) == 0
-    ceiling = read_records(path)[-1]["ceiling"]
+    ceiling = read_rows(path)[-1]["ceiling"]
     assert ceiling["enforced"] and ceiling["control_killed"]
 
 
@@ -88,7 +93,7 @@ def test_fleet_merges_what_its_devices_measured_and_reports_who_failed(
     fleet.write_text("\n".join(f"[[device]]\n{table}" for table in tables))
     argv = ["bench", str(tiny_bundle), *QUICK, "--fleet", str(fleet), "-o", f"md,{path}"]
     assert main(argv) == 4
-    rows = read_records(path)
+    rows = read_rows(path)
     assert {(row["device"], row["kind"]) for row in rows} == {
         (name, kind) for name in ("here", "there") for kind in ("bench", "session")
     }
@@ -136,7 +141,7 @@ def test_limited_run_crosses_a_device() -> None:
 
 @pytest.mark.parametrize("stdout", ["", "[]", "x", "{}", '{"peak": 3}'])
 def test_limited_run_without_a_result(stdout: str) -> None:
-    with pytest.raises(DeviceError, match="printed no result"):
+    with pytest.raises(DeviceError, match="printed no report"):
         limit.parse_limited(child(stdout))
     with pytest.raises(ChildError, match="last words"):
         limit.parse_probe(child("", exit_code=3))
@@ -154,39 +159,30 @@ FACTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def native(n_prompt: int, n_gen: int, anon: int) -> dict[str, Any]:
-    """As `devices.native.bench_native` returns it."""
-    return {
-        "options": {"n_prompt": n_prompt, "n_gen": n_gen, "reps": 2, "threads": 2, "context": 256},
-        "import_s": None,
-        "load_s": 1.5,
-        "tests": [
-            {"n_prompt": n_prompt, "n_gen": 0, "samples_ns": [10**9, 10**9]},
-            {"n_prompt": 0, "n_gen": n_gen, "samples_ns": [2 * 10**9] * 2, "n_depth": n_prompt},
-        ],
-        "ttft_s": [1.0, 1.2],
-        "memory": {
-            "steady": {"rss_anon": anon, "rss_file": 5, "rss_shmem": 0, "pss": None, "rss": anon + 5},
-            "peak": {"rss_anon": anon, "rss_file": 5, "rss": anon + 5, "high_water": anon + 9, "samples": 1},
-        },
-        "samples": [vars(MemoryPoint(0.1 * i, anon, 5, anon + 5)) for i in range(3)],
-        "cores": (6, 7),
-    }
+def native(n_prompt: int, n_gen: int, anon: int) -> NativeRun:
+    points = MemoryPoints([0.0, 0.1, 0.2], [anon] * 3, [5] * 3)
+    peak = PeakMemory(rss_anon=anon, rss_file=5, rss=anon + 5, high_water=anon + 9)
+    return NativeRun(
+        sizes=TurnSizes(n_prompt, n_gen, 2, 2, 256),
+        load_s=1.5,
+        tests=(KernelTest(n_prompt, 0, (10**9,) * 2), KernelTest(0, n_gen, (2 * 10**9,) * 2, n_prompt)),
+        ttft_ms=(1000.0, 1200.0),
+        memory=MemoryReport(MemorySample(anon, 5), peak, timeline=points),
+        cores=(6, 7),
+    )
 
 
 def test_native_runs_become_one_report() -> None:
-    reports = [native(64, 8, 100), native(128, 8, 300)]
-    report = native_report(reports, DeviceFacts(**FACTS), {}, {"temperature_c": 40.0})
-    assert [test["n_prompt"] or test["n_gen"] for test in report["tests"]] == [64, 8, 128, 8]
-    assert [test.get("n_depth", 0) for test in report["tests"]] == [0, 64, 0, 128]
-    assert report["latency"]["ttft_ms"]["p50"] == 1000.0 and report["latency"]["itl_ms"] is None
-    assert report["memory"]["peak"]["rss_anon"] == 300, "of the run that needed most"
-    assert report["memory"]["timeline"]["rss_anon"] == [300] * 3
-    reports[1]["memory"]["peak"] |= {"rss_anon": 1, "rss": 2}
-    missed = native_report(reports, DeviceFacts(**FACTS), {}, {})["memory"]["peak"]
-    assert (missed["rss_anon"], missed["rss"]) == (300, 305), "what was there at the end was there"
-    assert report["environment"]["cpu"] == "Tensor" and report["notes"] == ["bound to cores 6, 7"]
-    json.dumps(report, allow_nan=False)
+    runs = [native(64, 8, 100), native(128, 8, 300)]
+    report = native_report(runs, DeviceFacts(**FACTS), Sensors(), Sensors(temperature_c=40.0))
+    assert [test.n_prompt or test.n_gen for test in report.tests] == [64, 8, 128, 8]
+    assert [test.n_depth for test in report.tests] == [0, 64, 0, 128]
+    assert report.latency and report.latency.ttft_ms.p50 == 1000.0 and report.latency.itl_ms is None
+    assert report.memory and report.memory.timeline
+    assert report.memory.peak.rss_anon == 300, "of the run that needed most"
+    assert report.memory.timeline.rss_anon == [300] * 3
+    assert report.environment.cpu == "Tensor" and report.notes == ("bound to cores 6, 7",)
+    assert from_json(RunReport, json.loads(json.dumps(to_json(report), allow_nan=False))) == report
 
 
 class Phone:
@@ -205,16 +201,16 @@ def test_native_target_measures_every_pair_of_sizes(
 ) -> None:
     seen = []
 
-    def bench_native(_: object, model: Path, options: Any, *, timeout: float, cores: Any) -> dict[str, Any]:
-        seen.append((model, options.n_prompt, options.n_gen, options.context, cores))
-        return native(options.n_prompt, options.n_gen, 100)
+    def bench_native(_: object, model: Path, sizes: Any, *, timeout: float, cores: Any) -> NativeRun:
+        seen.append((model, sizes.n_prompt, sizes.n_gen, sizes.context, cores))
+        return native(sizes.n_prompt, sizes.n_gen, 100)
 
     monkeypatch.setattr(target, "bench_native", bench_native)
     phone: Any = Phone()
     there = NativeTarget(phone, tiny_bundle, bundle_facts(tiny_bundle))
     outcome = there.work(Workload(prompts=(16, 32), gens=(4,)), None, 60)
     assert seen == [(tiny_bundle, n, 4, 256, (6, 7)) for n in (16, 32)]
-    assert outcome.report is not None and len(outcome.report["tests"]) == 4
+    assert outcome.report is not None and len(outcome.report.tests) == 4
     with pytest.raises(UsageError, match="-d"):
         there.work(Workload(prompts=(16,), gens=(4,), depths=(0, 8)), None, 60)
 

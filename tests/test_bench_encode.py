@@ -4,31 +4,33 @@ import csv
 import io
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gemma_edge.benchmarks import ceiling, encode
 from gemma_edge.benchmarks.machine.cgroup import mechanism
 from gemma_edge.benchmarks.machine.child import ChildRun
-from gemma_edge.benchmarks.machine.memory import PeakMemory
-from gemma_edge.benchmarks.measure import answer_phases as answer
-from gemma_edge.benchmarks.measure import session
-from gemma_edge.benchmarks.measure.encoder_times import EncoderRun
-from gemma_edge.benchmarks.measure.session import Bars
-from gemma_edge.benchmarks.measure.target import Outcome, judge_ceiling, with_encoders
-from gemma_edge.benchmarks.measure.worker import parse_worker_report
-from gemma_edge.benchmarks.options import KernelOptions
+from gemma_edge.benchmarks.machine.memory import MemorySample, PeakMemory
+from gemma_edge.benchmarks.measure import answer_phases, session
+from gemma_edge.benchmarks.measure.bars import Bars
+from gemma_edge.benchmarks.measure.ceiling_verdict import judge_ceiling, with_encoders
+from gemma_edge.benchmarks.measure.target import Outcome
+from gemma_edge.benchmarks.measure.workload import Workload
 from gemma_edge.benchmarks.output.report import render_page
+from gemma_edge.benchmarks.output.result_text import render
 from gemma_edge.benchmarks.output.table import render_table
-from gemma_edge.benchmarks.records.record import read_records
-from gemma_edge.benchmarks.records.rows import render
-from gemma_edge.benchmarks.script import run_script
+from gemma_edge.benchmarks.records.measurement import EncoderRun
+from gemma_edge.benchmarks.records.record import CeilingRecord, Head, Record
+from gemma_edge.benchmarks.records.results_file import parse_record, read_records
+from gemma_edge.benchmarks.records.run_report import MemoryReport, RunReport
+from gemma_edge.benchmarks.typed_json import to_json
 from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from support.multimodal_conversation import write_checkpoint
+from support.results import read_rows
 
 limited = pytest.mark.skipif(mechanism().name == "none", reason=f"no kernel limit: {mechanism().reason}")
 MB = 2**20
@@ -37,11 +39,14 @@ SMALL = ["-p", "16", "-n", "4", "-r", "2", "-t", "1", "--requests", "0", "--band
 RUN = EncoderRun("audio", 0, 30.0, 188, 2.0, 1.0, (9 * 10**9, 10 * 10**9, 12 * 10**9), 510_000_000, 7, 8)
 
 
+def typed(rows: list[Json]) -> list[Head]:
+    return [parse_record(row) for row in rows]
+
+
 @pytest.fixture(autouse=True)
 def _no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking whether the machine is busy takes a second."""
-    for module in (session, encode):
-        monkeypatch.setattr(module, "busy_cores", lambda: None)
+    monkeypatch.setattr(session, "busy_cores", lambda: None)
 
 
 @pytest.fixture(scope="module", params=["onnx", "tflite"])
@@ -61,7 +66,7 @@ def rows(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Json]:
     path = tmp_path_factory.mktemp("results") / "r.jsonl"
     argv = ["bench", str(bundle), *SMALL, "--assert-image-ms", "1e6", "--assert-audio-ms", "0.001"]
     assert main([*argv, "-o", str(path), "--name", "tiny"]) == 5
-    return read_records(path)
+    return read_rows(path)
 
 
 # In a session -----------------------------------------------------------------------------------------
@@ -87,23 +92,23 @@ def test_bars_judge_encoders_by_their_medians(rows: list[Json]) -> None:
     judged = {bar["what"]: bar["met"] for bar in rows[-1]["bars"]}
     assert judged == {"vision encoder, ms": True, "audio encoder, ms": False}
     assert ["audio encoder" in problem for problem in rows[-1]["problems"]] == [True]
-    assert Bars(audio_ms=10_000.0).judge(None, [], [RUN.to_dict()])[0]["met"]
+    assert Bars(audio_ms=10_000.0).judge(None, [], [RUN])[0].met
 
 
 def test_encoders_are_in_every_output(rows: list[Json]) -> None:
-    table = list(csv.DictReader(io.StringIO(render(rows, "csv"))))
+    table = list(csv.DictReader(io.StringIO(render(typed(rows), "csv"))))
     assert [row["test"] for row in table] == ["image 64x64", "audio 30 s", "pp16", "tg4"]
     assert float(table[1]["real_time"]) > 0 and table[1]["avg_ts"] == ""
-    audio = next(line for line in render(rows, "md").splitlines() if "| audio 30 s |" in line)
+    audio = next(line for line in render(typed(rows), "md").splitlines() if "| audio 30 s |" in line)
     assert "x real time" in audio and "MiB" in audio
-    page = render_page(rows)
+    page = render_page(typed(rows))
     assert "Images and audio" in page and "image 64x64" in page and "The longest clip" in page
 
 
 def test_they_can_be_left_out(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "r.jsonl"
     assert main(["bench", str(bundle), *SMALL, "--no-encode", "-o", str(path)]) == 0
-    assert [row["kind"] for row in read_records(path)] == ["bench", "bench", "session"]
+    assert [row["kind"] for row in read_rows(path)] == ["bench", "bench", "session"]
     assert main(["bench", str(bundle), *SMALL, "--no-encode", "--assert-image-ms", "9"]) == 2
     assert "--assert-image-ms needs a bundle with an encoder of vision" in capsys.readouterr().err
 
@@ -113,9 +118,9 @@ def test_a_bundle_for_text_has_none(
 ) -> None:
     path = tmp_path / "r.jsonl"
     assert main(["bench", str(tiny_bundle), *SMALL, "-o", str(path)]) == 0
-    assert "encode" not in {row["kind"] for row in read_records(path)}
-    assert run_script(lambda: encode.main([str(tiny_bundle)])) == 2
-    assert "has no encoders: export the checkpoint with --modalities" in capsys.readouterr().err
+    assert "encode" not in {row["kind"] for row in read_rows(path)}
+    assert main(["bench", str(tiny_bundle), *SMALL, "--answer", "--image", "1"]) == 2
+    assert "--image needs a bundle with an encoder of vision" in capsys.readouterr().err
 
 
 @limited
@@ -123,19 +128,19 @@ def test_they_run_under_the_same_ceiling(bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     argv = ["bench", str(bundle), *SMALL, "--ceiling", "600MiB", "--control", "12MiB", "-o", str(path)]
     assert main(argv) == 0
-    image, audio, *_, last = read_records(path)
+    image, audio, *_, last = read_rows(path)
     assert image["limit_bytes"] == audio["limit_bytes"] == 600 * MB
     assert last["ceiling"]["met"] and "; encoders: peak RssAnon" in last["ceiling"]["text"]
 
 
 def test_encoders_that_do_not_fit_exceed_the_ceiling() -> None:
-    peak = {"rss_anon": 60, "rss": 60, "high_water": 60}
-    decoder = Outcome({"memory": {"peak": peak}}, None, None)
+    peak = PeakMemory(rss_anon=60, rss=60, high_water=60)
+    decoder = Outcome(RunReport(memory=MemoryReport(MemorySample(60, 0), peak)))
     fits = judge_ceiling(100, decoder, None, 50, "no permission")
     assert fits.met
-    small, large = ({"encode": [{"peak_rss_anon": size}]} for size in (90, 110))
-    assert with_encoders(fits, Outcome(small, None, None)).met
-    sampled = with_encoders(fits, Outcome(large, None, None))
+    small, large = (RunReport(encode=(replace(RUN, peak_rss_anon=size),)) for size in (90, 110))
+    assert with_encoders(fits, Outcome(small)).met
+    sampled = with_encoders(fits, Outcome(large))
     assert not sampled.met and sampled.text.startswith("exceeded by the encoders: ")
     killed = with_encoders(fits, Outcome(None, "cgroup-v1", 100, killed=True))
     assert not killed.met and killed.enforced and "while encoding images and audio" in killed.text
@@ -143,50 +148,29 @@ def test_encoders_that_do_not_fit_exceed_the_ceiling() -> None:
 
 @pytest.mark.parametrize("damage", [{"samples_ns": []}, {"samples_ns": [0]}, {"load_s": None}])
 def test_a_report_without_times_is_an_error(damage: Json) -> None:
-    def stdout(run: Json) -> str:
-        return json.dumps({"schema": 1, "tests": [], "encode": [run]})
+    def parse(run: Json) -> RunReport:
+        stdout = json.dumps({"schema": 1, "tests": [], "encode": [run]})
+        return ChildRun(0, stdout, "", 1.0, PeakMemory()).parse(RunReport, "encoding")
 
-    good = ChildRun(0, stdout(RUN.to_dict()), "", 1.0, PeakMemory())
-    assert EncoderRun.from_dict(parse_worker_report(good)["encode"][0]) == RUN
+    assert parse(to_json(RUN)).encode == (RUN,)
     with pytest.raises(DeviceError, match="no report"):
-        parse_worker_report(ChildRun(0, stdout({**RUN.to_dict(), **damage}), "", 1.0, PeakMemory()))
+        parse({**to_json(RUN), **damage})
 
 
-# For the table ----------------------------------------------------------------------------------------
+# For the tables ---------------------------------------------------------------------------------------
 
 
-def test_the_tables_rows_come_from_a_record(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "r.jsonl"
-    argv = [
-        str(bundle),
-        "-r",
-        "2",
-        "-t",
-        "1",
-        "--name",
-        "tiny int8",
-        "--image-bar",
-        "<= 1 s",
-        "-o",
-        str(path),
-    ]
-    assert run_script(lambda: encode.main(argv)) == 0
-    assert "audio 30 s: " in capsys.readouterr().out
-    (record,) = read_records(path)
-    assert record["kind"] == "encoders" and record["metrics"]["audio_s"] > 0
-    assert len(record["raw"]["encode"][0]["samples_ns"]) == 2
-    image, audio = (row for row in render_table([record]).splitlines() if "encode" in row)
+def test_the_tables_rows_come_from_a_record(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    argv = ["bench", str(bundle), *SMALL, "--name", "tiny int8", "--target", "vision=<= 1 s"]
+    assert main([*argv, "--record", str(path), "-o", "csv"]) == 0
+    encoders, compared = read_records(path)
+    assert isinstance(encoders, Record) and encoders.kind == "encoders" and compared.kind == "compare"
+    assert len(encoders.raw["encode"][0]["samples_ns"]) == 2
+    image, audio = (row for row in render_table([encoders]).splitlines() if "encode" in row)
     assert image.startswith("| tiny int8: encode one 64x64 image, 1 thread | <= 1 s | ")
     assert audio.startswith("| tiny int8: encode 30 s of audio, 1 thread | faster than real time | ")
     assert "x real time), peak RssAnon " in audio
-
-
-def test_a_row_says_time_speed_and_memory() -> None:
-    row = encode.encode_readme_row("E2B", RUN, 2, "faster than real time")
-    assert row["row"] == "E2B: encode 30 s of audio, 2 threads"
-    assert row["value"] == "10.0 s (3.0x real time), peak RssAnon 510 MB"
 
 
 # One answer, under a limit ----------------------------------------------------------------------------
@@ -197,67 +181,47 @@ PHASES = ["tables and tokenizer", "read", "image encode", "audio encode", "decod
 @pytest.fixture
 def small_photo(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("PIL")
-    monkeypatch.setattr(answer, "PHOTO", (90, 120))
+    monkeypatch.setattr(answer_phases, "PHOTO", (90, 120))
 
 
 @limited
 def test_an_answer_about_a_photo_and_a_recording_is_proved_phase_by_phase(
-    bundle: Path, tmp_path: Path, small_photo: None, capsys: pytest.CaptureFixture[str]
+    bundle: Path, tmp_path: Path, small_photo: None
 ) -> None:
-    path = tmp_path / "r.jsonl"
-    argv = [
-        str(bundle),
-        "--image",
-        "1",
-        "--audio",
-        "1",
-        "-p",
-        "300",
-        "-n",
-        "4",
-        "-t",
-        "1",
-        "--context",
-        "512",
-    ]
-    argv += ["--limit", "600MiB", "--control", "24MiB", "--name", "tiny", "-o", str(path)]
-    assert run_script(lambda: ceiling.main(argv)) == 0
-    assert "image encode" in capsys.readouterr().err
-    (record,) = read_records(path)
-    report = record["raw"]["run"]["kernel"]
-    assert [phase["name"] for phase in report["phases"]] == PHASES
-    assert all(phase["peak"]["rss_anon"] > MB and phase["seconds"] > 0 for phase in report["phases"])
-    assert report["soft_tokens"] == 16 + 188
-    prefill, decode = report["tests"]
-    assert 300 <= prefill["n_prompt"] <= 320 and (decode["n_gen"], decode["n_depth"]) == (
-        4,
-        prefill["n_prompt"],
-    )
-    peaks = [phase["peak"]["rss_anon"] for phase in report["phases"]]
-    assert record["metrics"]["peak_rss_anon_bytes"] == max(peaks)
-    assert record["metrics"]["audio_encode_peak_rss_anon_bytes"] == peaks[3]
-    assert record["metrics"]["control_killed"] and (
-        record["metrics"]["images"],
-        record["metrics"]["clips"],
-    ) == (1, 1)
-    (row,) = record["readme"]
+    path, records = tmp_path / "r.jsonl", tmp_path / "records.jsonl"
+    argv = ["bench", str(bundle), *SMALL, "--no-encode", "--context", "512", "-p", "300", "--answer"]
+    argv += ["--ceiling", "600MiB", "--control", "24MiB", "--name", "tiny", "--record", str(records)]
+    assert main([*argv, "-o", str(path)]) == 0
+    answer = read_rows(path)[-1]["answer"]
+    assert [phase["name"] for phase in answer["phases"]] == PHASES
+    assert all(phase["peak"]["rss_anon"] > MB and phase["seconds"] > 0 for phase in answer["phases"])
+    prefill, decode = answer["tests"]
+    assert 300 <= prefill["n_prompt"] <= 320
+    assert (decode["n_gen"], decode["n_depth"]) == (4, prefill["n_prompt"])
+    assert answer["ceiling"]["enforced"] and answer["ceiling"]["control_killed"]
+    _, _, record = read_records(records)
+    assert isinstance(record, CeilingRecord) and record.raw.run.kernel is not None
+    assert record.raw.run.kernel.soft_tokens == 16 + 188
+    peaks = [phase["peak"]["rss_anon"] for phase in answer["phases"]]
+    assert record.metrics["peak_rss_anon_bytes"] == max(peaks)
+    assert record.metrics["audio_encode_peak_rss_anon_bytes"] == peaks[3]
+    assert (record.metrics["images"], record.metrics["clips"]) == (1, 1)
+    (row,) = record.readme
     what = "1 image and 30 s of audio, prefill at least 300, decode 4, context 512"
-    assert row["row"] == f"tiny: {what} under a kernel limit of 600 MiB"
-    assert (
-        "audio encode " in row["value"]
-        and "tokenizer" not in row["value"]
-        and row["value"].endswith("; control killed")
-    )
+    assert row.row == f"tiny: {what} under a kernel limit of 600 MiB"
+    assert "audio encode " in row.value and "tokenizer" not in row.value
+    assert row.value.endswith("; control killed")
 
 
 def test_an_answer_that_does_not_fit_the_context_is_refused(
     bundle: Path, tmp_path: Path, small_photo: None
 ) -> None:
-    files = answer.write_media(tmp_path, 1, 1)
+    files = answer_phases.write_media(tmp_path, 1, 1)
+    workload = Workload((250,), (20,), threads=1, context=256, attach=tuple(map(str, files)))
     with pytest.raises(UsageError, match="do not fit a context of 256"):
-        answer.measure(bundle, files, KernelOptions(250, 20, 1, 1, 256))
+        answer_phases.measure_answer(bundle, workload)
 
 
-@pytest.mark.parametrize("flags", [["--image", "-1"], ["--audio", "17"]])
+@pytest.mark.parametrize("flags", [["--image", "-1"], ["--audio", "17"], ["--image", "0", "--audio", "0"]])
 def test_a_number_of_attachments_that_cannot_be(flags: list[str], bundle: Path) -> None:
-    assert run_script(lambda: ceiling.main([str(bundle), "--limit", "1GiB", *flags])) == 2
+    assert main(["bench", str(bundle), "--answer", *flags]) == 2

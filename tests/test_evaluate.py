@@ -12,13 +12,14 @@ import pytest
 from gemma_edge.benchmarks.measure import questions as evaluate
 from gemma_edge.benchmarks.measure.questions import (
     Answered,
-    Score,
     agreement,
     format_scores,
     read_questions,
     scores,
     take,
 )
+from gemma_edge.benchmarks.records.record import Score
+from gemma_edge.cli import evaluate as verb
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.model import Model
 
@@ -93,7 +94,7 @@ def test_counting() -> None:
         agreement(given, [Answered("a", "1", "1"), Answered("b", "x", "y"), Answered("a", "2", "3")]) == 2 / 3
     )
     # Wilson's interval of 8 in 10, as published: 0.490 to 0.943.
-    assert Score(8, 10).interval() == pytest.approx((0.490, 0.943), abs=5e-4)
+    assert evaluate.interval(Score(8, 10)) == pytest.approx((0.490, 0.943), abs=5e-4)
     assert "all      2 of 3      66.7%" in format_scores(scores(given))
 
 
@@ -113,8 +114,8 @@ def test_a_bundle_is_right_when_it_says_the_answer(
         question("wrong", "Q", asked[1]),
     )
     parser = argparse.ArgumentParser()
-    evaluate.configure(parser)
-    assert evaluate.run(parser.parse_args([str(tiny_bundle), str(path), "--json", "--threads", "1"])) == 0
+    verb.configure(parser)
+    assert verb.run(parser.parse_args([str(tiny_bundle), str(path), "--json", "--threads", "1"])) == 0
     out = json.loads(capsys.readouterr().out)
     assert out["tasks"]["wrong"] == {"right": 0, "total": 1, "share": 0.0}
     assert out["answers"][0]["got"] == said[0].strip()

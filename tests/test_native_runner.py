@@ -12,15 +12,14 @@ import pytest
 from gemma_edge.benchmarks.devices import DeviceRun, open_device
 from gemma_edge.benchmarks.machine.child import ChildError
 from gemma_edge.benchmarks.machine.memory import PeakMemory
-from gemma_edge.benchmarks.measure.kernel_tests import measurements
-from gemma_edge.benchmarks.measure.native_runner import bench_native, parse_runner
-from gemma_edge.benchmarks.options import KernelOptions
+from gemma_edge.benchmarks.measure.native_runner import NativeRun, bench_native, parse_runner
+from gemma_edge.benchmarks.records.measurement import TurnSizes, by_test
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from support.device_servers import Adbd, adbd_missing
 
 BUILD = Path(__file__).parent.parent / "android_demo" / "bench" / "build.sh"
-OPTIONS = KernelOptions(n_prompt=48, n_gen=8, reps=3, threads=1, context=128)
+OPTIONS = TurnSizes(n_prompt=48, n_gen=8, reps=3, threads=1, context=128)
 
 
 def build(target: str, folder: Path) -> Path:
@@ -46,25 +45,22 @@ def litertlm(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
-def check(report: dict[str, object]) -> None:
-    tests = measurements(report)
+def check(run: NativeRun) -> None:
+    tests = by_test(run.tests)
     assert list(tests) == ["pp48", "tg8 @ d48"]
     assert all(len(test.samples_ns) == OPTIONS.reps for test in tests.values())
-    ttft, prefill = report["ttft_s"], tests["pp48"].samples_ns
-    assert isinstance(ttft, list)
     # The first token comes after the prefill.
-    assert all(first * 1e9 > ns for first, ns in zip(ttft, prefill, strict=True))
-    memory = report["memory"]
-    assert isinstance(memory, dict)
-    assert memory["steady"]["rss"] > 10_000_000
-    assert memory["peak"]["high_water"] >= memory["steady"]["rss_anon"]
+    waits = zip(run.ttft_ms, tests["pp48"].samples_ns, strict=True)
+    assert all(first * 1e6 > ns for first, ns in waits)
+    assert run.memory.steady.rss > 10_000_000
+    assert run.memory.peak.high_water >= run.memory.steady.rss_anon
 
 
 def test_on_this_machine(runner: Path, litertlm: Path) -> None:
     with open_device("local") as device:
         report = bench_native(device, litertlm, OPTIONS, timeout=60, runner=runner, cores=(0,))
     check(report)
-    assert report["cores"] == (0,)
+    assert report.cores == (0,)
     assert list(litertlm.parent.glob("tiny.litertlm.cache/*xnnpack*"))
 
 
@@ -98,7 +94,7 @@ def test_what_cannot_be_measured(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"takes a \.litertlm"):
             bench_native(device, tmp_path, OPTIONS, timeout=1)
         with pytest.raises(UsageError, match="both are measured in one go"):
-            bench_native(device, model, KernelOptions(n_prompt=0, n_gen=4), timeout=1)
+            bench_native(device, model, TurnSizes(n_prompt=0, n_gen=4), timeout=1)
 
 
 @pytest.mark.parametrize(

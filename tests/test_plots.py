@@ -2,26 +2,28 @@
 
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from gemma_edge.benchmarks.output import table
 from gemma_edge.benchmarks.output.plots import render_plots
-from gemma_edge.benchmarks.records.record import append_record
+from gemma_edge.benchmarks.records.record import CeilingRecord, CompareRecord
+from gemma_edge.benchmarks.records.results_file import append_record, parse_record
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
 Json = dict[str, Any]
+T = TypeVar("T")
 GB = 10**9
 
 
 def speed_of(tokens: str, speed: float) -> Json:
     n_prompt, n_gen = (int(tokens[2:]), 0) if tokens.startswith("pp") else (0, int(tokens[2:]))
-    return {"n_prompt": n_prompt, "n_gen": n_gen, "avg_ts": speed}
+    return {"n_prompt": n_prompt, "n_gen": n_gen, "samples_ns": [round((n_prompt + n_gen) * 1e9 / speed)]}
 
 
-def comparison(name: str, time: str, prefill: float = 90.0, peer: str | None = "llama_cpp") -> Json:
-    """A comparison of one round: `prefill` and a tenth of it, the peer half of both."""
+def comparison(name: str, time: str, prefill: float = 90.0, peer: str | None = "llama_cpp") -> CompareRecord:
+    """A comparison of one round, as old records have it: `prefill`, a tenth of it, the peer half of both."""
     metrics = {"prefill_ts": prefill, "decode_ts": prefill / 10, "peak_rss_anon_bytes": 1.5 * GB}
     metrics["peak_rss_bytes"] = 1.75 * GB
     round_: Json = {"kernel": {"tests": [speed_of("pp512", prefill), speed_of("tg64", prefill / 10)]}}
@@ -30,17 +32,28 @@ def comparison(name: str, time: str, prefill: float = 90.0, peer: str | None = "
         metrics[f"{peer}_peak_rss_bytes"] = 4.5 * GB
         round_[peer] = {
             "model": "Q4_0",
+            "build": "b",
+            "peak_rss": 1,
             "tests": [speed_of("pp512", prefill / 2), speed_of("tg64", prefill / 20)],
         }
     common = {"schema": 1, "kind": "compare", "name": name, "time": time, "readme": []}
-    return common | {"metrics": metrics, "raw": {"rounds": [round_]}}
+    return from_old(CompareRecord, common | {"metrics": metrics, "raw": {"rounds": [round_]}})
 
 
-def ceiling(name: str) -> Json:
-    peak = {"rss_anon": 3 * GB, "high_water": 3.2 * GB}
+def ceiling(name: str) -> CeilingRecord:
+    peak = {"rss_anon": 3 * GB, "high_water": 3_200_000_000}
+    steady = {"rss_anon": 1, "rss_file": 1}
     common = {"schema": 1, "kind": "ceiling", "name": name, "time": "2026-01-03", "readme": []}
-    raw = {"run": {"kernel": {"memory": {"peak": peak}}}}
-    return common | {"metrics": {"limit_bytes": 3 << 30}, "raw": raw}
+    control = {"limit_bytes": 1, "killed": True}
+    run = {"limit_bytes": 3 << 30, "killed": False, "kernel": {"memory": {"peak": peak, "steady": steady}}}
+    more = {"metrics": {"limit_bytes": 3 << 30}, "raw": {"run": run, "control": control}}
+    return from_old(CeilingRecord, common | more)
+
+
+def from_old(kind: type[T], data: Json) -> T:
+    record = parse_record(data)
+    assert isinstance(record, kind)
+    return record
 
 
 RECORDS = [comparison("E2B", "2026-01-02"), comparison("E2B <int4>", "2026-01-01"), ceiling("E4B")]
@@ -76,11 +89,10 @@ def test_nothing_to_show() -> None:
     assert list(render_plots([comparison("alone", "2026-01-01", peer=None)])) == ["memory.svg"]
 
 
-@pytest.mark.parametrize("missing", ["metrics", "raw"])
-def test_a_record_that_is_not_complete(missing: str) -> None:
+def test_a_record_that_is_not_complete() -> None:
     record = comparison("E2B", "2026-01-01")
-    del record[missing]
-    with pytest.raises(UsageError, match=f"not complete: .*{missing}"):
+    del record.metrics["peak_rss_bytes"]
+    with pytest.raises(UsageError, match="compare record of E2B, 2026-01-01, has no metric peak_rss_bytes"):
         render_plots([record])
 
 

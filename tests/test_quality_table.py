@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gemma_edge.benchmarks.measure import recipe_quality as quality
+from gemma_edge.benchmarks.measure.quality_targets import target_rows
 from gemma_edge.benchmarks.measure.questions import Answered, Question
 from gemma_edge.benchmarks.output import table
-from gemma_edge.benchmarks.output.quality_table import bar_rows, render_quality
-from gemma_edge.benchmarks.records.record import write_record
+from gemma_edge.benchmarks.output.quality_table import render_quality
+from gemma_edge.benchmarks.records.record import Divergence, Quality, QualityColumn, QualityRecord, Score
+from gemma_edge.benchmarks.records.results_file import append_record
 from gemma_edge.runtime.errors import UsageError
 
 
-def column(name: str, right: int, **more: Any) -> dict[str, Any]:
-    counts = {"right": right, "total": 200}
-    return {"name": name, "kinds": {"text": counts}, "tasks": {"tools": counts}, **more}
+def column(name: str, right: int, **more: Any) -> QualityColumn:
+    score = Score(right, 200)
+    return QualityColumn(name, {"tools": score}, {"text": score}, **more)
 
 
-COSTS = {
-    "divergence": {"mean_kl": 0.0123, "top1": 0.987, "bundle_perplexity": 1.2345},
+COSTS: dict[str, Any] = {
+    "divergence": Divergence(mean_kl=0.0123, top1=0.987, bundle_perplexity=1.2345),
     "file_bytes": 10_000_000,
     "peak_rss_anon_bytes": 50_000_000,
 }
-COLUMNS = [
+COLUMNS = (
     column("transformers", 196),
     column("fp32, ONNX", 196, **COSTS),
     column("fp32, LiteRT", 194, **COSTS),
     column("int8, ONNX", 195, **COSTS),
     column("int8, LiteRT", 195, **COSTS),
-]
-NAMES = [one["name"] for one in COLUMNS]
-METRICS = {
-    "columns": COLUMNS,
-    "agreement": {name: {other: 0.995 for other in NAMES if other != name} for name in NAMES},
-}
+)
+NAMES = [one.name for one in COLUMNS]
+METRICS = Quality(COLUMNS, {name: {other: 0.995 for other in NAMES if other != name} for name in NAMES})
 
 
 def test_a_column_a_bundle_and_blanks_where_nothing_was_measured() -> None:
@@ -49,7 +49,7 @@ def test_a_column_a_bundle_and_blanks_where_nothing_was_measured() -> None:
 
 
 def test_bars_with_what_was_measured() -> None:
-    rows = {row["row"]: (row["bar"], row["value"]) for row in bar_rows("Pocket", METRICS)}
+    rows = {row.row: (row.bar, row.value) for row in target_rows("Pocket", METRICS)}
     assert rows == {
         "Pocket in transformers: text questions right": (">= 95 %", "98.0%"),
         "Pocket int8: points lost against fp32": ("<= 0.5", "ONNX +0.5; LiteRT -0.5"),
@@ -65,13 +65,11 @@ def test_the_page_of_results_has_the_latest(tmp_path: Path) -> None:
         "".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n" for name in ("results", "quality"))
     )
     for count in (1, 2):
-        metrics = {**METRICS, "columns": COLUMNS[-count:]}
-        write_record(results, "quality", name="Pocket", model="m", recipe="", metrics=metrics, raw={})
-    lines = results.read_text().splitlines()
-    older = lines[1].replace('"time": "2', '"time": "1')
-    results.write_text(f"{lines[0]}\n{older}\n")
+        metrics = replace(METRICS, columns=COLUMNS[-count:])
+        record = QualityRecord(kind="quality", name="Pocket", time=f"202{9 - count}", metrics=metrics)
+        append_record(results, record)
     assert table.update_documents(readme, [results])
-    newest = render_quality({**METRICS, "columns": COLUMNS[-1:]})
+    newest = render_quality(replace(METRICS, columns=COLUMNS[-1:]))
     assert f"<!-- quality:begin -->\n{newest}\n<!-- quality:end -->" in page.read_text()
     assert not table.update_documents(readme, [results], check=True)
 
@@ -82,10 +80,10 @@ def test_counts_are_by_task_and_by_what_is_asked_about() -> None:
     tasks = (("colour", picture, "red"), ("sums", words, "4"), ("sums", words, "5"))
     questions = [Question(*task, place="") for task in tasks]
     given = [Answered("colour", "red", "red"), Answered("sums", "4", "4"), Answered("sums", "5", "4")]
-    assert quality.counts(questions, given) == {
-        "tasks": {"colour": {"right": 1, "total": 1}, "sums": {"right": 1, "total": 2}},
-        "kinds": {"image": {"right": 1, "total": 1}, "text": {"right": 1, "total": 2}},
-    }
+    assert quality.counts(questions, given) == (
+        {"colour": Score(1, 1), "sums": Score(1, 2)},
+        {"image": Score(1, 1), "text": Score(1, 2)},
+    )
     assert quality.raw_answers(given) == {"colour": "1", "sums": "10"}
 
 

@@ -8,16 +8,11 @@ import numpy as np
 import pytest
 
 from gemma_edge.benchmarks.output import table
-from gemma_edge.benchmarks.records.record import (
-    RECORD_SCHEMA,
-    RecordError,
-    bundle_facts,
-    environment,
-    read_records,
-    readme_row,
-    write_record,
-)
-from gemma_edge.benchmarks.script import run_script
+from gemma_edge.benchmarks.records.bundle_facts import bundle_facts
+from gemma_edge.benchmarks.records.environment import environment
+from gemma_edge.benchmarks.records.record import RECORD_SCHEMA, Record, TableRow
+from gemma_edge.benchmarks.records.results_file import RecordError, append_record, read_records
+from gemma_edge.cli.main import main
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
@@ -40,10 +35,14 @@ def bundle(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def record(path: Path, *rows: dict[str, Any]) -> dict[str, Any]:
-    return write_record(
-        path, "load", name="E2B", model="m", recipe="int4", metrics={}, raw={"samples": [1.5]}, readme=rows
-    )
+def load(time: str = "2026-01-01", *rows: TableRow, **more: Any) -> Record:
+    return Record(kind="load", name="E2B", time=time, readme=rows, **more)
+
+
+def record(path: Path, *rows: TableRow) -> Record:
+    written = load("2026-01-01", *rows, raw={"samples": [1.5]}, environment=environment())
+    append_record(path, written)
+    return written
 
 
 def test_bundle_facts(tmp_path: Path) -> None:
@@ -60,35 +59,51 @@ def test_bundle_without_bytes_per_token(tmp_path: Path, plan: Any) -> None:
 
 def test_record_is_appended_and_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "results" / "x.jsonl"
-    first = record(path, readme_row("load", "<= 6 s", "4 s"))
+    first = record(path, TableRow("load", "<= 6 s", "4 s"))
     second = record(path)
     assert read_records(path) == [first, second]
-    assert first["schema"] == RECORD_SCHEMA and first["environment"]["versions"]["numpy"] == np.__version__
+    assert first.schema == RECORD_SCHEMA and first.environment.versions["numpy"] == np.__version__
 
 
 def test_record_refuses_numbers_that_json_has_not(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        write_record(
-            tmp_path / "x", "load", name="", model="", recipe="", metrics={"s": float("nan")}, raw={}
-        )
+        append_record(tmp_path / "x", load(metrics={"s": float("nan")}))
     assert not (tmp_path / "x").exists()
 
 
 def test_environment_describes_this_machine() -> None:
     here = environment()
-    assert here["cpu"] and here["cores_usable"] >= 1 and here["memory_bytes"] > 2**28
-    json.dumps(here, allow_nan=False)
+    assert here.cpu and here.cores_usable and here.memory_bytes and here.memory_bytes > 2**28
 
 
 @pytest.mark.parametrize(
     ("line", "field"),
     [
         ("{", "line 2"),
+        ('{"kind": 7, "name": "", "time": ""}', "line 2: kind"),
+        ('{"kind": "bench", "name": "", "time": ""}', "line 2: n_prompt"),
+        (
+            '{"kind": "bench", "name": "", "time": "", "n_prompt": 1, "n_gen": 0, "samples_ns": "x"}',
+            "line 2: samples_ns",
+        ),
+        (
+            '{"kind": "session", "name": "", "time": "", "ceiling": {"limit_bytes": "2"}}',
+            "line 2: ceiling.limit_bytes",
+        ),
+        ('{"kind": "session", "name": "", "time": "", "environment": []}', "line 2: environment"),
+        ('{"kind": "compare", "name": "", "time": "", "metrics": {}, "raw": 1}', "line 2: raw"),
+        (
+            '{"kind": "quality", "name": "", "time": "", "metrics": {"columns": [], "agreement": {}}}',
+            "line 2: metrics.columns",
+        ),
         ("[]", "line 2"),
         ('{"kind": "load"}', "line 2"),
         ('{"schema": 99, "kind": "load", "name": "", "time": ""}', "line 2: schema"),
         ('{"schema": 1, "kind": "load", "name": ""}', "line 2: time"),
-        ('{"schema": 1, "kind": "load", "name": "", "time": "", "readme": [{"row": "a"}]}', "line 2: readme"),
+        (
+            '{"schema": 1, "kind": "load", "name": "", "time": "", "readme": [{"row": "a"}]}',
+            r"line 2: readme\[0\].bar",
+        ),
     ],
 )
 def test_line_that_is_no_record_is_named(tmp_path: Path, line: str, field: str) -> None:
@@ -117,31 +132,29 @@ def documents(folder: Path) -> tuple[Path, Path]:
 def test_tables_are_written_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results, (readme, page) = tmp_path / "r.jsonl", documents(tmp_path)
     label, words = next(iter(table.HIGHLIGHTS.items()))
-    record(
-        results, readme_row("load", "<= 6 s", "4 s"), readme_row("a|b", "", "1"), readme_row(label, "", "9")
-    )
-    argv = [str(results), "--readme", str(readme)]
-    assert run_script(lambda: table.main([*argv, "--check"])) == 1
+    record(results, TableRow("load", "<= 6 s", "4 s"), TableRow("a|b", "", "1"), TableRow(label, "", "9"))
+    argv = ["report", str(results), "--readme", str(readme)]
+    assert main([*argv, "--check"]) == 1
     assert "README.md: not made from these results" in capsys.readouterr().err
     assert page.read_text() == PAGE, "--check writes nothing"
-    assert table.main(argv) == 0 and table.main([*argv, "--check"]) == 0
+    assert main(argv) == 0 and main([*argv, "--check"]) == 0
     text = page.read_text()
     assert "| load | <= 6 s | 4 s |\n| a\\|b |  | 1 |\n" in text
     assert text.startswith("# Title\n") and text.endswith(f"{END}\nend\n") and "old" not in text
-    assert f"Measured on {environment()['cpu']}" in text
+    assert f"Measured on {environment().cpu}" in text
     assert f"| {words} |  | 9 |" in readme.read_text() and "load" not in readme.read_text()
 
 
 def test_committed_records_have_every_highlight() -> None:
     committed = (Path(__file__).parent.parent / "benchmarks" / "results").glob("*.jsonl")
     rows = table.latest_rows([record for path in sorted(committed) for record in read_records(path)])
-    assert set(table.HIGHLIGHTS) <= {row["row"] for row in rows}
+    assert set(table.HIGHLIGHTS) <= {row.row for row in rows}
 
 
 def test_latest_record_wins_at_the_place_of_the_first() -> None:
     records = [
-        {"time": "2026-02", "readme": [readme_row("x", "", "new"), readme_row("y", "", "1")]},
-        {"time": "2026-01", "readme": [readme_row("x", "", "stale"), readme_row("z", "", "2")]},
+        load("2026-02", TableRow("x", "", "new"), TableRow("y", "", "1")),
+        load("2026-01", TableRow("x", "", "stale"), TableRow("z", "", "2")),
     ]
     for ordered in (records, records[::-1]):
         rendered = table.render_table(ordered)

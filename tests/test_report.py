@@ -1,5 +1,6 @@
 """The report: numbers into charts, records into one page, and the page in a browser."""
 
+import json
 import re
 import struct
 import xml.etree.ElementTree as ElementTree
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.benchmarks.output import report
+from gemma_edge.benchmarks.output import browser
+from gemma_edge.benchmarks.output.browser import find_browser, screenshot
 from gemma_edge.benchmarks.output.charts import (
     Bar,
     Layer,
@@ -22,12 +24,15 @@ from gemma_edge.benchmarks.output.charts import (
     shorten,
     ticks,
 )
-from gemma_edge.benchmarks.output.report import find_browser, render_page, screenshot
-from gemma_edge.benchmarks.records.record import append_record, environment, readme_row
+from gemma_edge.benchmarks.output.report import render_page
+from gemma_edge.benchmarks.records.environment import environment
+from gemma_edge.benchmarks.records.results_file import parse_record
+from gemma_edge.benchmarks.typed_json import to_json
 from gemma_edge.cli.main import main
 from gemma_edge.runtime.errors import DeviceError
 
 GB = 10**9
+ENVIRONMENT = to_json(environment())
 TIME = "2026-11-21T10:00:00+00:00"
 HOSTILE = '<script>alert("x")</script>&'
 
@@ -38,10 +43,10 @@ def bench_row(
     prompt = int(test[2:]) if test.startswith("pp") else 0
     return {
         "schema": 1, "kind": "bench", "run": run, "name": name, "device": "local", "time": TIME,
-        "environment": environment(), "engine": "ONNX Runtime 1.31.1", "recipe": "int4", "test": test,
-        "n_threads": 2, "n_prompt": prompt, "n_gen": 0 if prompt else 128, "n_depth": 0, "avg_ts": ts,
-        "stddev_ts": ts / 20, "median_ts": ts, "samples_ts": [ts * 0.95, ts * 1.05], "bandwidth_share": 0.8,
-        "bandwidth_gb_s": 15.0, **more,
+        "environment": ENVIRONMENT, "engine": "ONNX Runtime 1.31.1", "recipe": "int4", "test": test,
+        "n_threads": 2, "n_prompt": prompt, "n_gen": 0 if prompt else 128, "n_depth": 0,
+        "samples_ns": [round((prompt or 128) * 1e9 / speed) for speed in (ts * 0.95, ts * 1.05)],
+        "bandwidth_share": 0.8, "bandwidth_gb_s": 15.0, **more,
     }  # fmt: skip
 
 
@@ -50,7 +55,7 @@ def session_row(run: str = "r1", name: str = "E2B", **more: Any) -> dict[str, An
     sizes = {"rss_anon": GB, "rss_file": GB // 2, "rss": 3 * GB // 2, "pss": GB, "major_faults": 7}
     return {
         "schema": 1, "kind": "session", "run": run, "name": name, "device": "local",
-        "time": TIME, "environment": environment(), "engine": "ONNX Runtime 1.31.1",
+        "time": TIME, "environment": ENVIRONMENT, "engine": "ONNX Runtime 1.31.1",
         "workload": {"threads": 2}, "load": {"cold_s": 4.0, "warm_s": 2.0, "import_s": 0.4},
         "notes": ["a note"],
         "phases": [
@@ -74,7 +79,7 @@ def session_row(run: str = "r1", name: str = "E2B", **more: Any) -> dict[str, An
         },
         "ceiling": {"limit_bytes": 2 * 2**30, "met": True, "enforced": True, "text": "runs under 2 GiB"},
         "sustained": {
-            "text": "decode kept",
+            "text": "decode kept", "decode_first_tps": 10.0, "decode_last_tps": 9.0, "decode_kept": 0.9,
             "points": [{"t_s": i * 30.0, "tg_ts": 10 - i / 9, "temperature_c": 50 + i} for i in range(9)],
         },
         "bars": [{"what": "decode, tok/s", "value": 10.0, "bar": 8.0, "met": True}],
@@ -94,10 +99,15 @@ def full() -> list[dict[str, Any]]:
         bench_row("r2", ts=12.0, engine="LiteRT 2.3.0"),
         session_row("r2", engine="LiteRT 2.3.0"),
         {
-            "schema": 1, "kind": "ceiling", "name": "E2B", "time": "2026-11-20T00:00:00+00:00",
-            "environment": environment(), "readme": [readme_row("under 2 GiB", "completes", "completes")],
+            "schema": 1, "kind": "load", "name": "E2B", "time": "2026-11-20T00:00:00+00:00",
+            "environment": ENVIRONMENT,
+            "readme": [{"row": "under 2 GiB", "bar": "completes", "value": "completes"}],
         },
     ]  # fmt: skip
+
+
+def page_of(rows: list[dict[str, Any]]) -> str:
+    return render_page([parse_record(row) for row in rows])
 
 
 class Page(HTMLParser):
@@ -209,7 +219,7 @@ def test_long_labels_keep_both_ends() -> None:
 
 
 def test_page_holds_every_section_and_needs_no_network() -> None:
-    text = render_page(full())
+    text = page_of(full())
     page = Page(text)
     headings = (
         "Speed",
@@ -218,18 +228,24 @@ def test_page_holds_every_section_and_needs_no_network() -> None:
         "Sustained",
         "Runs compared",
         "Peers",
-        "Measured against a bar",
+        "Measured against a target",
     )
     for heading in (*headings, "Sessions", "Machines"):
         assert heading in page.texts
     assert page.addresses == [] and "http" not in text and "@import" not in text and "url(" not in text
-    assert page.tags.count("svg") == 2 + 2 + 2 + 4
+    assert page.tags.count("svg") == 2 * (2 + 2 + 2 + 4), "each for wide and for narrow screens"
     assert "script" not in page.tags
     assert "120 (1.30x)" in page.texts, "the second run against the first"
 
 
+def test_runs_of_one_bundle_have_titles_of_their_own() -> None:
+    rows = [session_row(run) for run in ("r1", "r2")] + [bench_row(run) for run in ("r1", "r2")]
+    headings = re.findall(r"<h3>(.*?)</h3>", page_of(rows))
+    assert len(headings) == 4 and len(set(headings)) == 4
+
+
 def test_every_chart_of_the_page_is_well_formed() -> None:
-    charts = re.findall(r"<svg.*?</svg>", render_page(full()), re.DOTALL)
+    charts = re.findall(r"<svg.*?</svg>", page_of(full()), re.DOTALL)
     for chart in charts:
         ElementTree.fromstring(chart)
         assert not re.search(r"\b(nan|inf)\b", chart)
@@ -240,7 +256,7 @@ def test_names_from_files_are_text_and_not_markup() -> None:
         bench_row(name=HOSTILE, engine=HOSTILE),
         session_row(name=HOSTILE, notes=[HOSTILE], error=HOSTILE),
     ]
-    page = Page(render_page(rows))
+    page = Page(page_of(rows))
     assert "script" not in page.tags
     assert any(HOSTILE in text for text in page.texts)
 
@@ -269,18 +285,17 @@ def test_names_from_files_are_text_and_not_markup() -> None:
     ],
 )
 def test_records_with_little_in_them_make_a_page(rows: list[dict[str, Any]]) -> None:
-    Page(render_page(rows))
+    Page(page_of(rows))
 
 
 def test_verb_writes_page_and_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = tmp_path / "r.jsonl"
-    for row in full():
-        append_record(results, row)
+    results.write_text("".join(json.dumps(row) + "\n" for row in full()))
     out, md = tmp_path / "a" / "report.html", tmp_path / "report.md"
     assert main(["report", str(results), "-o", str(out), "--md", str(md)]) == 0
     assert capsys.readouterr().out.split() == [str(out), str(md)]
     assert out.read_text().startswith("<!doctype html>")
-    assert "| pp512 | 92.00 ± 4.60 | 92.00 |" in md.read_text()
+    assert "| pp512 | 92.00 ± 6.51 | 92.00 |" in md.read_text()
 
 
 def test_file_without_results_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,8 +309,8 @@ def test_file_without_results_is_a_usage_error(tmp_path: Path, capsys: pytest.Ca
 def test_picture_without_a_browser_is_an_error_that_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "BROWSERS", ())
-    monkeypatch.delenv(report.BROWSER_VARIABLE, raising=False)
+    monkeypatch.setattr(browser, "BROWSERS", ())
+    monkeypatch.delenv(browser.BROWSER_VARIABLE, raising=False)
     with pytest.raises(DeviceError, match="needs Chromium or Chrome"):
         screenshot(tmp_path / "page.html", tmp_path / "page.png")
 
@@ -303,7 +318,7 @@ def test_picture_without_a_browser_is_an_error_that_says_what_to_do(
 @pytest.mark.skipif(find_browser() is None, reason="no Chromium or Chrome")
 def test_browser_renders_the_page_light_and_dark(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    page.write_text(render_page(full()))
+    page.write_text(page_of(full()))
     sizes = []
     for dark in (False, True):
         picture = tmp_path / f"{dark}.png"

@@ -20,10 +20,10 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
 
 from gemma_edge.benchmarks.machine.child import SIGNAL_BASE, ChildError, ChildRun
 from gemma_edge.runtime.errors import DeviceError
@@ -61,9 +61,6 @@ class DeviceFacts:
     python: str | None  # version of the device's python3
     libc: str | None  # "glibc 2.36", "bionic", "musl"
     notes: tuple[str, ...] = ()  # what could not be found out, and why
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

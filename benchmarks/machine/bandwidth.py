@@ -4,30 +4,30 @@ Decoding reads every resident weight once a token, so bytes per token x tokens p
 bandwidth of plain reading, says how close a kernel is to what the memory allows, on any machine and
 however busy it is at the moment.
 
-    python -m gemma_edge.benchmarks.machine.bandwidth -t 2 --seconds 2
+    python -m gemma_edge.benchmarks.machine.bandwidth THREADS SECONDS
 
 prints it as one JSON line.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from gemma_edge.benchmarks.machine.child import ChildRun
 from gemma_edge.benchmarks.script import run_script
+from gemma_edge.benchmarks.typed_json import FieldError, to_json
 
 # Far above any cache (a server's share of L3 is some 32 MB), and small enough for a board with 2 GB.
 BYTES_PER_THREAD = 512 * 2**20
@@ -39,26 +39,23 @@ MIN_SAMPLES = 5
 class Bandwidth:
     """GB/s (10^9 bytes) of every pass over the buffers, all threads together."""
 
+    DERIVED: ClassVar = ("median_gb_s", "best_gb_s")
+
     threads: int
     buffer_bytes: int
     samples_gb_s: tuple[float, ...]
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.samples_gb_s)
+    def __post_init__(self) -> None:
+        if not self.samples_gb_s or min(self.samples_gb_s) <= 0:
+            raise FieldError("samples_gb_s", "speeds above 0", list(self.samples_gb_s))
 
     @property
-    def best(self) -> float:
-        return max(self.samples_gb_s)
+    def median_gb_s(self) -> float:
+        return round(statistics.median(self.samples_gb_s), 3)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "threads": self.threads,
-            "buffer_bytes": self.buffer_bytes,
-            "samples_gb_s": [round(sample, 3) for sample in self.samples_gb_s],
-            "median_gb_s": round(self.median, 3),
-            "best_gb_s": round(self.best, 3),
-        }
+    @property
+    def best_gb_s(self) -> float:
+        return round(max(self.samples_gb_s), 3)
 
 
 def stream_read_bandwidth(
@@ -81,7 +78,7 @@ def stream_read_bandwidth(
             # From the first start to the last end: no moment with an idle thread is left out.
             elapsed = max(end for _, end in spans) - min(start for start, _ in spans)
             samples.append(threads * size / elapsed / 1e9)
-    return Bandwidth(threads, size, tuple(samples))
+    return Bandwidth(threads, size, tuple(round(sample, 3) for sample in samples))
 
 
 def _read(buffer: npt.NDArray[np.int8], barrier: threading.Barrier) -> tuple[float, float]:
@@ -106,15 +103,23 @@ def _available_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(
-        prog="python -m gemma_edge.benchmarks.machine.bandwidth", description=summary
-    )
-    parser.add_argument("-t", "--threads", type=int, default=2, metavar="N")
-    parser.add_argument("--seconds", type=float, default=2.0, metavar="S")
-    args = parser.parse_args(argv)
-    print(json.dumps(stream_read_bandwidth(max(1, args.threads), args.seconds).to_dict()), flush=True)
+def bandwidth_argv(python: str, threads: int, seconds: float) -> list[str]:
+    """The command line that probes in a process of its own, here or on a device."""
+    return [python, "-m", "gemma_edge.benchmarks.machine.bandwidth", str(threads), str(seconds)]
+
+
+def parse_bandwidth(run: ChildRun) -> Bandwidth:
+    """The result of such a process.
+
+    Raises:
+        ChildError, DeviceError: the process failed, or printed no result.
+    """
+    return run.parse(Bandwidth, "the bandwidth probe")
+
+
+def main() -> int:
+    threads, seconds = int(sys.argv[1]), float(sys.argv[2])
+    print(json.dumps(to_json(stream_read_bandwidth(max(1, threads), seconds))), flush=True)
     return 0
 
 

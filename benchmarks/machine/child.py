@@ -9,12 +9,14 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from gemma_edge.benchmarks.machine.memory import PeakMemory, PeakSampler
 from gemma_edge.benchmarks.script import ERROR
+from gemma_edge.benchmarks.typed_json import from_json
 from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError
 
+T = TypeVar("T")
 SIGNAL_BASE = 128  # exit code of a process that a signal ended, as shells report it
 
 
@@ -28,9 +30,19 @@ class ChildRun:
     seconds: float
     peak: PeakMemory
 
-    def answer(self) -> Any:
-        """The JSON that is the last line of its stdout. Raises ValueError where it is none."""
-        return json.loads(self.stdout.strip().rpartition("\n")[2])
+    def parse(self, kind: type[T], what: str) -> T:
+        """The answer of a program that prints `kind` as JSON in the last line of its stdout.
+
+        Raises:
+            ChildError: the program failed; `what` names it.
+            DeviceError: the program printed something else.
+        """
+        if self.exit_code:
+            raise ChildError(what, self)
+        try:
+            return from_json(kind, json.loads(self.stdout.strip().rpartition("\n")[2]))
+        except (ValueError, RecursionError) as error:
+            raise DeviceError(f"{what} printed no report ({error}): {self.stdout[-200:]!r}") from None
 
     def last_line(self) -> str:
         """The last thing it said on stderr, a program's error message; our own before what engines log at

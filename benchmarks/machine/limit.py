@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from gemma_edge.benchmarks.machine.cgroup import LimitedRun, mechanism, run_limited
-from gemma_edge.benchmarks.machine.child import ChildError, ChildRun
-from gemma_edge.benchmarks.machine.memory import PeakMemory
+from gemma_edge.benchmarks.machine.child import ChildRun
 from gemma_edge.benchmarks.script import run_script
-from gemma_edge.runtime.errors import DeviceError, UsageError
+from gemma_edge.benchmarks.typed_json import to_json
+from gemma_edge.runtime.errors import UsageError
 
 MODULE = "gemma_edge.benchmarks.machine.limit"
 
@@ -32,10 +32,18 @@ def probe_argv(python: str) -> list[str]:
     return [python, "-m", MODULE, "--probe"]
 
 
+@dataclass(frozen=True)
+class LimitProbe:
+    """How a limit can be enforced there, and why not where `mechanism` is "none"."""
+
+    mechanism: str
+    reason: str
+
+
 def parse_probe(run: ChildRun) -> tuple[bool, str]:
     """Whether a limit can be enforced, and the reason if not."""
-    said = _answer(run)
-    return said.get("mechanism") not in (None, "none"), str(said.get("reason"))
+    said = run.parse(LimitProbe, "the run under a limit")
+    return said.mechanism != "none", said.reason
 
 
 def parse_limited(run: ChildRun) -> LimitedRun:
@@ -44,31 +52,14 @@ def parse_limited(run: ChildRun) -> LimitedRun:
     Raises:
         ChildError, DeviceError: there was none.
     """
-    said = _answer(run)
-    try:
-        peak = PeakMemory(**said.pop("peak"))
-        return LimitedRun(**said, peak=peak)
-    except (KeyError, TypeError) as error:
-        raise DeviceError(f"the limited run printed no result ({error!r})") from None
-
-
-def _answer(run: ChildRun) -> dict[str, Any]:
-    if run.exit_code:
-        raise ChildError("the run under a limit", run)
-    try:
-        said = run.answer()
-        if not isinstance(said, dict):
-            raise ValueError("no object")
-        return said
-    except ValueError:
-        raise DeviceError(f"the run under a limit printed no result: {run.stdout[-200:]!r}") from None
+    return run.parse(LimitedRun, "the run under a limit")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if args == ["--probe"]:
         found = mechanism()
-        print(json.dumps({"mechanism": found.name, "reason": found.reason}), flush=True)
+        print(json.dumps(to_json(LimitProbe(found.name, found.reason))), flush=True)
         return 0
     if len(args) < 3:
         raise UsageError(f"usage: python -m {MODULE} BYTES SECONDS COMMAND..., or --probe")
@@ -77,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError:
         raise UsageError(f"{args[0]} {args[1]}: expected bytes and seconds") from None
     run = run_limited(args[2:], limit, timeout=timeout)
-    print(json.dumps({**vars(run), "peak": run.peak.to_dict()}), flush=True)
+    print(json.dumps(to_json(run)), flush=True)
     return 0
 
 

@@ -13,12 +13,14 @@ import os
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
 import numpy as np
 
+from gemma_edge.benchmarks.typed_json import FieldError
 from gemma_edge.runtime.errors import DeviceError
 
 PROC = Path("/proc")
@@ -30,18 +32,17 @@ MOST_POINTS = 600
 class MemorySample:
     """One moment of one process, in bytes; `pss` is None where smaps_rollup may not be read."""
 
+    DERIVED: ClassVar = ("rss",)
+
     rss_anon: int
     rss_file: int
-    rss_shmem: int
-    pss: int | None
-    major_faults: int  # since the process started: pages that had to come from the disk
+    rss_shmem: int = 0
+    pss: int | None = None
+    major_faults: int | None = None  # since the process started: pages that had to come from the disk
 
     @property
     def rss(self) -> int:
         return self.rss_anon + self.rss_file + self.rss_shmem
-
-    def to_dict(self) -> dict[str, int | None]:
-        return {**asdict(self), "rss": self.rss}
 
 
 @dataclass
@@ -53,22 +54,35 @@ class PeakMemory:
     rss: int = 0
     high_water: int = 0  # VmHWM: the kernel's own peak of RSS since the process started, exact
     samples: int = 0
+    pss: int | None = None  # where it was read: not by `PeakSampler`
 
-    def to_dict(self) -> dict[str, int]:
-        return asdict(self)
+    @property
+    def highest_rss(self) -> int:
+        return max(self.rss, self.high_water)
+
+
+@dataclass(frozen=True)
+class MemoryPoints:
+    """RSS over time: seconds and bytes, a value a point."""
+
+    seconds: list[float]
+    rss_anon: list[int]
+    rss_file: list[int]
+
+    def __post_init__(self) -> None:
+        if not len(self.seconds) == len(self.rss_anon) == len(self.rss_file):
+            raise FieldError("seconds", "as many values as rss_anon and rss_file have", len(self.seconds))
 
 
 @dataclass
 class MemoryTimeline:
     """RSS over time, in bytes: at most `MOST_POINTS` points, evenly thinned as the run grows longer.
 
-    `seconds` are of the monotonic clock, less `origin`.
+    Seconds are of the monotonic clock, less `origin`.
     """
 
     origin: float
-    seconds: list[float] = field(default_factory=list)
-    rss_anon: list[int] = field(default_factory=list)
-    rss_file: list[int] = field(default_factory=list)
+    points: MemoryPoints = field(default_factory=lambda: MemoryPoints([], [], []))
     keep_every: int = 1
     seen: int = 0
 
@@ -76,18 +90,16 @@ class MemoryTimeline:
         self.seen += 1
         if (self.seen - 1) % self.keep_every:
             return
-        if len(self.seconds) >= MOST_POINTS:
-            for values in (self.seconds, self.rss_anon, self.rss_file):
+        points = self.points
+        if len(points.seconds) >= MOST_POINTS:
+            for values in (points.seconds, points.rss_anon, points.rss_file):
                 del values[1::2]
             self.keep_every *= 2
             if (self.seen - 1) % self.keep_every:
                 return
-        self.seconds.append(round(time.monotonic() - self.origin, 3))
-        self.rss_anon.append(rss_anon)
-        self.rss_file.append(rss_file)
-
-    def to_dict(self) -> dict[str, list[float] | list[int]]:
-        return {"seconds": self.seconds, "rss_anon": self.rss_anon, "rss_file": self.rss_file}
+        points.seconds.append(round(time.monotonic() - self.origin, 3))
+        points.rss_anon.append(rss_anon)
+        points.rss_file.append(rss_file)
 
 
 def read_memory(pid: Pid = "self") -> MemorySample:

@@ -6,8 +6,8 @@ machines and many containers have none of these files: then there is nothing, an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ROOT = Path("/sys")
 # get_throttled of a Raspberry Pi: the bits that say "now".
@@ -15,14 +15,40 @@ _PI_FLAGS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft
 _PI_THROTTLED = "devices/platform/soc/soc:firmware/get_throttled"
 
 
-def read_sensors(root: Path = ROOT) -> dict[str, Any]:
-    """What /sys tells now; a key is missing where the machine has no such sensor.
+@dataclass(frozen=True)
+class Battery:
+    """A battery; None for what it does not tell."""
 
-    Returns:
-        "temperature_c" (the hottest zone), "zones_c" (by type), "frequency_mhz" and "max_frequency_mhz" (of
-        each group of cores that share a clock), "governors", "throttle_count" (events since boot, x86),
-        "throttled" (reasons in force now, Raspberry Pi), "battery" ("percent", "status", "temperature_c").
+    percent: int | None = None
+    status: str | None = None
+    temperature_c: float | None = None
+
+
+@dataclass(frozen=True)
+class Sensors:
+    """One reading; None for sensors that the machine does not have.
+
+    Attributes:
+        temperature_c: of the hottest zone.
+        zones_c: the hottest zone of each type.
+        frequency_mhz, max_frequency_mhz: of each group of cores that share a clock.
+        governors: the frequency governors in use.
+        throttle_count: events since boot (x86).
+        throttled: reasons in force now (Raspberry Pi).
     """
+
+    temperature_c: float | None = None
+    zones_c: dict[str, float] | None = None
+    frequency_mhz: list[int] | None = None
+    max_frequency_mhz: list[int] | None = None
+    governors: list[str] | None = None
+    throttle_count: int | None = None
+    throttled: list[str] | None = None
+    battery: Battery | None = None
+
+
+def read_sensors(root: Path = ROOT) -> Sensors:
+    """The sensors that /sys has now."""
     cpu = root / "devices/system/cpu"
     policies = sorted(cpu.glob("cpufreq/policy*"), key=lambda p: int(p.name[6:] or 0))
     zones: dict[str, float] = {}
@@ -32,17 +58,16 @@ def read_sensors(root: Path = ROOT) -> dict[str, Any]:
         if milli is not None and 0 < milli < 200_000:
             name = _text(zone / "type") or zone.name
             zones[name] = max(milli / 1000, zones.get(name, 0.0))
-    found: dict[str, Any] = {
-        "temperature_c": max(zones.values(), default=None),
-        "zones_c": zones or None,
-        "frequency_mhz": _frequencies(policies, "scaling_cur_freq"),
-        "max_frequency_mhz": _frequencies(policies, "cpuinfo_max_freq"),
-        "governors": sorted({g for p in policies if (g := _text(p / "scaling_governor"))}) or None,
-        "throttle_count": _throttle_count(cpu),
-        "throttled": _pi_throttled(root / _PI_THROTTLED),
-        "battery": _battery(root / "class/power_supply"),
-    }
-    return {key: value for key, value in found.items() if value is not None}
+    return Sensors(
+        temperature_c=max(zones.values(), default=None),
+        zones_c=zones or None,
+        frequency_mhz=_frequencies(policies, "scaling_cur_freq"),
+        max_frequency_mhz=_frequencies(policies, "cpuinfo_max_freq"),
+        governors=sorted({g for p in policies if (g := _text(p / "scaling_governor"))}) or None,
+        throttle_count=_throttle_count(cpu),
+        throttled=_pi_throttled(root / _PI_THROTTLED),
+        battery=_battery(root / "class/power_supply"),
+    )
 
 
 def _frequencies(policies: list[Path], name: str) -> list[int] | None:
@@ -67,16 +92,12 @@ def _pi_throttled(path: Path) -> list[str] | None:
     return None if bits is None else [reason for bit, reason in _PI_FLAGS.items() if bits >> bit & 1]
 
 
-def _battery(folder: Path) -> dict[str, Any] | None:
+def _battery(folder: Path) -> Battery | None:
     for supply in sorted(folder.glob("*")):
         if _text(supply / "type") == "Battery":
             tenths = _number(supply / "temp")
-            battery = {
-                "percent": _number(supply / "capacity"),
-                "status": _text(supply / "status"),
-                "temperature_c": None if tenths is None else tenths / 10,
-            }
-            return {key: value for key, value in battery.items() if value is not None} or None
+            celsius = None if tenths is None else tenths / 10
+            return Battery(_number(supply / "capacity"), _text(supply / "status"), celsius)
     return None
 
 

@@ -10,8 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from gemma_edge.benchmarks.records.run_report import Latency, Percentiles
 from gemma_edge.runtime.errors import UsageError
 
 if TYPE_CHECKING:  # importing the runtime is part of what the worker measures
@@ -96,24 +97,22 @@ def measure_latency(model: Model, n_prompt: int, n_tokens: int, requests: int) -
     return [measure_request(model, text, n_tokens, seed) for seed in range(requests + 1)][1:]
 
 
-def summarize(requests: Sequence[Request]) -> dict[str, Any]:
-    """Milliseconds: TTFT and inter-token latency with P50, P90 and P99, and every sample."""
+def summarize(requests: Sequence[Request]) -> Latency:
+    """Time to first token and gaps between tokens, with P50, P90 and P99 and every sample."""
     first = [request.ttft_ms for request in requests]
     gaps = [gap for request in requests for gap in request.gaps_ms]
-    summary: dict[str, Any] = {
-        "prompt_tokens": requests[0].prompt_tokens,
-        "answer_tokens": len(requests[0].stamps_ns),
-        "requests": len(requests),
-        "ttft_ms": percentiles(first),
-        "itl_ms": percentiles(gaps) if gaps else None,
-        "samples_ttft_ms": [round(value, 3) for value in first],
-        "samples_itl_ms": [round(value, 3) for value in gaps],
-    }
-    if gaps:
-        summary["decode_tps"] = round(1000 * len(gaps) / sum(gaps), 3)
-    return summary
+    return Latency(
+        prompt_tokens=requests[0].prompt_tokens,
+        answer_tokens=len(requests[0].stamps_ns),
+        requests=len(requests),
+        ttft_ms=percentiles(first),
+        itl_ms=percentiles(gaps) if gaps else None,
+        samples_ttft_ms=[round(value, 3) for value in first],
+        samples_itl_ms=[round(value, 3) for value in gaps],
+        decode_tps=round(1000 * len(gaps) / sum(gaps), 3) if gaps else None,
+    )
 
 
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """P50, P90 and P99 as "p50", "p90", "p99"."""
-    return {f"p{percent}": round(percentile(values, percent), 3) for percent in (50, 90, 99)}
+def percentiles(values: Sequence[float]) -> Percentiles:
+    """P50, P90 and P99."""
+    return Percentiles(*(round(percentile(values, percent), 3) for percent in (50, 90, 99)))

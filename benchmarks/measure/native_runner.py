@@ -7,17 +7,21 @@ Prompt and decode are timed by the engine in one go, so decoding is measured beh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from gemma_edge.benchmarks.devices.base import Device, DeviceFacts, DeviceRun
 from gemma_edge.benchmarks.machine.cpu_features import LITERT_LM, missing_feature
-from gemma_edge.benchmarks.options import KernelOptions
-from gemma_edge.benchmarks.records.measurement import Measurement
+from gemma_edge.benchmarks.machine.memory import MemoryPoints, MemorySample, PeakMemory
+from gemma_edge.benchmarks.machine.sensors import Sensors
+from gemma_edge.benchmarks.measure.latency import percentiles
+from gemma_edge.benchmarks.records.environment import Environment
+from gemma_edge.benchmarks.records.measurement import KernelTest, TurnSizes
+from gemma_edge.benchmarks.records.run_report import Latency, MemoryReport, RunReport, SensorsAround
+from gemma_edge.benchmarks.typed_json import FieldError
 from gemma_edge.runtime.cache_folder import cache_folder
 from gemma_edge.runtime.errors import DeviceError, UsageError
-
-Json = dict[str, Any]
 
 _RUNNER = "gemma-bench"
 _ENGINE = "liblitert-lm.so"
@@ -28,15 +32,27 @@ def runner_folder(facts: DeviceFacts) -> Path:
     return cache_folder() / "runner" / f"{facts.system.lower()}-{facts.arch}"
 
 
+@dataclass(frozen=True)
+class NativeRun:
+    """One run of the runner: a prefill and a decode behind it, `ttft_ms` of each repetition, memory."""
+
+    sizes: TurnSizes
+    load_s: float
+    tests: tuple[KernelTest, KernelTest]
+    ttft_ms: tuple[float, ...]
+    memory: MemoryReport
+    cores: tuple[int, ...] | None = None  # that it was bound to
+
+
 def bench_native(
     device: Device,
     model: Path,
-    options: KernelOptions,
+    sizes: TurnSizes,
     *,
     timeout: float,
     runner: Path | None = None,
     cores: tuple[int, ...] | None = None,
-) -> Json:
+) -> NativeRun:
     """Pushes runner and model, measures.
 
     Args:
@@ -45,18 +61,15 @@ def bench_native(
         runner: the folder that build.sh made, instead of the one in the cache.
         cores: to bind to, such as `DeviceFacts.big_cores`.
 
-    Returns:
-        What `kernel.measure` returns, and "ttft_s" (one of each repetition), "samples" (of memory), "cores".
-
     Raises:
         UsageError: not a .litertlm, or no prompt or no decode asked for.
         DeviceError: no runner built, none for this device, killed, hung, or the device is gone.
         ChildError: the engine refused the model.
     """
-    options.check()
+    sizes.check()
     if model.suffix != ".litertlm":
         raise UsageError(f"{model}: {device.spec} takes a .litertlm; gemma-edge export --format litertlm")
-    if min(options.n_prompt, options.n_gen) < 1:
+    if min(sizes.n_prompt, sizes.n_gen) < 1:
         raise UsageError(f"-p and -n: on {device.spec} both are measured in one go; give each at least 1")
     facts = device.facts
     runner = runner or runner_folder(facts)
@@ -67,49 +80,124 @@ def bench_native(
     if feature := missing_feature(LITERT_LM, facts.arch, f"Features: {' '.join(facts.cpu_flags)}"):
         raise DeviceError(f"{device.spec}: LiteRT-LM needs {feature}: a processor newer than a Cortex-A72")
     there, path = device.push(runner), device.push(model)
-    numbers = (options.n_prompt, options.n_gen, options.reps, options.threads, options.context)
+    numbers = (sizes.n_prompt, sizes.n_gen, sizes.reps, sizes.threads, sizes.context)
     # Packed weights lie beside the model, and are found there by the next run. A push loses the mode.
     script = 'chmod 755 "$0" && mkdir -p "$2" && exec "$0" "$@"'
     argv = ["sh", "-c", script, f"{there}/{_RUNNER}", path, f"{path}.cache", *map(str, numbers)]
     run = device.run(argv, timeout=timeout, cores=cores, what="the native runner")
-    return parse_runner(run.check("the native runner"), options, device.spec)
+    return parse_runner(run.check("the native runner"), sizes)
 
 
-def parse_runner(run: DeviceRun, options: KernelOptions, spec: str = "the device") -> Json:
-    """What the runner printed, as `kernel.measure` returns it.
+@dataclass(frozen=True)
+class _Repetition:
+    prefill_ns: float
+    decode_ns: float
+    ttft_ns: float
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """Bytes at the end; below 0 for what the system does not tell."""
+
+    rss_anon: int
+    rss_file: int
+    rss_shmem: int = 0
+    pss: int = -1
+    high_water: int = -1
+
+
+@dataclass(frozen=True)
+class _Printed:
+    """The runner's JSON line."""
+
+    load_s: float
+    samples: tuple[_Repetition, ...]
+    memory: _Memory
+
+
+def parse_runner(run: DeviceRun, sizes: TurnSizes) -> NativeRun:
+    """The figures that the runner printed.
 
     Raises:
-        DeviceError: it printed something else.
+        DeviceError: the runner printed something else.
     """
+    what = "the native runner"
+    said = run.parse(_Printed, what)
+    if len(said.samples) != sizes.reps:
+        got = f"{len(said.samples)} samples instead of {sizes.reps}"
+        raise DeviceError(f"{what} printed no report ({got}): {run.stdout[-200:]!r}")
+    prefill, decode, first = (
+        tuple(round(getattr(sample, key)) for sample in said.samples)
+        for key in ("prefill_ns", "decode_ns", "ttft_ns")
+    )
+    memory = said.memory
+    anon, file, shmem = (max(0, size) for size in (memory.rss_anon, memory.rss_file, memory.rss_shmem))
+    steady = MemorySample(anon, file, shmem, None if memory.pss < 0 else memory.pss)
+    # Samples from outside may miss the short time in which a small model is measured.
+    peak = PeakMemory(
+        rss_anon=max(run.peak.rss_anon, anon),
+        rss_file=max(run.peak.rss_file, file),
+        rss=max(run.peak.rss, steady.rss),
+        high_water=max(run.peak.high_water, memory.high_water),
+        samples=run.peak.samples,
+    )
+    points = MemoryPoints(
+        [point.seconds for point in run.samples],
+        [point.rss_anon for point in run.samples],
+        [point.rss_file for point in run.samples],
+    )
     try:
-        said = run.answer()
-        samples = said["samples"]
-        prefill, decode, first = (
-            [float(sample[key]) for sample in samples] for key in ("prefill_ns", "decode_ns", "ttft_ns")
+        tests = (
+            KernelTest(sizes.n_prompt, 0, prefill),
+            KernelTest(0, sizes.n_gen, decode, sizes.n_prompt),
         )
-        if len(samples) != options.reps or min([*prefill, *decode, *first]) <= 0:
-            raise ValueError("other samples than were asked for")
-        tests = [
-            Measurement(options.n_prompt, 0, tuple(map(round, prefill))).to_dict(),
-            Measurement(0, options.n_gen, tuple(map(round, decode))).to_dict()
-            | {"n_depth": options.n_prompt},
-        ]
-        memory = {key: None if value < 0 else int(value) for key, value in said["memory"].items()}
-        high_water = memory.pop("high_water") or run.peak.high_water
-        load_s = float(said["load_s"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise DeviceError(f"{spec}: the native runner printed no report: {run.stdout[-200:]!r}") from None
-    parts = [memory.get(key) or 0 for key in ("rss_anon", "rss_file", "rss_shmem")]
-    return {
-        "options": vars(options).copy(),
-        "import_s": None,
-        "load_s": load_s,
-        "tests": tests,
-        "ttft_s": [value / 1e9 for value in first],
-        "memory": {
-            "steady": memory | {"rss": sum(parts)},
-            "peak": run.peak.to_dict() | {"high_water": max(high_water, run.peak.high_water)},
-        },
-        "samples": [vars(point) for point in run.samples],
-        "cores": run.cores,
-    }
+    except FieldError as error:
+        raise DeviceError(f"{what} printed no report ({error})") from None
+    return NativeRun(
+        sizes=sizes,
+        load_s=said.load_s,
+        tests=tests,
+        ttft_ms=tuple(wait / 1e6 for wait in first),
+        memory=MemoryReport(steady, peak, timeline=points),
+        cores=run.cores,
+    )
+
+
+def native_report(
+    runs: Sequence[NativeRun], facts: DeviceFacts, before: Sensors, after: Sensors
+) -> RunReport:
+    """Runs of the native program as one report of a worker; None, or empty, for what it does not measure.
+
+    The memory is that of the run that needed most.
+    """
+    tests: dict[str, KernelTest] = {}
+    for run in runs:
+        for test in run.tests:
+            tests.setdefault(test.test, replace(test, sensors=after))
+    largest = max(runs, key=lambda run: run.memory.steady.rss_anon)
+    sizes, waits, cores = runs[0].sizes, runs[0].ttft_ms, largest.cores
+    return RunReport(
+        environment=Environment(
+            cpu=facts.cpu,
+            cpu_flags=list(facts.cpu_flags),
+            cores=facts.cores,
+            cores_usable=len(cores or range(facts.cores)),
+            memory_bytes=facts.memory_bytes,
+            machine=facts.arch,
+            kernel=facts.kernel,
+        ),
+        engine="LiteRT-LM, native",
+        load_s=runs[0].load_s,
+        context=sizes.context,
+        tests=tuple(tests.values()),
+        latency=Latency(
+            prompt_tokens=sizes.n_prompt,
+            answer_tokens=sizes.n_gen,
+            requests=len(waits),
+            ttft_ms=percentiles(waits),
+            samples_ttft_ms=[round(wait, 3) for wait in waits],
+        ),
+        memory=largest.memory,
+        sensors=SensorsAround(before, after),
+        notes=(f"bound to cores {', '.join(map(str, cores))}",) if cores else (),
+    )

@@ -1,4 +1,4 @@
-"""Ask a bundle questions with one right answer each, and count.
+"""Questions with one right answer each: read, asked, and counted.
 
 TASKS is a JSON lines file, one question a line:
 
@@ -10,17 +10,14 @@ Answers are greedy, and right when they are `answer` to the letter, but for whit
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.benchmarks.script import progress
-from gemma_edge.export.progress_bar import ProgressBar
+from gemma_edge.benchmarks.records.record import Score
 from gemma_edge.runtime.errors import MediaError, UsageError
 from gemma_edge.runtime.generate import Completion
 from gemma_edge.runtime.model import Model
@@ -68,22 +65,11 @@ class Answered:
         return self.got == self.answer
 
 
-@dataclass(frozen=True)
-class Score:
-    """How many questions of a task were answered as they should be."""
-
-    right: int
-    total: int
-
-    @property
-    def share(self) -> float:
-        return self.right / self.total
-
-    def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """Wilson's interval of 95 % for the share that more such questions would give."""
-        n, p = self.total, self.share
-        middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+def interval(score: Score, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of 95 % for the share that more such questions would give."""
+    n, p = score.total, score.share
+    middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
 
 
 def read_questions(path: str | Path) -> list[Question]:
@@ -211,41 +197,7 @@ def format_scores(by_task: Mapping[str, Score]) -> str:
     width = max(len(name) for name, _ in rows)
     lines = []
     for name, score in rows:
-        low, high = score.interval()
+        low, high = interval(score)
         counts = f"{score.right:>5} of {score.total:<5} {score.share:>6.1%}"
         lines.append(f"{name:<{width}}  {counts}  ({low:.1%} to {high:.1%})")
     return "\n".join(lines)
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("tasks", metavar="TASKS", help="JSON lines of questions")
-    parser.add_argument(
-        "--task", action="append", default=[], metavar="NAME", help="only this one; repeatable"
-    )
-    parser.add_argument("--each", type=int, metavar="N", help="only the first N questions of each task")
-    parser.add_argument("--wrong", action="store_true", help="also print what was answered wrongly")
-    parser.add_argument("--json", action="store_true", help="one JSON object with scores and all answers")
-    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one a core)")
-
-
-def run(args: argparse.Namespace) -> int:
-    """The verb. Raises what `Model.load`, `read_questions` and `answers` raise."""
-    questions = take(read_questions(args.tasks), args.each, args.task)
-    model = Model.load(args.bundle, threads=args.threads, keep_encoders=True, log=lambda text: None)
-    began, given = time.perf_counter(), []
-    with ProgressBar("questions", len(questions), True, "") as bar:
-        for one in answers(model, questions):
-            given.append(one)
-            bar.advance(1)
-    seconds = time.perf_counter() - began
-    if args.json:
-        print(json.dumps(to_json(given, seconds), ensure_ascii=False))
-        return 0
-    for one in given:
-        if args.wrong and not one.right:
-            print(f"{one.task}: expected {one.answer!r}, got {one.got!r}")
-    print(format_scores(scores(given)))
-    progress(f"{len(given)} answers in {seconds:.1f} s")
-    return 0

@@ -1,37 +1,26 @@
-"""What recipes and engines cost in answers: a checkpoint's bundles, asked the same questions.
+"""The cost of recipes and engines in answers: a checkpoint's bundles, asked the same questions.
 
-    python -m gemma_edge.benchmarks.measure.recipe_quality CHECKPOINT questions.jsonl -o results.jsonl
-
-For every recipe and format: divergence from the checkpoint over the answers to text questions, questions
-answered right by task, size, and the memory of a run. `--answers NAME=FILE`, what `gemma-edge eval --json` or
-`pocket/training/transformers_eval.py --json` printed, stands as a column of its own.
+For every recipe and format: divergence from the checkpoint over the answers to text questions, correct
+answers by task, size, and the memory of a run.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from gemma_edge.benchmarks.machine.child import run_child
-from gemma_edge.benchmarks.measure.kernel_tests import kernel_argv, parse_report
-from gemma_edge.benchmarks.measure.questions import (
-    Answered,
-    Question,
-    agreement,
-    answers,
-    read_questions,
-    scores,
-    take,
-)
-from gemma_edge.benchmarks.options import KernelOptions
-from gemma_edge.benchmarks.output.quality_table import bar_rows, render_quality
-from gemma_edge.benchmarks.records.record import bundle_facts, write_record
-from gemma_edge.benchmarks.script import progress, run_script
+from gemma_edge.benchmarks.machine.memory import PeakMemory
+from gemma_edge.benchmarks.measure.quality_targets import target_rows
+from gemma_edge.benchmarks.measure.questions import Answered, Question, agreement, answers, scores
+from gemma_edge.benchmarks.measure.target import LocalTarget
+from gemma_edge.benchmarks.measure.workload import Workload
+from gemma_edge.benchmarks.records.bundle_facts import bundle_facts
+from gemma_edge.benchmarks.records.environment import environment, now
+from gemma_edge.benchmarks.records.record import Divergence, Quality, QualityColumn, QualityRecord, Score
+from gemma_edge.benchmarks.script import progress
+from gemma_edge.benchmarks.typed_json import from_json
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.gate.parity import verify_sequences
@@ -40,25 +29,23 @@ from gemma_edge.runtime.engines.cores import physical_cores
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.model import Model
 
-Json = dict[str, Any]
-
 RECIPES, FORMATS = ("fp32", "int8", "int4"), ("onnx", "tflite")
-ENGINES = {"onnx": "ONNX", "tflite": "LiteRT"}
 CONTEXT, CHUNK = 512, 128
 COMPARED = 100  # text questions over whose answers logits are compared
 MEMORY_TIMEOUT = 300.0
 
 
-def measure(
+def measure_bundle(
     source: Path, questions: Sequence[Question], recipe: str, format: str, folder: Path
-) -> tuple[Json, list[Answered]]:
-    """Exports `source` to `folder`/bundle: what it costs, and its answers.
+) -> tuple[QualityColumn, list[Answered]]:
+    """Exports `source` to `folder`/bundle: its column, and its answers.
 
-    The parity gate is off: how far a bundle is from its checkpoint is what is measured.
+    The parity gate is off: how far a bundle is from its checkpoint is measured here.
     """
     path = export_bundle(
         source, folder / "bundle", recipe=recipe, format=format, context=CONTEXT, chunk=CHUNK, verify=False
     ).path
+    facts = bundle_facts(path)
     model = Model.load(path, keep_encoders=True, log=lambda text: None)
     given = list(answers(model, questions))
     texts = [question for question in questions if question.kind == "text"]
@@ -66,38 +53,41 @@ def measure(
     prompts = [model.prompt_ids(question.messages) for question in texts]
     replies = [model.tokenizer.encode(question.answer, bos=False) for question in texts]
     del model
-    costs: Json = {}
+    divergence = None
     if texts:
         with Checkpoint.open(source, ()) as checkpoint:
-            costs = verify_sequences(
+            differences = verify_sequences(
                 Bundle.open(path),
                 checkpoint,
                 [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)],
                 starts=[len(prompt) - 1 for prompt in prompts],
-            ).to_dict()
-    options = KernelOptions(n_prompt=256, n_gen=32, reps=1, threads=physical_cores(), context=CONTEXT)
-    run = run_child(kernel_argv(path, options, import_time=False), timeout=MEMORY_TIMEOUT, what=recipe)
-    peak = parse_report(run)["memory"]["peak"]
-    return {
-        "divergence": costs,
-        "file_bytes": bundle_facts(path).file_bytes,
-        "peak_rss_anon_bytes": peak["rss_anon"],
-        "peak_rss_file_bytes": peak["rss_file"],
-    }, given
+            )
+        divergence = from_json(Divergence, differences.to_dict())
+    workload = Workload((256,), (32,), reps=1, threads=physical_cores(), context=CONTEXT)
+    report = LocalTarget(path).work(workload, None, MEMORY_TIMEOUT).report
+    peak = report.memory.peak if report and report.memory else PeakMemory()
+    column = QualityColumn(
+        f"{recipe}, {facts.engine.removesuffix(' Runtime')}",
+        *counts(questions, given),
+        divergence=divergence,
+        file_bytes=facts.file_bytes,
+        peak_rss_anon_bytes=peak.rss_anon,
+        peak_rss_file_bytes=peak.rss_file,
+    )
+    return column, given
 
 
-def counts(questions: Sequence[Question], given: Sequence[Answered]) -> Json:
-    """How many were answered right, by task and by what the questions are about."""
+def counts(
+    questions: Sequence[Question], given: Sequence[Answered]
+) -> tuple[dict[str, Score], dict[str, Score]]:
+    """How many were answered correctly, by task and by medium."""
     of_kind = [
         Answered(question.kind, one.answer, one.got) for question, one in zip(questions, given, strict=True)
     ]
-    return {
-        key: {name: {"right": score.right, "total": score.total} for name, score in scores(some).items()}
-        for key, some in (("tasks", given), ("kinds", of_kind))
-    }
+    return scores(given), scores(of_kind)
 
 
-def raw_answers(given: Sequence[Answered]) -> Json:
+def raw_answers(given: Sequence[Answered]) -> dict[str, str]:
     """Every question by task, in order: 1 for an answer that was right, 0 for one that was not."""
     by_task: dict[str, str] = {}
     for one in given:
@@ -117,7 +107,7 @@ def read_answers(named: str) -> tuple[str, list[Answered]]:
         ) from None
 
 
-def agreements(given: Mapping[str, list[Answered]]) -> Json:
+def agreements(given: Mapping[str, list[Answered]]) -> dict[str, dict[str, float]]:
     """How often each column says what each other one says, right or not."""
     return {
         name: {other: agreement(theirs, ours) for other, theirs in given.items() if other != name}
@@ -125,52 +115,49 @@ def agreements(given: Mapping[str, list[Answered]]) -> Json:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(
-        prog="python -m gemma_edge.benchmarks.measure.recipe_quality", description=summary
-    )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    parser.add_argument("questions", type=Path, metavar="QUESTIONS", help="as of gemma-edge eval")
-    parser.add_argument("--recipe", action="append", metavar="NAME", help=f"default: {', '.join(RECIPES)}")
-    parser.add_argument("--format", action="append", choices=FORMATS, help="default: both")
-    parser.add_argument("--each", type=int, metavar="N", help="only the first N questions of each task")
-    parser.add_argument("--answers", action="append", default=[], metavar="NAME=FILE")
-    parser.add_argument("--name", help="of the model (default: the checkpoint's folder)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSONL file to append to")
-    args = parser.parse_args(argv)
-    questions = take(read_questions(args.questions), args.each)
-    given = dict(read_answers(named) for named in args.answers)
-    for name, others in given.items():
-        if [one.answer for one in others] != [question.answer.strip() for question in questions]:
-            raise UsageError(f"--answers {name}: these are answers to other questions")
-    columns: list[Json] = [{"name": name, **counts(questions, others)} for name, others in given.items()]
-    facts = None
-    for recipe in args.recipe or RECIPES:
-        for format in args.format or FORMATS:
-            name = f"{recipe}, {ENGINES[format]}"
+def measure_quality(
+    checkpoint: Path,
+    questions: Sequence[Question],
+    *,
+    recipes: Sequence[str] = RECIPES,
+    formats: Sequence[str] = FORMATS,
+    others: Mapping[str, list[Answered]] | None = None,
+    name: str,
+) -> QualityRecord:
+    """Exports a checkpoint in every recipe and format, and asks every bundle all questions.
+
+    Args:
+        others: answers of other programs by their names, each a column of its own.
+        name: of the model, in the record.
+
+    Raises:
+        UsageError: `others` has answers to other questions.
+        CheckpointError, ConfigError: the checkpoint cannot be exported.
+    """
+    given = dict(others or {})
+    for program, replies in given.items():
+        if [one.answer for one in replies] != [question.answer.strip() for question in questions]:
+            raise UsageError(f"--answers {program}: these are answers to other questions")
+    columns = [QualityColumn(program, *counts(questions, replies)) for program, replies in given.items()]
+    model = ""
+    for recipe in recipes:
+        for format in formats:
             with tempfile.TemporaryDirectory(prefix="gemma-edge-quality-") as folder:
-                costs, given[name] = measure(args.checkpoint, questions, recipe, format, Path(folder))
-                facts = bundle_facts(Path(folder) / "bundle")
-            columns.append({"name": name, **counts(questions, given[name]), **costs})
-            right = sum(one.right for one in given[name])
-            progress(f"{name}: {right} of {len(questions)} right")
-    model = args.name or args.checkpoint.resolve().name
-    metrics = {"columns": columns, "agreement": agreements(given)}
-    if args.output is not None and facts is not None:
-        write_record(
-            args.output,
-            "quality",
-            name=model,
-            model=facts.model,
-            recipe=", ".join(args.recipe or RECIPES),
-            metrics=metrics,
-            raw={name: raw_answers(some) for name, some in given.items()},
-            readme=bar_rows(model, metrics),
-        )
-    print(render_quality(metrics))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_script(main))
+                column, replies = measure_bundle(checkpoint, questions, recipe, format, Path(folder))
+                model = bundle_facts(Path(folder) / "bundle").model
+            columns.append(column)
+            given[column.name] = replies
+            right = sum(one.right for one in replies)
+            progress(f"{column.name}: {right} of {len(questions)} right")
+    metrics = Quality(tuple(columns), agreements(given))
+    return QualityRecord(
+        kind="quality",
+        name=name,
+        model=model,
+        recipe=", ".join(recipes),
+        time=now(),
+        environment=environment(),
+        metrics=metrics,
+        raw={program: raw_answers(replies) for program, replies in given.items()},
+        readme=tuple(target_rows(name, metrics)),
+    )

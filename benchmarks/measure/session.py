@@ -1,104 +1,100 @@
-"""One bundle measured on one target with one number of threads: the rows that come of it.
+"""One bundle measured on one target with one number of threads: the rows and records that come of it.
 
-Order matters. Bandwidth is probed right before and right after, so that a share of it is of the same minutes.
-Every step is a process of its own; a step that fails ends the session, with the rows of those before it kept.
+Order matters. Bandwidth is probed right before and right after the tests, so that a share of it is of the
+same minutes. Every step is a process of its own; a step that fails ends the session, and the rows of the
+steps before it are kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gemma_edge.benchmarks.machine.bandwidth import Bandwidth
 from gemma_edge.benchmarks.machine.load import QUIET_CORES, busy_cores
-from gemma_edge.benchmarks.measure.encoder_times import EncoderRun
-from gemma_edge.benchmarks.measure.target import Ceiling, Outcome, Target, judge_ceiling, with_encoders
+from gemma_edge.benchmarks.measure.answer_phases import write_media
+from gemma_edge.benchmarks.measure.bars import Bars
+from gemma_edge.benchmarks.measure.ceiling_verdict import judge_ceiling, with_encoders
+from gemma_edge.benchmarks.measure.row_builder import RowBuilder
+from gemma_edge.benchmarks.measure.sustained import sensor_notes, summarize_sustained
+from gemma_edge.benchmarks.measure.table_records import TableRecords
+from gemma_edge.benchmarks.measure.target import Outcome, Target
 from gemma_edge.benchmarks.measure.workload import Workload
-from gemma_edge.benchmarks.options import KernelOptions
 from gemma_edge.benchmarks.peers.interleaved import Peer, interleave, merged, ratios
-from gemma_edge.benchmarks.records.measurement import Measurement
-from gemma_edge.benchmarks.records.record import BundleFacts, environment, now
-from gemma_edge.benchmarks.records.rows import encode_row, header, kernel_row, peer_row, threads_of
+from gemma_edge.benchmarks.records.bundle_facts import BundleFacts
+from gemma_edge.benchmarks.records.environment import environment, now
+from gemma_edge.benchmarks.records.measurement import Measurement, TurnSizes
+from gemma_edge.benchmarks.records.record import Head
+from gemma_edge.benchmarks.records.rows import (
+    AnswerRun,
+    BandwidthAround,
+    BenchRow,
+    Ceiling,
+    EncodeRow,
+    SessionRow,
+    attached,
+    threads_of,
+)
+from gemma_edge.benchmarks.records.run_report import Round, RunReport
 from gemma_edge.benchmarks.script import progress
-from gemma_edge.runtime.errors import CeilingError, UsageError
+from gemma_edge.runtime.errors import CeilingError
 from gemma_edge.runtime.units import format_size
 
-Json = dict[str, Any]
-Emit = Callable[[Json], None]
+Emit = Callable[[Head], None]
 CONTROL_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Bars:
-    """What the figures should reach; None asks nothing. Times are medians, speeds the slowest
-    test's median.
-    """
-
-    ttft_ms: float | None = None
-    prefill_tps: float | None = None
-    decode_tps: float | None = None
-    image_ms: float | None = None
-    audio_ms: float | None = None
-
-    def judge(self, latency: Json | None, tests: Sequence[Json], encoders: Sequence[Json] = ()) -> list[Json]:
-        """One entry a bar: "what", "value", "bar", "met"."""
-        judged: list[Json] = []
-        if self.ttft_ms is not None:
-            if latency is None:
-                raise UsageError("--assert-ttft-ms needs --requests above 0")
-            judged.append(_bar("time to first token, ms", latency["ttft_ms"]["p50"], self.ttft_ms, False))
-        for what, bar, key in (
-            ("prefill, tok/s", self.prefill_tps, "n_prompt"),
-            ("decode, tok/s", self.decode_tps, "n_gen"),
-        ):
-            if bar is not None:
-                speeds = [test["median_ts"] for test in tests if test[key]]
-                if not speeds:
-                    raise UsageError(f"a bar for {what} needs such a test: see -p and -n")
-                judged.append(_bar(what, min(speeds), bar, True))
-        for encoder, bar in (("vision", self.image_ms), ("audio", self.audio_ms)):
-            times = [row["median_ns"] / 1e6 for row in encoders if row["encoder"] == encoder]
-            if bar is not None and times:
-                judged.append(_bar(f"{encoder} encoder, ms", times[0], bar, False))
-        return judged
-
-
-def _bar(what: str, value: float, bar: float, at_least: bool) -> Json:
-    return {"what": what, "value": value, "bar": bar, "met": value >= bar if at_least else value <= bar}
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What a session does beside its workload; `peers` only where they are to be measured too."""
+    """The steps of a session beside its workload.
+
+    Attributes:
+        ceiling, control: bytes; the limit that everything runs under, and the limit that must kill a run.
+        images, clips: attachments of one answer that is measured phase by phase; none for no such step.
+        peers: programs to measure in turn with us, `rounds` times.
+        record: takes the records for the tables; None for none.
+        targets: of the tables: the text for a figure, by the figure's name.
+    """
 
     ceiling: int | None = None
     control: int | None = None
-    bars: Bars = Bars()
+    bars: Bars = field(default_factory=Bars)
     cold_load: bool = True
     encode: bool = True  # where the bundle has encoders
+    images: int = 0
+    clips: int = 0
     bandwidth_seconds: float = 2.0
     timeout: float = 3600.0
     peers: Sequence[Peer] = ()
     rounds: int = 3
+    record: Emit | None = None
+    targets: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass
 class Session:
     """A session under way: `row` is filled as it goes, and emitted at its end however it ends."""
 
-    target: Target
-    bundle: Path
-    facts: BundleFacts
-    workload: Workload
-    plan: Plan
-    run: str
-    name: str
-    emit: Emit
-    row: Json = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    def __init__(
+        self,
+        target: Target,
+        bundle: Path,
+        facts: BundleFacts,
+        workload: Workload,
+        plan: Plan,
+        run: str,
+        name: str,
+        emit: Emit,
+    ) -> None:
+        self.target, self.facts, self.workload, self.plan, self.emit = target, facts, workload, plan, emit
+        self.build = RowBuilder(run, name, target.name, bundle.resolve().name, facts, workload.threads)
+        self.tables = TableRecords(name, facts, workload, plan.targets)
+        self.problems: list[str] = []
+        self.row = SessionRow(name=name, time=now())
 
     def measure(self) -> list[str]:
         """Does it all and emits the rows.
@@ -110,32 +106,34 @@ class Session:
             GemmaEdgeError: a step failed; what was measured before it is emitted, the error with it.
         """
         device = self.target.facts()
-        here = environment() if device is None else {}
-        self.row = {
-            **header("session", self.run, self.name, self.target.name, now(), here),
-            "model": self.facts.model,
-            "recipe": self.facts.recipe,
-            "format": self.facts.format,
-            "bundle_bytes": self.facts.file_bytes,
-            "workload": dataclasses.asdict(self.workload),
-            "device_facts": device,
-            "load": {},
-            "notes": [],
-        }
+        self._set(
+            **self.build.head(self.row.time),
+            environment=environment() if device is None else self.row.environment,
+            model=self.facts.model,
+            recipe=self.facts.recipe,
+            format=self.facts.format,
+            bundle_bytes=self.facts.file_bytes,
+            workload=dataclasses.asdict(self.workload),
+            device_facts=None if device is None else dataclasses.asdict(device),
+        )
         try:
             self._steps()
         except BaseException as error:
-            self.row["error"] = str(error) or type(error).__name__
+            self._set(error=str(error) or type(error).__name__)
             raise
         finally:
-            self.row["problems"] = self.problems
+            self._set(problems=tuple(self.problems))
             self.emit(self.row)
+            if self.plan.record:
+                for record in self.tables.records:
+                    self.plan.record(record)
         return self.problems
 
     def _steps(self) -> None:
-        plan, workload, row = self.plan, self.workload, self.row
+        plan = self.plan
         if self.target.name == "local":
-            row["busy_cores"] = busy = busy_cores()
+            busy = busy_cores()
+            self._set(busy_cores=busy)
             if busy is not None and busy > QUIET_CORES:
                 self._note(f"other processes kept {busy:.1f} cores busy before the run")
         if plan.cold_load and self.target.runs_worker:
@@ -143,57 +141,65 @@ class Session:
         limited = plan.ceiling is not None and self.target.enforces
         encoded = None
         if plan.encode and self.facts.encoders and self.target.runs_worker:
-            encoded = self._encode(plan.ceiling, limited)
-        encoders = (encoded.report or {}).get("encode", ()) if encoded else ()
-        before = self._bandwidth()
-        main = dataclasses.replace(workload, cold=limited)
-        self._say("measuring" + (f" under {format_size(plan.ceiling)}" if limited and plan.ceiling else ""))
-        outcome = self.target.work(main, plan.ceiling, self._timeout())
-        tests: list[Json] = []
-        if outcome.report is not None:
-            after = self._bandwidth()
-            gb_s = None
-            if before is not None and after is not None:
-                gb_s = round(statistics.fmean((before, after)), 3)
-                row["bandwidth_gb_s"] = {"before": before, "after": after, "mean": gb_s}
-            tests = self._report(outcome.report, gb_s)
-            self.row["load"]["limited_s" if limited else "warm_s"] = outcome.report["load_s"]
+            encoded = self._encode(limited)
+        outcome, tests = self._tests(limited)
         if plan.ceiling is not None:
             self._judge(outcome, encoded, plan.ceiling)
         if outcome.report is not None:
-            row["bars"] = plan.bars.judge(outcome.report["latency"], tests, encoders)
+            encoders = encoded.report.encode if encoded and encoded.report else ()
+            bars = plan.bars.judge(outcome.report.latency, tests, encoders)
+            self._set(bars=tuple(bars))
             self.problems += [
-                f"{bar['what']}: {bar['value']:.2f}, asked for {bar['bar']:g}"
-                for bar in row["bars"]
-                if not bar["met"]
+                f"{bar.what}: {bar.value:.2f}, asked for {bar.bar:g}" for bar in bars if not bar.met
             ]
+        if plan.images or plan.clips:
+            self._answer(limited)
         if plan.peers:
             self._peers()
 
-    def _cold_load(self) -> None:
-        nothing = Workload(
-            threads=self.workload.threads, context=self.workload.context, cold=True, import_time=True
+    def _tests(self, limited: bool) -> tuple[Outcome, list[BenchRow]]:
+        """The workload itself, between two probes of the bandwidth."""
+        before = self._bandwidth()
+        ceiling = self.plan.ceiling
+        self._say("measuring" + (f" under {format_size(ceiling)}" if limited and ceiling else ""))
+        main = replace(self.workload, cold=limited)
+        outcome = self.target.work(main, ceiling, self.plan.timeout + self.workload.sustained_s)
+        if outcome.report is None:
+            return outcome, []
+        after, gb_s = self._bandwidth(), None
+        if before is not None and after is not None:
+            gb_s = round(statistics.fmean((before.median_gb_s, after.median_gb_s)), 3)
+            self._set(bandwidth_gb_s=BandwidthAround(before.median_gb_s, after.median_gb_s, gb_s))
+        tests = self._report(outcome.report, gb_s)
+        self._load(**{"limited_s" if limited else "warm_s": outcome.report.load_s})
+        if not self.plan.peers:
+            largest = tuple(test for test in outcome.report.tests if self._is_largest(test))
+            report = replace(outcome.report, tests=largest)
+            self.tables.compared([Round(report, {}, after, self.row.busy_cores)])
+        return outcome, tests
+
+    def _is_largest(self, test: Measurement) -> bool:
+        sizes, depth = self._sizes(), min(self.workload.depths)
+        return (test.n_prompt, test.n_gen, test.n_depth) in (
+            (sizes.n_prompt, 0, depth),
+            (0, sizes.n_gen, depth),
         )
-        if self.facts.format != "onnx":
-            self._say("loading once: LiteRT packs the weights into a file where it has not yet")
-            first = dataclasses.replace(nothing, cold=False, import_time=False)
-            report = self.target.work(first, None, self.plan.timeout).report
-            assert report is not None
-            self.row["load"]["first_s"] = report["load_s"]
+
+    def _cold_load(self) -> None:
+        workload = self.workload
+        nothing = Workload(threads=workload.threads, context=workload.context, cold=True, import_time=True)
+        if self.facts.packs_weights:
+            self._say(f"loading once: {self.facts.engine} packs the weights into a file where it has not yet")
+            self._load(first_s=self._work(replace(nothing, cold=False, import_time=False)).load_s)
         self._say("loading from a cold page cache")
-        report = self.target.work(nothing, None, self.plan.timeout).report
-        assert report is not None
-        self._environment(report)
-        self.row["load"] |= {
-            "import_s": report["import_s"],
-            "cold_s": report["load_s"],
-            "cached_bytes": report["cached_bytes"],
-        }
-        if report["cached_bytes"]:
-            left = format_size(report["cached_bytes"])
+        report = self._work(nothing)
+        self._set(environment=report.environment)
+        self._load(import_s=report.import_s, cold_s=report.load_s, cached_bytes=report.cached_bytes)
+        if report.cached_bytes:
+            left = format_size(report.cached_bytes)
             self._note(f"the cold load was not quite cold: the kernel kept {left} of the bundle cached")
 
-    def _encode(self, ceiling: int | None, limited: bool) -> Outcome:
+    def _encode(self, limited: bool) -> Outcome:
         """Measures the encoders without the decoder: that is how a prompt is answered."""
         workload = Workload(
             reps=self.workload.reps,
@@ -202,136 +208,166 @@ class Session:
             cold=limited,
             encode=True,
         )
-        if limited and self.facts.format != "onnx":
-            self._say("encoding once: LiteRT packs the weights of encoders into files where it has not yet")
-            self.target.work(dataclasses.replace(workload, reps=1, cold=False), None, self.plan.timeout)
+        if limited and self.facts.packs_weights:
+            self._say("encoding once: the engine packs the weights of encoders where it has not yet")
+            self._work(replace(workload, reps=1, cold=False))
         self._say("encoding " + " and ".join(self.facts.encoders))
-        outcome = self.target.work(workload, ceiling, self.plan.timeout)
+        outcome = self.target.work(workload, self.plan.ceiling, self.plan.timeout)
         if outcome.report is None:
             return outcome
-        head = self._head("encode", outcome.report)
-        file, threads = self.bundle.resolve().name, self.workload.threads
-        engine = _engine(self.facts.format, outcome.report["environment"])
-        for run in outcome.report["encode"]:
-            self.emit(encode_row(head, run, self.facts, file, threads, engine, ceiling if limited else None))
-            self._say(str(EncoderRun.from_dict(run)))
-        for note in outcome.report["notes"]:
+        self.tables.environment = outcome.report.environment
+        limit = self.plan.ceiling if limited else None
+        rows: list[EncodeRow] = self.build.encoders(outcome.report, limit)
+        for row in rows:
+            self.emit(row)
+            self._say(str(row))
+        self.tables.encoded(outcome.report, self.row.busy_cores)
+        for note in outcome.report.notes:
             self._note(note)
         return outcome
 
-    def _head(self, kind: str, report: Json) -> Json:
-        return header(kind, self.run, self.name, self.target.name, self.row["time"], report["environment"])
-
-    def _bandwidth(self) -> float | None:
+    def _bandwidth(self) -> Bandwidth | None:
         if not self.plan.bandwidth_seconds:
             return None
         bandwidth = self.target.bandwidth(self.workload.threads, self.plan.bandwidth_seconds)
-        if bandwidth is None:
-            return None
-        self._say(f"stream read {bandwidth.median:.1f} GB/s")
-        return round(bandwidth.median, 3)
+        if bandwidth is not None:
+            self._say(f"stream read {bandwidth.median_gb_s:.1f} GB/s")
+        return bandwidth
 
-    def _report(self, report: Json, gb_s: float | None) -> list[Json]:
+    def _report(self, report: RunReport, gb_s: float | None) -> list[BenchRow]:
         """Emits the tests of a worker's report and takes the rest into the session's row."""
-        self._environment(report)
-        engine = report.get("engine") or _engine(self.facts.format, report["environment"])
-        head = self._head("bench", report)
-        peak = report["memory"]["peak"]
-        rows = [
-            kernel_row(
-                head,
-                test,
-                self.facts,
-                str(self.bundle.resolve().name),
-                self.workload.threads,
-                engine,
-                bandwidth_gb_s=gb_s,
-                memory_peak={"rss_anon": peak["rss_anon"], "rss": max(peak["rss"], peak["high_water"])},
-            )
-            for test in report["tests"]
-        ]
+        self.tables.environment = report.environment
+        rows = self.build.tests(report, gb_s)
         for row in rows:
             self.emit(row)
-            self._say(str(Measurement.from_dict(row)))
-        for key in ("context", "latency", "phases", "memory", "sensors"):
-            self.row[key] = report[key]
-        self.row["engine"] = engine
-        self.row["sustained"] = summarize_sustained(report["sustained"])
-        for note in [*report["notes"], *_sensor_notes(report["sensors"])]:
+            self._say(str(row))
+        self._set(
+            environment=report.environment,
+            engine=self.build.engine(report),
+            context=report.context,
+            latency=report.latency,
+            phases=report.phases,
+            memory=report.memory,
+            sensors=report.sensors,
+            sustained=summarize_sustained(report.sustained),
+        )
+        for note in [*report.notes, *sensor_notes(report.sensors)]:
             self._note(note)
         return rows
 
     def _judge(self, outcome: Outcome, encoded: Outcome | None, limit: int) -> None:
-        control_limit = self.plan.control or limit // 2
-        control = None
-        if outcome.mechanism is not None and not outcome.killed:
-            short = dataclasses.replace(
-                self.workload,
-                prompts=(max(self.workload.prompts, default=0),),
-                gens=(CONTROL_TOKENS,),
-                depths=(0,),
-                reps=1,
-                requests=0,
-                sustained_s=0.0,
-                cold=True,
-            )
-            self._say(f"control under {format_size(control_limit)}")
-            control = self.target.work(short, control_limit, self.plan.timeout)
-        ceiling: Ceiling = judge_ceiling(limit, outcome, control, control_limit, self.target.why_not)
+        short = replace(
+            self.workload,
+            prompts=(max(self.workload.prompts, default=0),),
+            gens=(CONTROL_TOKENS,),
+            depths=(0,),
+            reps=1,
+            requests=0,
+            sustained_s=0.0,
+            cold=True,
+        )
+        ceiling = self._verdict(outcome, short, limit, self.tables.limited)
         if encoded is not None:
             ceiling = with_encoders(ceiling, encoded)
-        self.row["ceiling"] = ceiling.to_dict()
+        self._set(ceiling=ceiling)
         if not ceiling.met:
             self.problems.append(f"the ceiling of {format_size(limit)}: {ceiling.text}")
         self._say(f"ceiling: {ceiling.text}")
 
-    def _peers(self) -> None:
-        plan, workload = self.plan, self.workload
-        size = KernelOptions(
+    def _verdict(self, outcome: Outcome, short: Workload, limit: int, record: Callable[..., None]) -> Ceiling:
+        """The verdict on a run, after a control: `short` under the lower limit."""
+        control_limit = self.plan.control or limit // 2
+        control = None
+        if outcome.mechanism is not None and not outcome.killed:
+            self._say(f"control under {format_size(control_limit)}")
+            control = self.target.work(short, control_limit, self.plan.timeout)
+        if outcome.mechanism is not None:
+            record(outcome.attempt(limit), control.attempt(control_limit) if control else None, control_limit)
+        return judge_ceiling(limit, outcome, control, control_limit, self.target.why_not)
+
+    def _answer(self, limited: bool) -> None:
+        """One answer to a prompt with attachments, phase by phase, under the ceiling if there is one."""
+        plan, limit = self.plan, self.plan.ceiling
+        with tempfile.TemporaryDirectory(prefix="gemma-edge-media-") as folder:
+            files = write_media(Path(folder), plan.images, plan.clips)
+            sizes = self._sizes()
+            workload = Workload(
+                (sizes.n_prompt,),
+                (sizes.n_gen,),
+                threads=sizes.threads,
+                context=self.workload.context,
+                attach=tuple(map(self.target.place, files)),
+            )
+            if limited and self.facts.packs_weights:
+                self._say("answering once: the engine packs weights where it has not yet")
+                self._work(workload)
+            self._say(f"answering about {attached(plan.images, plan.clips)}")
+            outcome = self.target.work(replace(workload, cold=limited), limit, plan.timeout)
+            ceiling = None
+            if limit is not None:
+                ceiling = self._verdict(outcome, replace(workload, cold=True), limit, self._limited_answer)
+                if not ceiling.met:
+                    self.problems.append(f"an answer under {format_size(limit)}: {ceiling.text}")
+                self._say(f"an answer: {ceiling.text}")
+        if (report := outcome.report) is not None and report.memory is not None:
+            answer = AnswerRun(plan.images, plan.clips, report.phases, report.tests, report.memory, ceiling)
+            self._set(answer=answer)
+            for test in report.tests:
+                self._say(f"an answer: {test}")
+            if limit is None:
+                self.tables.answered(report, plan.images, plan.clips)
+
+    def _limited_answer(self, *attempts: Any) -> None:
+        self.tables.limited(*attempts, images=self.plan.images, clips=self.plan.clips)
+
+    def _sizes(self) -> TurnSizes:
+        """The largest prefill and decode of the workload."""
+        workload = self.workload
+        return TurnSizes(
             max(workload.prompts, default=0),
             max(workload.gens, default=0),
             workload.reps,
             workload.threads,
             workload.context or self.facts.context,
         )
+
+    def _peers(self) -> None:
+        plan, sizes = self.plan, self._sizes()
         ours = Workload(
-            (size.n_prompt,), (size.n_gen,), reps=size.reps, threads=size.threads, context=workload.context
+            (sizes.n_prompt,),
+            (sizes.n_gen,),
+            reps=sizes.reps,
+            threads=sizes.threads,
+            context=self.workload.context,
+            import_time=plan.record is not None,
         )
-
-        def measure_ours() -> dict[str, Measurement]:
-            report = self.target.work(ours, None, plan.timeout).report
-            assert report is not None
-            tests = (Measurement.from_dict(test) for test in report["tests"])
-            return {test.name: test for test in tests}
-
-        rounds, failed = interleave(measure_ours, plan.peers, size, plan.rounds)
+        rounds, failed = interleave(lambda: self._work(ours), plan.peers, sizes, plan.rounds, self._bandwidth)
         for reason in failed:
             self._note(f"left out: {reason}")
-        self.row["ratios"] = ratios(rounds)
-        self.row["rounds"] = [
-            {
-                "ours": [test.to_dict() for test in round_.ours.values()],
-                "peers": {name: run.to_dict() for name, run in round_.peers.items()},
-            }
-            for round_ in rounds
-        ]
+        self._set(ratios=tuple(ratios(rounds)), rounds=tuple(rounds))
+        self.tables.compared(rounds)
         models = {peer.name: peer.model for peer in plan.peers}
         for name, tests in merged(rounds).items():
-            file = models[name].resolve().name
-            head = header("bench", self.run, file, self.target.name, now(), self.row["environment"])
             rss = max(round_.peers[name].peak_rss for round_ in rounds if name in round_.peers)
             for test in tests:
-                self.emit(peer_row(head, test, name, file, workload.threads, rss))
+                file = models[name].resolve().name
+                self.emit(self.build.peer(test, name, file, rss, self.row.environment))
 
-    def _timeout(self) -> float:
-        return self.plan.timeout + self.workload.sustained_s
+    def _work(self, workload: Workload) -> RunReport:
+        """A run without a limit, which nothing kills."""
+        report = self.target.work(workload, None, self.plan.timeout).report
+        assert report is not None
+        return report
 
-    def _environment(self, report: Json) -> None:
-        self.row["environment"] = report["environment"]
+    def _set(self, **changes: Any) -> None:
+        self.row = replace(self.row, **changes)
+
+    def _load(self, **times: Any) -> None:
+        self._set(load=replace(self.row.load, **times))
 
     def _note(self, text: str) -> None:
-        if text not in self.row["notes"]:
-            self.row["notes"].append(text)
+        if text not in self.row.notes:
+            self._set(notes=(*self.row.notes, text))
             progress(f"note: {text}")
 
     def _say(self, text: str) -> None:
@@ -342,47 +378,3 @@ def check_problems(problems: Sequence[str]) -> None:
     """Raises CeilingError, exit code 5, for what was exceeded or missed."""
     if problems:
         raise CeilingError("exceeded: " + "; ".join(problems))
-
-
-def summarize_sustained(points: list[Json] | None) -> Json | None:
-    """The curve, and its first tenth against its last: what is left when the device is warm."""
-    if not points:
-        return None
-    tenth = max(1, len(points) // 10)
-
-    def median(key: str, part: Sequence[Json]) -> float | None:
-        values = [point[key] for point in part if key in point]
-        return round(statistics.median(values), 3) if values else None
-
-    first, last = points[:tenth], points[-tenth:]
-    begin, end = median("tg_ts", first), median("tg_ts", last)
-    assert begin is not None and end is not None
-    text = f"decode {begin:.2f} at the beginning, {end:.2f} tok/s at the end ({end / begin:.0%})"
-    hot = [median("temperature_c", part) for part in (first, last)]
-    if hot[0] is not None and hot[1] is not None:
-        text += f", {hot[0]:.0f} to {hot[1]:.0f} °C"
-    return {
-        "points": points,
-        "decode_first_tps": begin,
-        "decode_last_tps": end,
-        "decode_kept": round(end / begin, 4),
-        "text": text,
-    }
-
-
-def _sensor_notes(sensors: Json) -> list[str]:
-    before, after = sensors["before"], sensors["after"]
-    notes = []
-    if slow := sorted(set(after.get("governors") or ()) - {"performance"}):
-        notes.append(f"the frequency governor is {', '.join(slow)}, not performance")
-    throttled = after.get("throttle_count", 0) - before.get("throttle_count", 0)
-    if throttled > 0:
-        notes.append(f"the processor was throttled for its heat {throttled} times during the run")
-    if reasons := sorted({*before.get("throttled", ()), *after.get("throttled", ())}):
-        notes.append(f"the board reports: {', '.join(reasons)}")
-    return notes
-
-
-def _engine(format: str, environment: Json) -> str:
-    name, package = ("ONNX Runtime", "onnxruntime") if format == "onnx" else ("LiteRT", "ai-edge-litert")
-    return f"{name} {environment['versions'].get(package) or ''}".strip()

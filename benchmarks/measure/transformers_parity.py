@@ -1,6 +1,6 @@
 """How equal the reference and an fp32 bundle are to transformers, on small random models.
 
-    python -m gemma_edge.benchmarks.measure.transformers_parity -o results.jsonl
+    python -m gemma_edge.benchmarks.measure.transformers_parity results.jsonl
 
 Each model is saved by transformers and read back by the real loading code: logits of prompts longer than the
 window, and 64 greedy tokens with several sizes of prefill chunks. Needs torch and transformers.
@@ -8,23 +8,22 @@ window, and 64 greedy tokens with several sizes of prefill chunks. Needs torch a
 
 from __future__ import annotations
 
-import argparse
-import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gemma_edge.benchmarks.records.record import readme_row, write_record
+from gemma_edge.benchmarks.records.environment import environment, now
+from gemma_edge.benchmarks.records.record import Record, TableRow
+from gemma_edge.benchmarks.records.results_file import append_record
 from gemma_edge.benchmarks.script import progress, run_script
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.emit.reference.reference_text import evaluate
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize
-from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.errors import ParityError, UsageError
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.sampling import Sampling
 
@@ -86,55 +85,52 @@ def measure(folder: Path, changes: dict[str, Any]) -> dict[str, float]:
     return {"reference_error": reference, "bundle_error": bundle_error, "greedy_equal": float(equal)}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(
-        prog="python -m gemma_edge.benchmarks.measure.transformers_parity", description=summary
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="JSONL file to append the record to"
-    )
-    args = parser.parse_args(argv)
+def main() -> int:
+    if len(sys.argv) > 2:
+        raise UsageError("expected at most one argument, a JSONL file to append the record to")
     try:
         import transformers
     except ImportError:
         raise UsageError('this needs transformers: pip install -c constraints.txt ".[all,dev]"') from None
     results = {}
     for name, changes in VARIANTS.items():
-        folder = Path(tempfile.mkdtemp(prefix="gemma-edge-parity-"))
-        try:
-            results[name] = measure(folder, changes)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix="gemma-edge-parity-") as folder:
+            results[name] = measure(Path(folder), changes)
         progress(f"{name}: " + ", ".join(f"{key} {value:.2g}" for key, value in results[name].items()))
-    worst = {key: max(r[key] for r in results.values()) for key in ("reference_error", "bundle_error")}
-    equal = all(r["greedy_equal"] for r in results.values())
-    if args.output is not None:
-        count = len(results)
-        greedy = "identical" if equal else "NOT identical"
-        bundle_bar = "≤ 1e-3; identical tokens"
-        write_record(
-            args.output,
-            "parity",
-            name="parity",
-            model=f"{count} small random models",
-            recipe="fp32",
-            metrics={**worst, "greedy_equal": equal, "transformers": transformers.__version__},
-            raw=results,
-            readme=[
-                readme_row(
-                    f"reference against transformers, {count} small random models, max logit error",
-                    "≤ 1e-4",
-                    f"{worst['reference_error']:.1e}",
-                ),
-                readme_row(
-                    f"fp32 bundle against transformers; {NEW_TOKENS} greedy tokens, prefill chunks {CHUNKS}",
-                    bundle_bar,
-                    f"{worst['bundle_error']:.1e}; {greedy}",
-                ),
-            ],
-        )
-    return 0 if equal else 6
+    reference, bundle = (
+        max(each[key] for each in results.values()) for key in ("reference_error", "bundle_error")
+    )
+    equal, count = all(each["greedy_equal"] for each in results.values()), len(results)
+    record = Record(
+        kind="parity",
+        name="parity",
+        model=f"{count} small random models",
+        recipe="fp32",
+        time=now(),
+        environment=environment(),
+        metrics={
+            "reference_error": reference,
+            "bundle_error": bundle,
+            "greedy_equal": equal,
+            "transformers": transformers.__version__,
+        },
+        raw=results,
+        readme=(
+            TableRow(
+                f"reference against transformers, {count} small random models, max logit error",
+                "≤ 1e-4",
+                f"{reference:.1e}",
+            ),
+            TableRow(
+                f"fp32 bundle against transformers; {NEW_TOKENS} greedy tokens, prefill chunks {CHUNKS}",
+                "≤ 1e-3; identical tokens",
+                f"{bundle:.1e}; {'identical' if equal else 'NOT identical'}",
+            ),
+        ),
+    )
+    if len(sys.argv) == 2:
+        append_record(Path(sys.argv[1]), record)
+    return 0 if equal else ParityError.exit_code
 
 
 if __name__ == "__main__":

@@ -1,26 +1,23 @@
-"""The measured process of `gemma-edge bench`: loads a bundle, does what a workload asks, prints one JSON
-line.
+"""The measured process of `gemma-edge bench`: loads a bundle, does its workload, prints one JSON line.
 
     python -m gemma_edge.benchmarks.measure.worker BUNDLE '{"prompts": [128], "gens": [64], ...}'
 
-It is the same process on this machine, under a memory limit, and on a device behind ssh. Nothing is imported
-or allocated in it that the runtime does not need, but for a thread that looks at its memory 20 times a second
+The process is the same on this machine, under a memory limit, and on a device behind ssh. It imports and
+allocates nothing that the runtime does not need, except for a thread that reads its memory 20 times a second
 (30 microseconds each).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gemma_edge.benchmarks.machine.child import ChildError, ChildRun
 from gemma_edge.benchmarks.machine.clock import ClockReading
 from gemma_edge.benchmarks.machine.memory import (
     MOST_POINTS,
@@ -30,20 +27,28 @@ from gemma_edge.benchmarks.machine.memory import (
     read_memory,
 )
 from gemma_edge.benchmarks.machine.sensors import read_sensors
-from gemma_edge.benchmarks.measure.encoder_times import EncoderRun, measure_encoders
+from gemma_edge.benchmarks.measure.answer_phases import measure_answer
+from gemma_edge.benchmarks.measure.encoder_times import measure_encoders
 from gemma_edge.benchmarks.measure.kernel_tests import bench_decode, bench_prefill, runtime_import_seconds
 from gemma_edge.benchmarks.measure.latency import measure_latency, summarize
 from gemma_edge.benchmarks.measure.workload import Sizes, Workload
-from gemma_edge.benchmarks.records.measurement import Measurement
-from gemma_edge.benchmarks.records.record import bundle_files, environment
+from gemma_edge.benchmarks.records.bundle_facts import bundle_files
+from gemma_edge.benchmarks.records.environment import environment
+from gemma_edge.benchmarks.records.measurement import KernelTest, Measurement, name_of_test
+from gemma_edge.benchmarks.records.run_report import (
+    MemoryReport,
+    Phase,
+    RunReport,
+    SensorsAround,
+    SustainedPoint,
+)
 from gemma_edge.benchmarks.script import run_script
-from gemma_edge.runtime.errors import DeviceError
+from gemma_edge.benchmarks.typed_json import to_json
+from gemma_edge.runtime.errors import UsageError
 
 if TYPE_CHECKING:  # importing the runtime is part of what is measured
     from gemma_edge.runtime.model import Model
 
-Json = dict[str, Any]
-REPORT_SCHEMA = 1
 SAMPLE_S = 0.05
 WARM_UP_TOKENS = 8
 
@@ -56,77 +61,65 @@ class _Run:
     workload: Workload
     vocab_size: int
     origin: float
-    phases: list[Json] = field(default_factory=list)
-    pss: list[int] = field(default_factory=list)
+    phases: list[Phase] = field(default_factory=list)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Notes when it began and ended, and what it held in memory then."""
+        """Notes begin and end of a phase, and the memory at its end."""
         began = time.monotonic()
         yield
         self.note(name, began)
 
     def note(self, name: str, began: float) -> None:
-        spent = {"start_s": round(began - self.origin, 3), "end_s": round(time.monotonic() - self.origin, 3)}
-        sample = read_memory()
-        if sample.pss is not None:
-            self.pss.append(sample.pss)
-        self.phases.append({"name": name, **spent, "memory": sample.to_dict()})
+        start_s, end_s = (round(moment - self.origin, 3) for moment in (began, time.monotonic()))
+        self.phases.append(Phase(name, start_s, end_s, read_memory()))
 
     def test(self, test: Sizes, reps: int) -> Measurement:
         measure, tokens = (bench_prefill, test.n_prompt) if test.n_prompt else (bench_decode, test.n_gen)
         return measure(self.model, tokens, reps, self.vocab_size, depth=test.n_depth)
 
-    def measure(self, test: Sizes) -> Json:
-        """One test with what it cost beside time; fillings of the cache before it are in `cpu_s`, as in
-        llama-bench not in the samples."""
-        faults, cpu, wall = read_memory().major_faults, time.process_time(), time.monotonic()
-        measurement = self.test(test, self.workload.reps)
+    def measure(self, test: Sizes) -> KernelTest:
+        """One test with its cost beside time. Filling the cache before the test counts in `cpu_s` only."""
+        faults, cpu, wall = read_memory().major_faults or 0, time.process_time(), time.monotonic()
+        speed = self.test(test, self.workload.reps)
         cpu_s, wall_s = time.process_time() - cpu, time.monotonic() - wall
-        return {
-            **measurement.to_dict(),
-            "cpu_s": round(cpu_s, 3),
-            "cores_busy": round(cpu_s / wall_s, 3),
-            "major_faults": read_memory().major_faults - faults,
-            "sensors": read_sensors(),
-        }
+        return KernelTest(
+            *(speed.n_prompt, speed.n_gen, speed.samples_ns, speed.n_depth),
+            cpu_s=round(cpu_s, 3),
+            cores_busy=round(cpu_s / wall_s, 3),
+            major_faults=(read_memory().major_faults or 0) - faults,
+            sensors=read_sensors(),
+        )
 
-    def sustain(self) -> list[Json]:
+    def sustain(self) -> tuple[SustainedPoint, ...]:
         """Turns of prefill and decode until the time is over: the curve of a device that grows warm."""
-        points: list[Json] = []
+        points: list[SustainedPoint] = []
         start = time.monotonic()
         prompt, gen = max(self.workload.prompts, default=0), max(self.workload.gens)
         while (elapsed := time.monotonic() - start) < self.workload.sustained_s:
             if elapsed < len(points) * self.workload.sustained_s / MOST_POINTS:  # turns of a small model
                 self.test(Sizes(0, gen, 0), 1)
                 continue
-            point: Json = {"t_s": round(elapsed, 2)}
-            if prompt:
-                point["pp_ts"] = round(self.test(Sizes(prompt, 0, 0), 1).avg_ts, 3)
-            point["tg_ts"] = round(self.test(Sizes(0, gen, 0), 1).avg_ts, 3)
-            sensors = read_sensors()
-            for key in ("temperature_c", "frequency_mhz", "throttle_count", "throttled"):
-                if key in sensors:
-                    point[key] = sensors[key]
-            points.append(point)
-        return points
+            prefill = round(self.test(Sizes(prompt, 0, 0), 1).avg_ts, 3) if prompt else None
+            decode = round(self.test(Sizes(0, gen, 0), 1).avg_ts, 3)
+            now = read_sensors()
+            points.append(
+                SustainedPoint(
+                    *(round(elapsed, 2), decode, prefill, now.temperature_c, now.frequency_mhz),
+                    *(now.throttle_count, now.throttled),
+                )
+            )
+        return tuple(points)
 
 
-def measure(path: Path, workload: Workload) -> Json:
+def measure(path: Path, workload: Workload) -> RunReport:
     """Does a workload in this process.
-
-    Returns:
-        The report: "schema", "environment", "import_s", "load_s", "cached_bytes" (of the bundle, in the page
-        cache before a cold load), "tests" (Measurement.to_dict() with "cpu_s", "cores_busy", "major_faults",
-        "sensors"), "latency" (`latency.summarize`), "sustained", "phases", "memory" ("loaded", "steady",
-        "peak", "timeline"), "sensors" ("before", "after"), "notes". Seconds and bytes; null for what was not
-        asked for.
 
     Raises:
         UsageError: the workload does not fit the context.
         BundleError, TokenizerError: the bundle is damaged.
     """
-    began, before = ClockReading.now(), read_sensors()
+    before = read_sensors()
     engine = "onnx" if (path / "decoder.onnx").is_file() else "litert"
     import_s = runtime_import_seconds(engine) if workload.import_time else None
     cached = drop_page_cache(bundle_files(path)) if workload.cold else None
@@ -144,75 +137,56 @@ def measure(path: Path, workload: Workload) -> Json:
         run = _Run(model, workload, Bundle.open(path).config.vocab_size_per_layer_input, origin)
         run.note("load", origin)
         loaded = read_memory()
-        tests: list[Json] = []
-        for test in workload.tests():
-            name = Measurement(test.n_prompt, test.n_gen, (1,), test.n_depth).name
-            with run.phase(f"{name}, warm-up"):
-                # Without the depth, and not at full length: it brings pages and code in, no more.
-                run.test(
-                    Sizes(min(test.n_prompt, model.decoder.chunk), min(test.n_gen, WARM_UP_TOKENS), 0), 1
-                )
-            with run.phase(name):
-                tests.append(run.measure(test))
-        latency = None
+        tests = tuple(_test(run, test) for test in workload.tests())
+        latency = sustained = None
         if workload.requests:
             with run.phase("end to end"):
-                latency = summarize(
-                    measure_latency(model, workload.prompt, workload.answer, workload.requests)
-                )
-        sustained = None
+                answers = measure_latency(model, workload.prompt, workload.answer, workload.requests)
+                latency = summarize(answers)
         if workload.sustained_s:
             with run.phase("sustained"):
                 sustained = run.sustain()
     steady = read_memory()
-    return {
-        "schema": REPORT_SCHEMA,
-        "environment": environment(),
-        "import_s": import_s,
-        "load_s": load_s,
-        "cached_bytes": cached,
-        "context": model.decoder.context,
-        "tests": tests,
-        "latency": latency,
-        "sustained": sustained,
-        "phases": run.phases,
-        "memory": {
-            "loaded": loaded.to_dict(),
-            "steady": steady.to_dict(),
-            "peak": {**sampler.peak.to_dict(), "pss": max(run.pss, default=steady.pss)},
-            "timeline": timeline.to_dict(),
-        },
-        "sensors": {"before": before, "after": read_sensors()},
-        "notes": began.notes(ClockReading.now()),
-    }
+    sizes = [phase.memory.pss for phase in run.phases if phase.memory and phase.memory.pss is not None]
+    peak = replace(sampler.peak, pss=max(sizes, default=steady.pss))
+    return RunReport(
+        import_s=import_s,
+        load_s=load_s,
+        cached_bytes=cached,
+        context=model.decoder.context,
+        tests=tests,
+        latency=latency,
+        sustained=sustained,
+        phases=tuple(run.phases),
+        memory=MemoryReport(steady, peak, loaded, timeline.points),
+        sensors=SensorsAround(before, read_sensors()),
+    )
 
 
-def encode(path: Path, workload: Workload) -> Json:
+def _test(run: _Run, test: Sizes) -> KernelTest:
+    name = name_of_test(*test)
+    with run.phase(f"{name}, warm-up"):
+        # Without the depth, and not at full length: it brings pages and code in, no more.
+        chunk = run.model.decoder.chunk
+        run.test(Sizes(min(test.n_prompt, chunk), min(test.n_gen, WARM_UP_TOKENS), 0), 1)
+    with run.phase(name):
+        return run.measure(test)
+
+
+def encode(path: Path, workload: Workload) -> RunReport:
     """Measures the encoders of a bundle in this process, without its decoder.
 
-    Returns:
-        A report as `measure` does, with "schema", "environment", "cached_bytes", "tests" (none), "encode"
-        (EncoderRun.to_dict() of each encoder) and "notes".
-
     Raises:
-        UsageError: the workload is none.
+        UsageError: the workload does not fit the context.
         BundleError: the bundle is damaged.
     """
-    began = ClockReading.now()
     cached = drop_page_cache(bundle_files(path)) if workload.cold else None
     from gemma_edge.runtime.artifacts.bundle import Bundle
 
     bundle = Bundle.open(path)
     workload.check(bundle.context)
     runs = measure_encoders(bundle, workload.reps, workload.threads)
-    return {
-        "schema": REPORT_SCHEMA,
-        "environment": environment(),
-        "cached_bytes": cached,
-        "tests": [],
-        "encode": [run.to_dict() for run in runs],
-        "notes": began.notes(ClockReading.now()),
-    }
+    return RunReport(cached_bytes=cached, encode=tuple(runs))
 
 
 def worker_argv(python: str, bundle: str, workload: Workload) -> list[str]:
@@ -220,39 +194,15 @@ def worker_argv(python: str, bundle: str, workload: Workload) -> list[str]:
     return [python, "-m", "gemma_edge.benchmarks.measure.worker", bundle, workload.to_json()]
 
 
-def parse_worker_report(run: ChildRun) -> Json:
-    """What `measure` returned in a process.
-
-    Raises:
-        ChildError: the process failed; its exit code is kept.
-        DeviceError: it succeeded without a report of this schema.
-    """
-    if run.exit_code:
-        raise ChildError("the measured run", run)
-    try:
-        report: Json = run.answer()
-        if report["schema"] != REPORT_SCHEMA:
-            raise ValueError(f"a report of schema {report['schema']}, not {REPORT_SCHEMA}")
-        for test in report["tests"]:
-            Measurement.from_dict(test)
-        for test in report.get("encode", ()):
-            EncoderRun.from_dict(test)
-        return report
-    except (KeyError, TypeError, ValueError) as error:
-        raise DeviceError(f"the measured run printed no report ({error}): {run.stdout[-200:]!r}") from None
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(
-        prog="python -m gemma_edge.benchmarks.measure.worker", description=summary
-    )
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("workload", type=Workload.from_json, help="JSON of `workload.Workload`")
-    args = parser.parse_args(argv)
-    workload: Workload = args.workload
-    work = encode if workload.encode else measure
-    print(json.dumps(work(args.bundle, workload)), flush=True)
+def main() -> int:
+    if len(sys.argv) != 3:
+        raise UsageError("expected a bundle and the JSON of a workload")
+    path, workload = Path(sys.argv[1]), Workload.from_json(sys.argv[2])
+    began = ClockReading.now()
+    work = encode if workload.encode else measure_answer if workload.attach else measure
+    report = work(path, workload)
+    notes = tuple(began.notes(ClockReading.now()))
+    print(json.dumps(to_json(replace(report, environment=environment(), notes=notes))), flush=True)
     return 0
 
 

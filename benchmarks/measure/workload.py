@@ -1,13 +1,13 @@
-"""What one measured process is asked to do, as data that crosses a process or a network."""
+"""The task of one measured process, as data that crosses a process or a network."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from gemma_edge.benchmarks.typed_json import from_json, to_json
 from gemma_edge.runtime.errors import UsageError
 
 
@@ -21,14 +21,15 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """What `worker.measure` does with one bundle, in this order.
+    """The steps of one process with one bundle, in this order.
 
     `cold` drops the page cache of the bundle first. Then it is loaded; all combinations of `prompts` and
     `gens` with `depths` are measured `reps` times; `requests` answers end to end, each of `answer` tokens to
     a prompt of `prompt`; at last, for `sustained_s` seconds, prefill and decode in turn.
 
     With `encode` the decoder is not loaded: the bundle's encoders are, one after the other, and each encodes
-    `reps` times.
+    `reps` times. With `attach`, files on the machine of the process, one answer to a prompt with them is
+    measured phase by phase: at least `prompts[0]` tokens, then `gens[0]` decoded.
     """
 
     prompts: tuple[int, ...] = ()
@@ -44,6 +45,7 @@ class Workload:
     answer: int = 64
     sustained_s: float = 0.0
     encode: bool = False
+    attach: tuple[str, ...] = ()
 
     def tests(self) -> Iterator[Sizes]:
         """In llama-bench's order: depth by depth, prefill before decode."""
@@ -68,23 +70,20 @@ class Workload:
         if min(self.reps, self.threads, self.prompt) < 1 or self.requests < 0:
             raise UsageError("-r, -t and --prompt: expected at least 1; --requests: 0 or more")
         if self.requests and self.answer < 2:
-            raise UsageError("--answer: expected at least 2, or there is no gap between tokens to measure")
+            raise UsageError("--tokens: expected at least 2, or no gap between tokens can be measured")
         if self.sustained_s and not any(self.gens):
             raise UsageError("--sustained needs -n: the tokens to decode in each turn")
         if self.longest > context:
-            remedy = "raise --context, or lower -p, -n, -d, --prompt or --answer"
+            remedy = "raise --context, or lower -p, -n, -d, --prompt or --tokens"
             raise UsageError(f"{self.longest} tokens do not fit a context of {context}: {remedy}")
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
+        return json.dumps(to_json(self))
 
     @classmethod
     def from_json(cls, text: str) -> Workload:
         """Raises UsageError for anything that `to_json` did not write."""
         try:
-            data: dict[str, Any] = json.loads(text)
-            for key in ("prompts", "gens", "depths"):
-                data[key] = tuple(int(n) for n in data[key])
-            return cls(**data)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"not a workload: {error!r}") from None
+            return from_json(cls, json.loads(text))
+        except ValueError as error:
+            raise UsageError(f"not a workload: {error}") from None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH = 760
+WIDE, NARROW = 760, 340  # units of a chart; on a page they are pixels at most
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 34  # margins of charts with two axes
 Format = Callable[[float], str]
 
@@ -69,17 +69,22 @@ def number(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def bar_chart(bars: Sequence[Bar], unit: str, marks: Sequence[Mark] = ()) -> str:
+def bar_chart(bars: Sequence[Bar], unit: str, marks: Sequence[Mark] = (), *, width: int = WIDE) -> str:
     """Horizontal bars with their labels, whiskers of one standard deviation and a dot a sample.
 
-    `marks` are upright lines through all of them, their labels above.
+    Labels stand beside the bars, or above them in a narrow chart. `marks` are upright lines through all bars,
+    their labels above.
     """
-    row, gap, label_width, value_width, above = 30, 12, 290, 120, 18 if marks else 0
+    beside = width >= WIDE
+    label_width, value_width = (290, 120) if beside else (0, 96)
+    row, gap, lift, above = (30, 12, 0, 18 if marks else 0) if beside else (46, 10, 18, 18 if marks else 0)
     ends = [max(bar.value + max(bar.sd, bar.more), *bar.samples, 0.0) for bar in bars]
     scale_to = max([*ends, *(mark.value for mark in marks)], default=0.0) or 1.0
-    plot = WIDTH - label_width - value_width
-    tops = [above + i * row + 6 + gap * sum(bar.group for bar in bars[: i + 1]) for i in range(len(bars))]
-    height = max(tops, default=above) + row - 2
+    plot = width - label_width - value_width
+    tops = [
+        above + i * row + 6 + lift + gap * sum(bar.group for bar in bars[: i + 1]) for i in range(len(bars))
+    ]
+    height = max(tops, default=above) + (row - lift) - 2
 
     def x(value: float) -> float:
         return label_width + value / scale_to * plot
@@ -96,8 +101,10 @@ def bar_chart(bars: Sequence[Bar], unit: str, marks: Sequence[Mark] = ()) -> str
         text = f"{number(bar.value)}{spread}"
         samples = f"; samples: {', '.join(map(number, bar.samples))}" if bar.samples else ""
         tip = escape(f"{bar.label}: {text} {unit}{samples}")
-        parts.append(f'<g><title>{tip}</title><text class="label" x="{label_width - 10}" y="{y + 13}">')
-        parts.append(f"{escape(shorten(bar.label))}</text>")
+        place = f'x="{label_width - 10}" y="{y + 13}"' if beside else f'x="0" y="{y - 5}" text-anchor="start"'
+        look = "label" if beside else "label above"
+        parts.append(f'<g><title>{tip}</title><text class="{look}" {place}>')
+        parts.append(f"{escape(shorten(bar.label, 44 if beside else 50))}</text>")
         parts.append(
             f'<rect class="s{bar.series}" x="{label_width}" y="{y}" width="{_n(x(bar.value) - label_width)}" '
             f'height="18" rx="2"/>'
@@ -112,7 +119,7 @@ def bar_chart(bars: Sequence[Bar], unit: str, marks: Sequence[Mark] = ()) -> str
             parts.append(f'<path class="whisker" d="M{_n(low)} {y + 9}H{_n(high)}"/>')
         parts += [f'<circle class="dot" cx="{_n(x(s))}" cy="{y + 9}" r="2"/>' for s in bar.samples]
         parts.append(f'<text class="value" x="{_n(x(end) + 8)}" y="{y + 13}">{text}</text></g>')
-    return _svg(height, parts, f"bar chart, {unit}")
+    return _svg(width, height, parts, f"bar chart, {unit}")
 
 
 def picture(chart: str, title: str, note: str, style: str) -> str:
@@ -121,8 +128,8 @@ def picture(chart: str, title: str, note: str, style: str) -> str:
     if box is None:
         raise ValueError("not a chart of this module")
     height = float(box[1])
-    inner = chart.replace("<svg ", f'<svg x="20" y="58" width="{WIDTH}" height="{_n(height)}" ', 1)
-    width, whole = WIDTH + 40, _n(height + 74)
+    inner = chart.replace("<svg ", f'<svg x="20" y="58" width="{WIDE}" height="{_n(height)}" ', 1)
+    width, whole = WIDE + 40, _n(height + 74)
     size = f'width="{width}" height="{whole}" viewBox="0 0 {width} {whole}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{escape(title)}">\n'
@@ -142,10 +149,11 @@ def area_chart(
     x_unit: str,
     marks: Sequence[Mark] = (),
     bands: Sequence[tuple[str, float, float]] = (),
+    width: int = WIDE,
 ) -> str:
     """Layers stacked over x, lines across at `marks`, and the x ranges of `bands` named below."""
     totals = [sum(column) for column in zip(*(layer.values for layer in layers), strict=True)]
-    axes = _Axes(xs, max([*totals, *(mark.value for mark in marks)]), 260, y_format, x_unit)
+    axes = _Axes(xs, max([*totals, *(mark.value for mark in marks)]), width, 260, y_format, x_unit)
     parts = [axes.grid()]
     for i, (name, start, end) in enumerate(bands):
         left, right = axes.x(start), axes.x(end)
@@ -171,12 +179,14 @@ def area_chart(
         )
         below = above
     parts += [axes.mark(mark) for mark in marks]
-    return _svg(axes.height, parts, "memory over time")
+    return _svg(width, axes.height, parts, "memory over time")
 
 
-def line_chart(xs: Sequence[float], layers: Sequence[Layer], *, y_format: Format, x_unit: str) -> str:
+def line_chart(
+    xs: Sequence[float], layers: Sequence[Layer], *, y_format: Format, x_unit: str, width: int = WIDE
+) -> str:
     """Lines over x from zero."""
-    axes = _Axes(xs, max(max(layer.values) for layer in layers), 220, y_format, x_unit)
+    axes = _Axes(xs, max(max(layer.values) for layer in layers), width, 220, y_format, x_unit)
     parts = [axes.grid()]
     for layer in layers:
         points = [f"{_n(axes.x(a))} {_n(axes.y(b))}" for a, b in zip(xs, layer.values, strict=True)]
@@ -184,64 +194,79 @@ def line_chart(xs: Sequence[float], layers: Sequence[Layer], *, y_format: Format
             f'<path class="line s{layer.series}" d="M{"L".join(points)}">'
             f"<title>{escape(layer.name)}</title></path>"
         )
-    return _svg(axes.height, parts, ", ".join(layer.name for layer in layers))
+    return _svg(width, axes.height, parts, ", ".join(layer.name for layer in layers))
 
 
-def histogram(values: Sequence[float], marks: Sequence[Mark], *, x_unit: str, bins: int = 40) -> str:
+def histogram(
+    values: Sequence[float], marks: Sequence[Mark], *, x_unit: str, bins: int = 40, width: int = WIDE
+) -> str:
     """How often each range of values occurs; the highest bin's count is the axis, `marks` are upright
     lines.
     """
     low, high = min(values), max(values)
-    width = (high - low) / bins or max(high, 1e-9) / bins
+    step = (high - low) / bins or max(high, 1e-9) / bins
     counts = [0] * bins
     for value in values:
-        counts[min(bins - 1, int((value - low) / width))] += 1
-    axes = _Axes([low, low + width * bins], max(counts), 220, number, x_unit)
+        counts[min(bins - 1, int((value - low) / step))] += 1
+    # Labels of marks stand above the bars, a line each: marks may be close together.
+    top = TOP + 15 * len(marks)
+    axes = _Axes([low, low + step * bins], max(counts), width, 205 + top, number, x_unit, top=top)
     parts = [axes.grid()]
     for i, count in enumerate(counts):
         if count:
-            left, right = axes.x(low + i * width), axes.x(low + (i + 1) * width)
-            tip = f"{number(low + i * width)} to {number(low + (i + 1) * width)} {x_unit}: {count}"
+            left, right = axes.x(low + i * step), axes.x(low + (i + 1) * step)
+            tip = f"{number(low + i * step)} to {number(low + (i + 1) * step)} {x_unit}: {count}"
             parts.append(
                 f'<rect class="s0" x="{_n(left + 0.5)}" y="{_n(axes.y(count))}" '
                 f'width="{_n(right - left - 1)}" height="{_n(axes.y(0) - axes.y(count))}">'
                 f"<title>{escape(tip)}</title></rect>"
             )
     for i, mark in enumerate(marks):
-        at, y = axes.x(mark.value), TOP + 12 + 14 * i  # one below the other: they may be close together
-        anchor, shift = ("end", -5) if at > WIDTH - 140 else ("start", 5)
-        parts.append(f'<path class="mark" d="M{_n(at)} {TOP}V{axes.height - BOTTOM}"/>')
+        at, y = axes.x(mark.value), TOP + 15 * i
+        anchor, shift = ("end", -5) if at > width - 110 else ("start", 5)
+        parts.append(f'<path class="mark" d="M{_n(at)} {y - 8}V{axes.height - BOTTOM}"/>')
         parts.append(
             f'<text class="marklabel" text-anchor="{anchor}" x="{_n(at + shift)}" y="{y}">'
             f"{escape(mark.label)}</text>"
         )
-    return _svg(axes.height, parts, f"histogram, {x_unit}")
+    return _svg(width, axes.height, parts, f"histogram, {x_unit}")
 
 
 class _Axes:
     """Scales and the grid of a chart with two axes; y begins at zero, x at its smallest value."""
 
-    def __init__(self, xs: Sequence[float], top: float, height: int, y_format: Format, x_unit: str) -> None:
-        self.height, self.y_format, self.x_unit = height, y_format, x_unit
+    def __init__(
+        self,
+        xs: Sequence[float],
+        highest: float,
+        width: int,
+        height: int,
+        y_format: Format,
+        x_unit: str,
+        *,
+        top: int = TOP,
+    ) -> None:
+        self.width, self.height, self.top = width, height, top
+        self.y_format, self.x_unit = y_format, x_unit
         self.low, self.high = min(xs), max(xs)
-        self.y_ticks = ticks(top, 4)
+        self.y_ticks = ticks(highest, 4)
 
     def x(self, value: float) -> float:
-        return LEFT + (value - self.low) / ((self.high - self.low) or 1.0) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (value - self.low) / ((self.high - self.low) or 1.0) * (self.width - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        return self.height - BOTTOM - value / self.y_ticks[-1] * (self.height - TOP - BOTTOM)
+        return self.height - BOTTOM - value / self.y_ticks[-1] * (self.height - self.top - BOTTOM)
 
     def grid(self) -> str:
         parts = []
         for value in self.y_ticks:
             y = _n(self.y(value))
-            parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
+            parts.append(f'<path class="grid" d="M{LEFT} {y}H{self.width - RIGHT}"/>')
             parts.append(
                 f'<text class="tick" text-anchor="end" x="{LEFT - 8}" y="{_n(self.y(value) + 4)}">'
                 f"{escape(self.y_format(value))}</text>"
             )
-        step = ticks(self.high - self.low, 6)[1]
+        step = ticks(self.high - self.low, 6 if self.width >= WIDE else 4)[1]
         value = math.ceil(self.low / step - 1e-9) * step
         while value <= self.high + step * 1e-9:
             parts.append(
@@ -250,7 +275,7 @@ class _Axes:
             )
             value += step
         parts.append(
-            f'<text class="tick" text-anchor="end" x="{WIDTH - RIGHT}" y="{self.height - 1}">'
+            f'<text class="tick" text-anchor="end" x="{self.width - RIGHT}" y="{self.height - 1}">'
             f"{escape(self.x_unit)}</text>"
         )
         return "".join(parts)
@@ -258,8 +283,8 @@ class _Axes:
     def mark(self, mark: Mark) -> str:
         y = self.y(mark.value)
         return (
-            f'<path class="mark" d="M{LEFT} {_n(y)}H{WIDTH - RIGHT}"/>'
-            f'<text class="marklabel" text-anchor="end" x="{WIDTH - RIGHT}" y="{_n(y - 5)}">'
+            f'<path class="mark" d="M{LEFT} {_n(y)}H{self.width - RIGHT}"/>'
+            f'<text class="marklabel" text-anchor="end" x="{self.width - RIGHT}" y="{_n(y - 5)}">'
             f"{escape(mark.label)}</text>"
         )
 
@@ -274,6 +299,6 @@ def _n(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
-def _svg(height: float, parts: Sequence[str], label: str) -> str:
-    box = f'viewBox="0 0 {WIDTH} {_n(height)}" role="img" aria-label="{escape(label)}"'
+def _svg(width: int, height: float, parts: Sequence[str], label: str) -> str:
+    box = f'viewBox="0 0 {width} {_n(height)}" role="img" aria-label="{escape(label)}"'
     return f"<svg {box}>{''.join(parts)}</svg>"

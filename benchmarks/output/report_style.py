@@ -51,10 +51,11 @@ figure, article, .scroll { background: var(--card); border: 1px solid var(--line
 figure { margin: 0 0 16px; padding: 14px 16px 10px; }
 figcaption { font-weight: 600; font-size: 14px; margin-bottom: 8px; }
 svg { display: block; width: 100%; height: auto; overflow: visible; font-size: 12px; }
+.narrow { display: none; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin-bottom: 8px; font-size: 13px; }
 .legend { color: var(--quiet); }
 .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 6px; }
-.cards { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); }
+.cards { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); }
 article { padding: 14px 16px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: 10px; }
 .tiles b { font-size: 24px; font-weight: 650; letter-spacing: -0.02em; }
@@ -66,9 +67,15 @@ article { padding: 14px 16px; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 7px 12px; border-top: 1px solid var(--line); vertical-align: top; }
 thead th { border-top: 0; color: var(--quiet); font-weight: 600; }
-thead:not(:has(th:not(:empty))) { display: none; }
 tbody tr:first-child td { border-top: 0; }
 td:first-child { min-width: 9em; }
+@media (max-width: 640px) {
+  main { padding: 24px 12px 40px; }
+  figure { padding: 12px 10px 8px; }
+  .wide { display: none; } .narrow { display: block; }
+  th, td { padding: 6px 8px; }
+}
 """
     + CHART_STYLE
+    + ".above { text-anchor: start; }\n"
 )

@@ -1,6 +1,6 @@
 """The tables and plots of measured results, made from the committed records and from nothing else.
 
-    python -m gemma_edge.benchmarks.output.table benchmarks/results/*.jsonl --readme README.md [--check]
+    gemma-edge report benchmarks/results/*.jsonl --readme README.md [--check]
 
 The README has the most telling rows (`HIGHLIGHTS`). docs/results.md beside it has every row, the plots of
 docs/img and the table of quality. Every record carries its own rows; if several records have the same row,
@@ -10,19 +10,15 @@ document or a plot is out of date.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from gemma_edge.benchmarks.output.plots import render_plots
 from gemma_edge.benchmarks.output.quality_table import render_quality
-from gemma_edge.benchmarks.records.record import read_records
-from gemma_edge.benchmarks.script import run_script
+from gemma_edge.benchmarks.records.record import Head, QualityRecord, TableRecord, TableRow
+from gemma_edge.benchmarks.records.results_file import read_records
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
-Json = dict[str, Any]
 PAGE, PLOTS = "docs/results.md", "docs/img"  # beside the README
 # Blocks of the documents, each between comments with :begin and :end.
 SHORT, RESULTS, QUALITY = "highlights", "results", "quality"
@@ -53,38 +49,37 @@ HIGHLIGHTS = {
 }
 
 
-def render_table(records: Iterable[Json]) -> str:
+def render_table(records: Iterable[Head]) -> str:
     """The rows of all records as a markdown table, and the machines that they were measured on."""
-    return _render([(row["row"], row, machine) for row, machine in _latest(records)])
+    return _render([(row.row, row, machine) for row, machine in _latest(records)])
 
 
-def render_highlights(records: Iterable[Json]) -> str:
+def render_highlights(records: Iterable[Head]) -> str:
     """The rows of `HIGHLIGHTS` that the records have, with the target that was set for each."""
-    latest = {row["row"]: (row, machine) for row, machine in _latest(records)}
+    latest = {row.row: (row, machine) for row, machine in _latest(records)}
     return _render([(words, *latest[label]) for label, words in HIGHLIGHTS.items() if label in latest])
 
 
-def _render(rows: Sequence[tuple[str, Json, str]]) -> str:
+def _render(rows: Sequence[tuple[str, TableRow, str]]) -> str:
     lines = ["| | target | measured |", "|---|---|---|"]
-    lines += [f"| {' | '.join(map(_cell, (words, row['bar'], row['value'])))} |" for words, row, _ in rows]
+    lines += [f"| {' | '.join(map(_cell, (words, row.bar, row.value)))} |" for words, row, _ in rows]
     if machines := list(dict.fromkeys(machine for _, _, machine in rows if machine)):
         lines += ["", f"Measured on {'; '.join(machines)}."]
     return "\n".join(lines)
 
 
-def latest_rows(records: Iterable[Json]) -> list[Json]:
-    """The rows that the table shows, in its order: objects with row, bar and value."""
+def latest_rows(records: Iterable[Head]) -> list[TableRow]:
+    """The rows that the table shows, in its order."""
     return [row for row, _ in _latest(records)]
 
 
-def _latest(records: Iterable[Json]) -> list[tuple[Json, str]]:
+def _latest(records: Iterable[Head]) -> list[tuple[TableRow, str]]:
     """Rows and machines; of rows with one label the latest, at the place where the first was."""
-    latest: dict[str, tuple[str, Json, str]] = {}
+    latest: dict[str, tuple[str, TableRow, str]] = {}
     for record in records:
-        for row in record.get("readme", []):
-            label = row["row"]
-            if label not in latest or record["time"] >= latest[label][0]:
-                latest[label] = (record["time"], row, _machine(record))  # a key keeps its first place
+        for row in record.readme if isinstance(record, TableRecord) else ():
+            if row.row not in latest or record.time >= latest[row.row][0]:
+                latest[row.row] = (record.time, row, _machine(record))  # a key keeps its first place
     return [(row, machine) for _, row, machine in latest.values()]
 
 
@@ -119,9 +114,9 @@ def update_documents(readme: Path, results: Sequence[Path], *, check: bool = Fal
     if plots:
         block += "\n\n" + "\n".join(f"![{title}](img/{name})" for name, (title, _) in plots.items())
     blocks = {readme: {SHORT: render_highlights(records)}, page: {RESULTS: block}}
-    if quality := [record for record in records if record["kind"] == QUALITY]:
-        latest = max(quality, key=lambda record: str(record["time"]))
-        blocks[page][QUALITY] = render_quality(latest["metrics"])
+    if quality := [record for record in records if isinstance(record, QualityRecord)]:
+        latest = max(quality, key=lambda record: record.time)
+        blocks[page][QUALITY] = render_quality(latest.metrics)
     files: dict[Path, str] = {path: path.read_text(encoding="utf-8") for path in folder.glob("*.svg")}
     wanted = {folder / name: svg for name, (_, svg) in plots.items()}
     for path, contents in blocks.items():
@@ -142,28 +137,10 @@ def update_documents(readme: Path, results: Sequence[Path], *, check: bool = Fal
     return bool(stale)
 
 
-def _machine(record: Json) -> str:
-    environment = record.get("environment") or {}
-    if not environment.get("cpu"):
-        return ""
-    return f"{environment['cpu']}, {environment.get('cores_usable')} cores, {environment.get('kernel')}"
+def _machine(record: Head) -> str:
+    machine = record.environment
+    return f"{machine.cpu}, {machine.cores_usable} cores, {machine.kernel}" if machine.cpu else ""
 
 
 def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m gemma_edge.benchmarks.output.table", description=summary)
-    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="JSONL files of records")
-    parser.add_argument("--readme", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--check", action="store_true", help="fail instead of writing")
-    args = parser.parse_args(argv)
-    changed = update_documents(args.readme, args.results, check=args.check)
-    print(f"{args.readme}: {'updated' if changed else 'up to date'}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_script(main))

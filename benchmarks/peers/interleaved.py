@@ -7,6 +7,7 @@ module does not make it. Python libraries run in a process of their own (`peer_c
 from __future__ import annotations
 
 import importlib.util
+import json
 import statistics
 import sys
 import tempfile
@@ -14,24 +15,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from gemma_edge.benchmarks.machine.child import ChildError, run_child
+from gemma_edge.benchmarks.machine.bandwidth import Bandwidth
+from gemma_edge.benchmarks.machine.child import run_child
 from gemma_edge.benchmarks.machine.cpu_features import LITERT_LM, check_engine
-from gemma_edge.benchmarks.options import KernelOptions
+from gemma_edge.benchmarks.machine.load import QUIET_CORES, busy_cores
 from gemma_edge.benchmarks.peers.llama_cpp import (
     ENVIRONMENT_VARIABLE,
-    PeerRun,
     find_llama_bench,
     run_llama_bench,
 )
-from gemma_edge.benchmarks.records.measurement import Measurement
+from gemma_edge.benchmarks.records.measurement import Measurement, PeerRun, TurnSizes, by_test
+from gemma_edge.benchmarks.records.rows import Ratio
+from gemma_edge.benchmarks.records.run_report import Round, RunReport
 from gemma_edge.benchmarks.script import progress
-from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError, UsageError
+from gemma_edge.benchmarks.typed_json import to_json
+from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
 T = TypeVar("T")
 
-Json = dict[str, Any]
 TIMEOUT = 3600.0
 # Peer: the module it needs, what its model is, and the option that names it.
 LIBRARIES = {
@@ -43,11 +46,11 @@ LIBRARIES = {
 
 @dataclass(frozen=True)
 class Peer:
-    """A program that can be measured: `run` does the tests of some options once."""
+    """A program that can be measured: `run` does the tests of some sizes once."""
 
     name: str
     model: Path
-    run: Callable[[KernelOptions], PeerRun]
+    run: Callable[[TurnSizes], PeerRun]
 
 
 def find_peers(models: Mapping[str, Path | None], llama_bench: str | None) -> tuple[list[Peer], list[str]]:
@@ -70,8 +73,7 @@ def find_peers(models: Mapping[str, Path | None], llama_bench: str | None) -> tu
     elif gguf is None:
         skipped.append("llama.cpp: no model; give the same checkpoint with --gguf FILE")
     else:
-        program, file = binary, gguf  # as they are now, for the function below
-        peers.append(Peer("llama.cpp", gguf, lambda o: run_llama_bench(program, file, o, timeout=TIMEOUT)))
+        peers.append(Peer("llama.cpp", gguf, partial(run_llama_bench, binary, gguf, timeout=TIMEOUT)))
     for name, (module, what, option) in LIBRARIES.items():
         path = models.get(name)
         if importlib.util.find_spec(module) is None:
@@ -85,7 +87,7 @@ def find_peers(models: Mapping[str, Path | None], llama_bench: str | None) -> tu
 
 
 def run_litert_lm(
-    model: Path, options: KernelOptions, cache: Path | None = None, timeout: float = TIMEOUT
+    model: Path, sizes: TurnSizes, cache: Path | None = None, timeout: float = TIMEOUT
 ) -> PeerRun:
     """Measures with LiteRT-LM; what it takes to pack the weights is not in the figures.
 
@@ -98,42 +100,26 @@ def run_litert_lm(
     check_engine(LITERT_LM)
     with tempfile.TemporaryDirectory(prefix="gemma-edge-peer-") as own:
         folder = cache or Path(own)
-        more = ("--cache", str(folder))
         if not any(folder.iterdir()):
-            run_library(LITERT_LM, model, replace(options, n_prompt=0, n_gen=1, reps=1), timeout, more)
-        return run_library(LITERT_LM, model, options, timeout, more)
+            run_library(LITERT_LM, model, replace(sizes, n_prompt=0, n_gen=1, reps=1), timeout, folder)
+        return run_library(LITERT_LM, model, sizes, timeout, folder)
 
 
 def run_library(
-    name: str, model: Path, options: KernelOptions, timeout: float = TIMEOUT, more: Sequence[str] = ()
+    name: str, model: Path, sizes: TurnSizes, timeout: float = TIMEOUT, cache: Path | None = None
 ) -> PeerRun:
-    """Measures with a Python library in a process of its own, with `more` arguments for it.
+    """Measures with a Python library in a process of its own.
+
+    Args:
+        cache: the folder for packed weights, for libraries that keep some.
 
     Raises:
-        ChildError: it failed. DeviceError: it hangs, or prints no result.
+        ChildError: the library failed. DeviceError: it hangs, or prints no result.
     """
     argv = [sys.executable, "-m", "gemma_edge.benchmarks.peers.peer_child", name, str(model)]
-    argv += ["-p", str(options.n_prompt), "-n", str(options.n_gen), "-r", str(options.reps)]
-    argv += ["-t", str(options.threads), "--context", str(options.context), *more]
+    argv += [json.dumps(to_json(sizes)), *([str(cache)] if cache else [])]
     run = run_child(argv, timeout=timeout, what=name)
-    if run.exit_code:
-        raise ChildError(name, run)
-    try:
-        answer: Json = run.answer()
-        tests = [Measurement.from_dict(test) for test in answer["tests"]]
-        return PeerRun(
-            {t.name: t for t in tests}, run.peak.high_water, str(answer["build"]), str(answer["model"])
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DeviceError(f"{name} printed no result ({error!r}): {run.stdout[-200:]!r}") from None
-
-
-@dataclass(frozen=True)
-class PeerRound:
-    """What one round measured: us, and every peer that did not fail, by name."""
-
-    ours: dict[str, Measurement]
-    peers: dict[str, PeerRun]
+    return replace(run.parse(PeerRun, name), peak_rss=run.peak.high_water)
 
 
 def in_turn(contestants: Sequence[T], index: int) -> Sequence[T]:
@@ -142,9 +128,13 @@ def in_turn(contestants: Sequence[T], index: int) -> Sequence[T]:
 
 
 def interleave(
-    ours: Callable[[], dict[str, Measurement]], peers: Sequence[Peer], options: KernelOptions, rounds: int
-) -> tuple[list[PeerRound], list[str]]:
-    """`rounds` times everything, one after the other, `in_turn`.
+    ours: Callable[[], RunReport],
+    peers: Sequence[Peer],
+    sizes: TurnSizes,
+    rounds: int,
+    bandwidth: Callable[[], Bandwidth | None] = lambda: None,
+) -> tuple[list[Round], list[str]]:
+    """Runs `rounds` times the bandwidth probe and then everything in turn (`in_turn`).
 
     A machine's speed drifts; ratios within a round do not. A peer that fails is left out from then on.
 
@@ -154,55 +144,59 @@ def interleave(
     failed: dict[str, str] = {}
     results = []
     for index in range(rounds):
+        label = f"round {index + 1}/{rounds}"
+        busy = busy_cores()
+        if busy is not None and busy > QUIET_CORES:
+            progress(f"{label}: other processes keep {busy:.1f} cores busy; its ratios are not fair")
+        stream = bandwidth()
         runs: dict[str, PeerRun] = {}
-        mine: dict[str, Measurement] = {}
+        mine = RunReport()
         order: list[Peer | None] = [None, *peers]
         for peer in in_turn(order, index):
             if peer is None:
                 mine = ours()
-                progress(f"round {index + 1}/{rounds}: gemma-edge: " + ", ".join(map(str, mine.values())))
+                progress(f"{label}: gemma-edge: {', '.join(map(str, mine.tests))}")
             elif peer.name not in failed:
                 try:
-                    runs[peer.name] = peer.run(options)
+                    runs[peer.name] = peer.run(sizes)
                 except GemmaEdgeError as error:
                     failed[peer.name] = f"{peer.name}: {error}"
+                    progress(f"{label}: left out: {failed[peer.name]}")
                     continue
-                shown = ", ".join(map(str, runs[peer.name].tests.values()))
-                progress(f"round {index + 1}/{rounds}: {peer.name}: {shown}")
-        results.append(PeerRound(mine, runs))
+                progress(f"{label}: {peer.name}: {', '.join(map(str, runs[peer.name].tests))}")
+        results.append(Round(mine, runs, stream, busy))
     return results, list(failed.values())
 
 
-def ratios(rounds: Sequence[PeerRound]) -> list[Json]:
+def ratios(rounds: Sequence[Round]) -> list[Ratio]:
     """Our speed over each peer's, test by test: the median over the rounds of ratios within a round."""
     samples: dict[tuple[str, str], list[float]] = {}
     for round_ in rounds:
         for name, run in round_.peers.items():
-            for test, measurement in round_.ours.items():
-                if test in run.tests:
-                    ratio = measurement.avg_ts / run.tests[test].avg_ts
-                    samples.setdefault((name, test), []).append(ratio)
+            theirs = by_test(run.tests)
+            for test in round_.kernel.tests:
+                if test.test in theirs:
+                    ratio = test.avg_ts / theirs[test.test].avg_ts
+                    samples.setdefault((name, test.test), []).append(ratio)
     return [
-        {
-            "engine": name,
-            "test": test,
-            "ratio": round(statistics.median(values), 4),
-            "samples": [round(value, 4) for value in values],
-            "rounds": len(values),
-        }
+        Ratio(
+            engine=name,
+            test=test,
+            ratio=round(statistics.median(values), 4),
+            samples=[round(value, 4) for value in values],
+            rounds=len(values),
+        )
         for (name, test), values in samples.items()
     ]
 
 
-def merged(rounds: Sequence[PeerRound]) -> dict[str, list[Measurement]]:
+def merged(rounds: Sequence[Round]) -> dict[str, list[Measurement]]:
     """All rounds' samples of each peer's tests, as one measurement each."""
-    samples: dict[tuple[str, str], list[Measurement]] = {}
+    found: dict[str, dict[str, Measurement]] = {}
     for round_ in rounds:
         for name, run in round_.peers.items():
-            for test in run.tests.values():
-                samples.setdefault((name, test.name), []).append(test)
-    result: dict[str, list[Measurement]] = {}
-    for (name, _), tests in samples.items():
-        all_ns = tuple(ns for test in tests for ns in test.samples_ns)
-        result.setdefault(name, []).append(Measurement(tests[0].n_prompt, tests[0].n_gen, all_ns))
-    return result
+            tests = found.setdefault(name, {})
+            for test in run.tests:
+                before = tests[test.test].samples_ns if test.test in tests else ()
+                tests[test.test] = replace(test, samples_ns=(*before, *test.samples_ns))
+    return {name: list(tests.values()) for name, tests in found.items()}

@@ -22,8 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.benchmarks.options import KernelOptions
-from gemma_edge.benchmarks.records.measurement import Measurement
+from gemma_edge.benchmarks.records.measurement import Measurement, TurnSizes
 from gemma_edge.runtime.errors import DeviceError
 
 PROMPT = b"The"  # filled up or cut by the engine to the tokens asked for
@@ -32,8 +31,8 @@ TOP_P = 2  # LiteRtLmSamplerType; the greedy one is not implemented, so this one
 Library = Any
 
 
-def measure(path: Path, options: KernelOptions, cache: Path) -> list[Measurement]:
-    """Prefill and decode, each `options.reps` times after one that is not counted.
+def measure(path: Path, sizes: TurnSizes, cache: Path) -> list[Measurement]:
+    """Prefill and decode, each `sizes.reps` times after one that is not counted.
 
     Args:
         cache: the folder of the packed weights. An empty one is filled, and the memory this takes is used.
@@ -42,22 +41,20 @@ def measure(path: Path, options: KernelOptions, cache: Path) -> list[Measurement
         DeviceError: the engine refuses the model, or counts other tokens than were asked for.
     """
     tests = []
-    if options.n_prompt:
-        samples = _samples(path, options, cache, options.n_prompt, 1)
-        tests.append(Measurement(options.n_prompt, 0, tuple(prefill for prefill, _ in samples)))
-    if options.n_gen:
-        samples = _samples(path, options, cache, 1, options.n_gen)
-        tests.append(Measurement(0, options.n_gen, tuple(decode for _, decode in samples)))
+    if sizes.n_prompt:
+        samples = _samples(path, sizes, cache, sizes.n_prompt, 1)
+        tests.append(Measurement(sizes.n_prompt, 0, tuple(prefill for prefill, _ in samples)))
+    if sizes.n_gen:
+        samples = _samples(path, sizes, cache, 1, sizes.n_gen)
+        tests.append(Measurement(0, sizes.n_gen, tuple(decode for _, decode in samples)))
     return tests
 
 
-def _samples(
-    path: Path, options: KernelOptions, cache: Path, n_prompt: int, n_gen: int
-) -> list[tuple[int, int]]:
+def _samples(path: Path, sizes: TurnSizes, cache: Path, n_prompt: int, n_gen: int) -> list[tuple[int, int]]:
     """Nanoseconds of prefill and of decode, of each repetition."""
     library: Library = importlib.import_module("litert_lm._ffi")._get_lib()
-    with _engine(library, path, options.threads, cache, n_prompt, n_gen) as engine:
-        return [_session(library, engine, n_prompt, n_gen) for _ in range(options.reps + 1)][1:]
+    with _engine(library, path, sizes.threads, cache, n_prompt, n_gen) as engine:
+        return [_session(library, engine, n_prompt, n_gen) for _ in range(sizes.reps + 1)][1:]
 
 
 @contextmanager

@@ -35,35 +35,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from gemma_edge.benchmarks.machine.child import ChildError, run_child
-from gemma_edge.benchmarks.options import KernelOptions
-from gemma_edge.benchmarks.records.measurement import Measurement
+from gemma_edge.benchmarks.records.measurement import Measurement, PeerRun, TurnSizes
+from gemma_edge.benchmarks.typed_json import from_json
 from gemma_edge.runtime.errors import DeviceError, UsageError
 
 ENVIRONMENT_VARIABLE = "GEMMA_EDGE_LLAMA_BENCH"
 NAME = "llama-bench"
-
-
-@dataclass(frozen=True)
-class PeerRun:
-    """One run: its tests by name (pp512, tg64), its peak RSS in bytes, and what it says of itself."""
-
-    tests: dict[str, Measurement]
-    peak_rss: int
-    build: str
-    model: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "tests": [test.to_dict() for test in self.tests.values()],
-            "peak_rss": self.peak_rss,
-            "build": self.build,
-            "model": self.model,
-        }
 
 
 def find_llama_bench(given: str | Path | None = None) -> Path | None:
@@ -83,34 +64,40 @@ def find_llama_bench(given: str | Path | None = None) -> Path | None:
     return Path(found) if found else None
 
 
-def run_llama_bench(
-    binary: Path, gguf: Path, options: KernelOptions, *, timeout: float | None = None
-) -> PeerRun:
+@dataclass(frozen=True)
+class _Row(Measurement):
+    """A test as llama-bench prints it."""
+
+    build_commit: str | None = None
+    build_number: int | None = None
+    model_type: str | None = None
+
+
+def run_llama_bench(binary: Path, gguf: Path, sizes: TurnSizes, *, timeout: float | None = None) -> PeerRun:
     """Runs llama-bench once; it warms up by itself.
 
     Raises:
         ChildError: it failed. DeviceError: it cannot be started, hangs, or prints something else.
     """
     argv = [str(binary), "-m", str(gguf), "-o", "json"]
-    argv += ["-p", str(options.n_prompt), "-n", str(options.n_gen)]
-    argv += ["-r", str(options.reps), "-t", str(options.threads)]
+    argv += ["-p", str(sizes.n_prompt), "-n", str(sizes.n_gen)]
+    argv += ["-r", str(sizes.reps), "-t", str(sizes.threads)]
     run = run_child(argv, timeout=timeout)
     if run.exit_code:
         raise ChildError(NAME, run)
-    tests, about = parse_output(run.stdout)
-    build = f"{about.get('build_commit')} ({about.get('build_number')})"
-    return PeerRun(tests, run.peak.high_water, build, str(about.get("model_type")))
+    return replace(parse_output(run.stdout), peak_rss=run.peak.high_water)
 
 
-def parse_output(text: str) -> tuple[dict[str, Measurement], dict[str, Any]]:
-    """Tests by name, and the fields of the first one, from the output of `-o json`.
+def parse_output(text: str) -> PeerRun:
+    """The run in the output of `-o json`, without its memory.
 
     Raises:
-        DeviceError: that is not what it is.
+        DeviceError: the text is no such output.
     """
     try:
-        rows: list[dict[str, Any]] = json.loads(text)
-        tests = [Measurement.from_dict(row) for row in rows]
-        return {test.name: test for test in tests}, rows[0]
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+        rows = from_json(list[_Row], json.loads(text))
+        first = rows[0]
+    except (IndexError, ValueError, RecursionError) as error:
         raise DeviceError(f"{NAME} printed no JSON of its kind ({error!r}): {text[:200]!r}") from None
+    tests = tuple(Measurement(row.n_prompt, row.n_gen, row.samples_ns, row.n_depth) for row in rows)
+    return PeerRun(tests, 0, f"{first.build_commit} ({first.build_number})", str(first.model_type))

@@ -1,32 +1,46 @@
-"""One test of llama-bench's kind: its name, its raw samples and what follows from them.
+"""Measured times: of one test of llama-bench's kind, and of one encoder.
 
-`to_dict` uses llama-bench's own field names, so that its JSON and ours can be read by one program.
+Both are written with llama-bench's field names, so that one program reads its JSON and ours.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import Any
+from typing import ClassVar
+
+from gemma_edge.benchmarks.machine.sensors import Sensors
+from gemma_edge.benchmarks.typed_json import FieldError
+from gemma_edge.runtime.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Measurement:
     """Repetitions of one test: `pp512` prefills 512 tokens, `tg64 @ d4096` generates 64 after 4096.
 
-    Exactly one of n_prompt and n_gen is not zero; samples_ns is the time of each repetition, and n_depth the
-    tokens that the KV cache held before.
+    Exactly one of `n_prompt` and `n_gen` is not zero. `samples_ns` has the time of each repetition, and
+    `n_depth` is the number of tokens in the KV cache before the test.
+
+    Raises:
+        FieldError: no samples, or a sample that is no time.
     """
+
+    DERIVED: ClassVar = ("test", "avg_ns", "stddev_ns", "samples_ts", "avg_ts", "stddev_ts", "median_ts")
 
     n_prompt: int
     n_gen: int
     samples_ns: tuple[int, ...]
     n_depth: int = 0
 
+    def __post_init__(self) -> None:
+        _check_times(self.samples_ns)
+        if (self.n_prompt > 0) == (self.n_gen > 0) or min(self.n_prompt, self.n_gen, self.n_depth) < 0:
+            raise FieldError("n_prompt", "a number of tokens, or one in n_gen", self.n_prompt)
+
     @property
-    def name(self) -> str:
+    def test(self) -> str:
         return name_of_test(self.n_prompt, self.n_gen, self.n_depth)
 
     @property
@@ -35,7 +49,7 @@ class Measurement:
 
     @property
     def stddev_ns(self) -> int:
-        return round(statistics.stdev(self.samples_ns)) if len(self.samples_ns) > 1 else 0
+        return _deviation_ns(self.samples_ns)
 
     @property
     def samples_ts(self) -> list[float]:
@@ -54,35 +68,137 @@ class Measurement:
     def median_ts(self) -> float:
         return statistics.median(self.samples_ts)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "test": self.name,
-            "n_prompt": self.n_prompt,
-            "n_gen": self.n_gen,
-            "n_depth": self.n_depth,
-            "avg_ns": self.avg_ns,
-            "stddev_ns": self.stddev_ns,
-            "samples_ns": list(self.samples_ns),
-            "samples_ts": [round(ts, 4) for ts in self.samples_ts],
-            "avg_ts": round(self.avg_ts, 4),
-            "stddev_ts": round(self.stddev_ts, 4),
-            "median_ts": round(self.median_ts, 4),
-        }
+    def __str__(self) -> str:
+        return f"{self.test} {self.avg_ts:.2f} ± {self.stddev_ts:.2f} tok/s"
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Measurement:
-        """Reads our own form or llama-bench's.
 
-        Raises:
-            KeyError, TypeError, ValueError: it is neither, or has no samples.
-        """
-        samples = tuple(int(ns) for ns in data["samples_ns"])
-        if not samples or min(samples) <= 0:
-            raise ValueError("samples_ns holds no positive times")
-        return cls(int(data["n_prompt"]), int(data["n_gen"]), samples, int(data.get("n_depth", 0)))
+@dataclass(frozen=True)
+class KernelTest(Measurement):
+    """A test with its cost beside time: CPU seconds, cores kept busy, pages read from the disk, sensors."""
+
+    cpu_s: float | None = None
+    cores_busy: float | None = None
+    major_faults: int | None = None
+    sensors: Sensors | None = None
+
+
+@dataclass(frozen=True)
+class EncoderRun:
+    """One encoder: its loads, its times, its memory.
+
+    Attributes:
+        encoder: "vision" or "audio".
+        pixels: height and width of the image; 0 for audio.
+        seconds: length of the clip; 0 for an image.
+        soft_tokens: rows that the encoder returns.
+        first_load_s: the first load in this process, with the page cache as it was; LiteRT packs weights
+            during its very first load.
+        load_s: the second load, after the first encoder was released.
+        samples_ns: of each repetition.
+        peak_rss_anon, peak_rss_file, peak_rss: bytes of the process, from the first load to the last
+            repetition.
+
+    Raises:
+        FieldError: no samples, or a sample that is no time.
+    """
+
+    DERIVED: ClassVar = ("test", "avg_ns", "stddev_ns", "median_ns", "real_time")
+
+    encoder: str
+    pixels: int
+    seconds: float
+    soft_tokens: int
+    first_load_s: float
+    load_s: float
+    samples_ns: tuple[int, ...]
+    peak_rss_anon: int
+    peak_rss_file: int
+    peak_rss: int
+
+    def __post_init__(self) -> None:
+        _check_times(self.samples_ns)
+
+    @property
+    def test(self) -> str:
+        """ "image 768x768", "audio 30 s"."""
+        return f"audio {self.seconds:g} s" if self.seconds else f"image {self.pixels}x{self.pixels}"
+
+    @property
+    def avg_ns(self) -> int:
+        return round(statistics.fmean(self.samples_ns))
+
+    @property
+    def stddev_ns(self) -> int:
+        return _deviation_ns(self.samples_ns)
+
+    @property
+    def median_ns(self) -> int:
+        return round(statistics.median(self.samples_ns))
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.samples_ns) / 1e9
+
+    @property
+    def real_time(self) -> float | None:
+        """Seconds of sound for each second of encoding; None for an image."""
+        return round(self.seconds / self.median_s, 3) if self.seconds else None
 
     def __str__(self) -> str:
-        return f"{self.name} {self.avg_ts:.2f} ± {self.stddev_ts:.2f} tok/s"
+        times = "" if self.real_time is None else f", {self.real_time:.1f}x real time"
+        return f"{self.test}: {self.median_s:.2f} s{times}, {self.soft_tokens} tokens"
+
+
+@dataclass(frozen=True)
+class TurnSizes:
+    """One prefill and one decode: what every peer can do, with llama-bench's parameters."""
+
+    n_prompt: int = 512
+    n_gen: int = 64
+    reps: int = 5
+    threads: int = 2
+    context: int = 4096
+
+    def check(self) -> None:
+        """Raises UsageError for sizes that cannot be measured."""
+        if min(self.n_prompt, self.n_gen) < 0 or self.n_prompt + self.n_gen == 0:
+            raise UsageError("-p and -n: expected numbers of tokens, at least one of them above 0")
+        if min(self.reps, self.threads, self.context) < 1:
+            raise UsageError("-r, -t and --context: expected at least 1")
+        longest = max(self.n_prompt, self.n_gen)
+        if longest > self.context:
+            raise UsageError(f"{longest} tokens do not fit a context of {self.context}: raise --context")
+
+
+OTHER_BUNDLE = "the other bundle"
+# Peers by their names in results, and by the names that people know them by.
+PEER_TITLES = {
+    "llama.cpp": "llama.cpp",
+    "litert-lm": "LiteRT-LM",
+    "onnxruntime-genai": "onnxruntime-genai",
+    "transformers": "transformers",
+    OTHER_BUNDLE: OTHER_BUNDLE,
+}
+
+
+def peer_key(name: str) -> str:
+    """A peer's name in the names of metrics."""
+    return "against" if name == OTHER_BUNDLE else name.replace(".", "_").replace("-", "_")
+
+
+@dataclass(frozen=True)
+class PeerRun:
+    """One run of another program: its tests, its peak RSS in bytes, and its own name for build and model."""
+
+    tests: tuple[Measurement, ...]
+    peak_rss: int
+    build: str
+    model: str
+
+
+def by_test(tests: Iterable[Measurement]) -> dict[str, Measurement]:
+    """Measurements by the names of their tests."""
+    return {test.test: test for test in tests}
 
 
 def name_of_test(n_prompt: int, n_gen: int, n_depth: int = 0) -> str:
@@ -102,3 +218,12 @@ def timed(
         step()
         samples.append(perf_counter_ns() - start)
     return tuple(samples)
+
+
+def _deviation_ns(samples: tuple[int, ...]) -> int:
+    return round(statistics.stdev(samples)) if len(samples) > 1 else 0
+
+
+def _check_times(samples: tuple[int, ...]) -> None:
+    if not samples or not 0 < min(samples) <= max(samples) < 2**63:
+        raise FieldError("samples_ns", "times above 0", list(samples))

@@ -3,10 +3,12 @@
     gemma-edge bench out/                                    pp512 and tg128 on this machine
     gemma-edge bench out/ -p 128,512 -d 0,2048 -t 1,2        every combination
     gemma-edge bench out/ --ceiling 2GiB --assert-ttft-ms 4000
+    gemma-edge bench out/ --answer --ceiling 2GiB            one answer about a photo and a recording
     gemma-edge bench out/ --device ssh://pi@raspberrypi
     gemma-edge bench out/ --peers --gguf model.gguf          the same sizes in llama.cpp and others
+    gemma-edge bench out/ --record benchmarks/results/mine.jsonl
 
-Prints a table; -o writes JSONL and CSV too. What each figure means: docs/benchmarks.md. Ends with 5 when a
+Prints a table; -o writes JSONL and CSV too. docs/benchmarks.md defines every figure. Ends with 5 when a
 ceiling is exceeded or a bar missed, with 4 when a device fails; results so far are kept either way.
 """
 
@@ -17,31 +19,32 @@ import re
 import sys
 import threading
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from gemma_edge.benchmarks.devices import Device, cool_down, open_device
-from gemma_edge.benchmarks.devices.fleet import FleetError, Member, read_fleet, run_fleet
-from gemma_edge.benchmarks.measure.session import Bars, Emit, Plan, Session, check_problems
-from gemma_edge.benchmarks.measure.target import DeviceTarget, LocalTarget, NativeTarget, Target
+from gemma_edge.benchmarks.machine.cpu_features import LITERT_LM
+from gemma_edge.benchmarks.measure.answer_phases import MOST
+from gemma_edge.benchmarks.measure.bars import Bars
+from gemma_edge.benchmarks.measure.bench_job import Job, bench_device, bench_fleet
+from gemma_edge.benchmarks.measure.session import Emit, Plan, check_problems
+from gemma_edge.benchmarks.measure.table_records import parse_targets
+from gemma_edge.benchmarks.measure.target import other_bundle
 from gemma_edge.benchmarks.measure.workload import Workload
+from gemma_edge.benchmarks.output.result_text import parse_outputs, render, save
 from gemma_edge.benchmarks.peers.interleaved import Peer, find_peers
-from gemma_edge.benchmarks.records.record import BundleFacts, append_record, bundle_facts
-from gemma_edge.benchmarks.records.rows import parse_outputs, render, save
+from gemma_edge.benchmarks.records.bundle_facts import BundleFacts, bundle_facts
+from gemma_edge.benchmarks.records.record import Head
+from gemma_edge.benchmarks.records.results_file import append_record
 from gemma_edge.benchmarks.script import progress
-from gemma_edge.runtime.errors import DeviceError, UsageError
+from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import parse_size
 
-Json = dict[str, Any]
 _DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*(s|m|h)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("bundle", type=Path, help="what `gemma-edge export` made: a folder or a .litertlm")
+    parser.add_argument("bundle", type=Path, help="a bundle: a folder or a .litertlm")
     tests = parser.add_argument_group("tests, as llama-bench's (N may be a list: 128,512)")
     for flags, default, text in (
         (("-p", "--n-prompt"), "512", "tokens to prefill; 0 for no such test"),
@@ -59,12 +62,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ends.add_argument(
         "--prompt", type=int, default=128, metavar="N", help="tokens of a prompt (default: 128)"
     )
-    ends.add_argument("--answer", type=int, default=64, metavar="N", help="tokens of an answer (default: 64)")
+    ends.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens of an answer (default: 64)")
     ends.add_argument(
         "--sustained", type=duration, default=0.0, metavar="TIME", help="prefill and decode in turn: 30m"
     )
-    bars = parser.add_argument_group("what it must reach (exit code 5)")
-    bars.add_argument("--ceiling", type=parse_size, metavar="SIZE", help="run under this limit: 2GiB")
+    answer = parser.add_argument_group("one answer with attachments, of -p and -n tokens")
+    answer.add_argument(
+        "--answer",
+        action="store_true",
+        help="measure one answer phase by phase, from reading files to decoding",
+    )
+    for flag, what in (("--image", "photos of 12 megapixels"), ("--audio", "recordings of 30 s")):
+        answer.add_argument(flag, type=int, metavar="N", help=f"{what} (default: 1 if the bundle takes them)")
+    bars = parser.add_argument_group("bars (exit code 5 if the bundle misses one)")
+    bars.add_argument("--ceiling", type=parse_size, metavar="SIZE", help="run under this memory limit: 2GiB")
     bars.add_argument(
         "--control", type=parse_size, metavar="SIZE", help="limit that must kill it (default: half)"
     )
@@ -79,17 +90,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     where.add_argument("--fleet", type=Path, metavar="FILE", help="several devices side by side: a TOML file")
     peers = parser.add_argument_group("peers: other programs, interleaved (this machine only)")
-    peers.add_argument("--peers", action="store_true", help="measure those that are installed")
+    peers.add_argument("--peers", action="store_true", help="measure the installed peers")
     peers.add_argument("--gguf", type=Path, metavar="FILE", help="the checkpoint for llama.cpp")
     peers.add_argument("--llama-bench", metavar="PATH", help="its program (default: found on the PATH)")
     peers.add_argument("--litertlm", type=Path, metavar="FILE", help="for LiteRT-LM (default: the bundle)")
     peers.add_argument("--genai", type=Path, metavar="FOLDER", help="for onnxruntime-genai")
     peers.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="for transformers")
+    peers.add_argument("--against", type=Path, metavar="BUNDLE", help="another bundle of gemma-edge")
     peers.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds (default: 3)")
     parser.add_argument(
         "-o", "--output", default="md", metavar="FORMATS", help="md, jsonl, csv, or file names that end so"
     )
-    parser.add_argument("--name", help="what the results call it (default: the bundle's file name)")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="append records for the tables of docs/results.md"
+    )
+    parser.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="FIGURE=TEXT",
+        help="the target that such a record names for a figure: decode_ratio, load_s, ...",
+    )
+    parser.add_argument("--name", help="the bundle's name in results (default: its file name)")
     parser.add_argument(
         "--bandwidth",
         type=duration,
@@ -104,20 +126,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is measured, wherever that is."""
-
-    bundle: Path
-    facts: BundleFacts
-    workloads: Sequence[Workload]  # one a number of threads
-    plan: Plan
-    name: str
-    run: str  # id of this run
-    emit: Emit
-    threads_given: bool  # otherwise a device's fast cores decide
-
-
 def run(args: argparse.Namespace) -> int:
     """The verb.
 
@@ -128,17 +136,21 @@ def run(args: argparse.Namespace) -> int:
     """
     run_id = uuid.uuid4().hex[:12]
     outputs = parse_outputs(args.output, run_id)
-    rows: list[Json] = []
+    rows: list[Head] = []
     lock = threading.Lock()
 
-    def emit(row: Json) -> None:
+    def emit(row: Head) -> None:
         with lock:  # devices of a fleet emit side by side
             rows.append(row)
             for kind, path in outputs:
                 if kind == "jsonl" and path is not None:
                     append_record(path, row)  # at once: nothing that comes later can lose it
 
-    job = _job(args, run_id, emit)
+    def record(row: Head) -> None:
+        with lock:
+            append_record(args.record, row)
+
+    job = _job(args, run_id, emit, record if args.record else None)
     try:
         problems = bench_fleet(args.fleet, job) if args.fleet else bench_device(args.device, job)
     finally:
@@ -150,91 +162,16 @@ def run(args: argparse.Namespace) -> int:
                     save(rows, kind, path)
                 progress(f"written: {path}")
         sys.stdout.flush()
+    if args.record:
+        progress(f"records for the tables: {args.record}")
     check_problems(problems)
     return 0
 
 
-def bench_device(spec: str, job: Job) -> list[str]:
-    """Measures on one device, "local" being this machine; returns what was exceeded or missed."""
-    if spec == "local":
-        return _measure_on(LocalTarget(job.bundle), job, None)
-    with open_device(spec) as device:
-        return _bench_on(device, job)
-
-
-def bench_fleet(path: Path, job: Job) -> list[str]:
-    """Measures on all devices of a fleet file side by side; returns what was exceeded or missed.
-
-    A device's table may have `bundle` (a path from the fleet file), `threads` and `cool_to_c`.
-
-    Raises:
-        FleetError: not such a file.
-        DeviceError: some device failed, after all have ended.
-    """
-    members = read_fleet(path)
-    jobs = {member.name: _member_job(path, member, job) for member in members}
-
-    def work(device: Device, member: Member) -> list[str]:
-        if (wanted := member.options.get("cool_to_c")) is not None:
-            cool_down(device, float(wanted))
-        return _bench_on(device, jobs[member.name], member.name)
-
-    outcomes = run_fleet(members, work)
-    if failed := [f"{outcome.member.name}: {outcome.error}" for outcome in outcomes if outcome.error]:
-        raise DeviceError(f"{len(failed)} of {len(members)} devices failed: {'; '.join(failed)}")
-    return [f"{o.member.name}: {problem}" for o in outcomes for problem in o.result or ()]
-
-
-def _member_job(path: Path, member: Member, job: Job) -> Job:
-    options = dict(member.options)
-    bundle, threads = options.pop("bundle", None), options.pop("threads", None)
-    if not isinstance(cool := options.pop("cool_to_c", 0), int | float):
-        raise FleetError(path, f"{member.name}: cool_to_c", "degrees Celsius", cool)
-    if options:
-        raise FleetError(path, member.name, "name, spec, bundle, threads and cool_to_c", ", ".join(options))
-    if bundle is not None:
-        if not isinstance(bundle, str):
-            raise FleetError(path, f"{member.name}: bundle", "a path", bundle)
-        there = path.parent / bundle
-        job = replace(job, bundle=there, facts=bundle_facts(there), name=there.resolve().name)
-    if threads is not None:
-        if not isinstance(threads, int) or threads < 1:
-            raise FleetError(path, f"{member.name}: threads", "a number of threads", threads)
-        workloads = [replace(job.workloads[0], threads=threads)]
-        job = replace(job, workloads=workloads, threads_given=True)
-    return job
-
-
-def _bench_on(device: Device, job: Job, name: str | None = None) -> list[str]:
-    with device.awake():
-        facts = device.facts
-        target: Target
-        if device.kind == "local":
-            target = LocalTarget(job.bundle)
-        elif device.kind == "adb":
-            target = NativeTarget(device, job.bundle, job.facts)
-        else:
-            progress(f"{device.spec}: bringing the bundle there")
-            target = DeviceTarget(device, job.bundle)
-        target.name = name or target.name
-        return _measure_on(target, job, len(facts.big_cores) or None)
-
-
-def _measure_on(target: Target, job: Job, cores: int | None) -> list[str]:
-    """One session for each number of threads; returns what was exceeded or missed."""
-    problems: list[str] = []
-    for index, workload in enumerate(job.workloads):
-        if cores and not job.threads_given:
-            workload = replace(workload, threads=cores)
-        plan = job.plan if index == 0 else replace(job.plan, cold_load=False, peers=())
-        session = Session(target, job.bundle, job.facts, workload, plan, job.run, job.name, job.emit)
-        problems += session.measure()
-    return problems
-
-
-def _job(args: argparse.Namespace, run_id: str, emit: Emit) -> Job:
+def _job(args: argparse.Namespace, run_id: str, emit: Emit, record: Emit | None) -> Job:
     """The command line as a job, checked before anything runs."""
     facts = bundle_facts(args.bundle)
+    images, clips = _attachments(args, facts)
     workloads = _workloads(args, facts)
     plan = Plan(
         ceiling=args.ceiling,
@@ -248,14 +185,41 @@ def _job(args: argparse.Namespace, run_id: str, emit: Emit) -> Job:
         ),
         cold_load=not args.no_cold,
         encode=not args.no_encode,
+        images=images,
+        clips=clips,
         bandwidth_seconds=args.bandwidth,
         timeout=args.timeout,
         peers=_peers(args, facts),
         rounds=args.rounds,
+        record=record,
+        targets=parse_targets(args.target),
     )
     name = args.name or args.bundle.resolve().name
     given = args.threads is not None
     return Job(args.bundle, facts, workloads, plan, name, run_id, emit, given)
+
+
+def _attachments(args: argparse.Namespace, facts: BundleFacts) -> tuple[int, int]:
+    """Images and clips of the answer that is measured; none without --answer."""
+    if not args.answer:
+        if args.image is not None or args.audio is not None:
+            raise UsageError("--image and --audio are for --answer")
+        return 0, 0
+    images, clips = (
+        int(encoder in facts.encoders) if given is None else given
+        for given, encoder in ((args.image, "vision"), (args.audio, "audio"))
+    )
+    if min(images, clips) < 0 or not 1 <= images + clips <= MOST:
+        expected = f"expected numbers from 0, 1 to {MOST} in all"
+        raise UsageError(f"--answer with {images} images and {clips} recordings: {expected}")
+    for flag, number, encoder in (("--image", images, "vision"), ("--audio", clips, "audio")):
+        if number and encoder not in facts.encoders:
+            raise UsageError(
+                f"{flag} needs a bundle with an encoder of {encoder}: export it with --modalities"
+            )
+    if not any(args.n_gen):
+        raise UsageError("--answer needs -n: the tokens to decode")
+    return images, clips
 
 
 def _workloads(args: argparse.Namespace, facts: BundleFacts) -> list[Workload]:
@@ -295,7 +259,7 @@ def _workloads(args: argparse.Namespace, facts: BundleFacts) -> list[Workload]:
             context=args.context,
             requests=args.requests,
             prompt=args.prompt,
-            answer=args.answer,
+            answer=args.tokens,
             sustained_s=args.sustained,
         )
         for count in threads
@@ -306,22 +270,24 @@ def _workloads(args: argparse.Namespace, facts: BundleFacts) -> list[Workload]:
 
 
 def _peers(args: argparse.Namespace, facts: BundleFacts) -> list[Peer]:
-    models: dict[str, Path | None] = {
-        "llama.cpp": args.gguf,
-        "litert-lm": args.litertlm or (args.bundle if facts.format == "litertlm" else None),
-        "onnxruntime-genai": args.genai,
-        "transformers": args.checkpoint,
-    }
+    flags = ("gguf", "litertlm", "genai", "checkpoint", "against", "llama_bench")
     if not args.peers:
-        given = [flag for flag in ("gguf", "litertlm", "genai", "checkpoint") if getattr(args, flag)]
-        if given:
-            raise UsageError(f"--{given[0]} is for --peers")
+        if given := next((flag for flag in flags if getattr(args, flag)), None):
+            raise UsageError(f"--{given.replace('_', '-')} is for --peers")
         return []
     if args.device != "local" or args.fleet:
         raise UsageError("--peers runs on this machine only: leave out --device and --fleet")
+    models: dict[str, Path | None] = {
+        "llama.cpp": args.gguf,
+        LITERT_LM: args.litertlm or (args.bundle if args.bundle.is_file() else None),
+        "onnxruntime-genai": args.genai,
+        "transformers": args.checkpoint,
+    }
     found, skipped = find_peers(models, args.llama_bench)
     for reason in skipped:
         progress(f"left out: {reason}")
+    if args.against:
+        found.append(other_bundle(args.against))
     return found
 
 

@@ -1,0 +1,77 @@
+"""What results say about a bundle: its model and recipe, its sizes, its engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.manifest import EXPORT_AGAIN, MANIFEST
+from gemma_edge.runtime.cache_folder import cache_folder
+from gemma_edge.runtime.engines.engine_registry import engine_of
+from gemma_edge.runtime.errors import BundleError
+
+
+class BundleFacts(NamedTuple):
+    """What a record says about the bundle that was measured."""
+
+    model: str
+    recipe: str
+    bytes_per_token: int  # bytes of weights that decoding one token reads
+    parameters: int  # in all of its parts
+    file_bytes: int
+    format: str  # "onnx", "tflite", "litertlm"
+    engine: str  # "ONNX Runtime", "LiteRT"
+    distribution: str  # of the engine; its version is part of a record
+    packs_weights: bool  # the engine writes packed weights into the cache folder during its first load
+    context: int  # tokens of KV cache that it was planned for
+    chunk: int  # tokens of one prefill call
+    kv_cache: str  # "fp32", "int8"
+    encoders: tuple[str, ...] = ()  # of "vision" and "audio"
+
+
+def bundle_facts(path: Path) -> BundleFacts:
+    """Reads them from the manifest.
+
+    Raises:
+        BundleError: not a bundle, or one whose plan does not say what a token costs.
+    """
+    bundle = Bundle.open(path)
+    plan, recipe = bundle.manifest.get("plan"), bundle.manifest.get("recipe")
+    bytes_per_token = plan.get("bytes_per_token") if isinstance(plan, dict) else None
+    if not isinstance(bytes_per_token, int) or bytes_per_token <= 0:
+        field, manifest = "plan.bytes_per_token", path / MANIFEST
+        raise BundleError(manifest, field, "a number of bytes", bytes_per_token, EXPORT_AGAIN)
+    name = recipe.get("name") if isinstance(recipe, dict) else recipe
+    config = bundle.config
+    shape = f"{config.num_hidden_layers} layers, hidden {config.hidden_size}"
+    model = f"Gemma 3n: {shape}, feed-forward {max(config.intermediate_size)}"
+    engine = engine_of(bundle.format)
+    parts = plan.get("parts") if isinstance(plan, dict) else None
+    return BundleFacts(
+        model,
+        str(name),
+        bytes_per_token,
+        parameters=sum(int(part.get("elements", 0)) for part in parts or ()),
+        file_bytes=sum(record.bytes for record in bundle.files.values()),
+        format=bundle.format,
+        engine=engine.name,
+        distribution=engine.distribution,
+        packs_weights=engine.packs_weights,
+        context=bundle.context,
+        chunk=bundle.chunk,
+        kv_cache=bundle.kv_cache,
+        encoders=tuple(bundle.modalities),
+    )
+
+
+def bundle_files(path: Path) -> list[Path]:
+    """All files that loading a bundle reads: its own, and what the runtime has kept of it in its cache
+    folder.
+    """
+    own = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    bundle = Bundle.open(path)
+    kept = {
+        file for record in bundle.files.values() for file in cache_folder().glob(f"{record.sha256[:32]}-*")
+    }
+    return [*own, *sorted(kept)]

@@ -1,0 +1,85 @@
+"""JSONL files of results, read and written: every line is a record or a row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gemma_edge.benchmarks.records.record import CeilingRecord, CompareRecord, Head, QualityRecord, Record
+from gemma_edge.benchmarks.records.rows import BenchRow, EncodeRow, SessionRow
+from gemma_edge.benchmarks.typed_json import FieldError, from_json, to_json
+from gemma_edge.runtime.errors import FileError
+from gemma_edge.runtime.text_files import read_text
+
+MAX_RESULTS_BYTES = 256 << 20
+# Kinds with a class of their own; any other kind is a `Record`.
+KINDS: dict[str, type[Head]] = {
+    "bench": BenchRow,
+    "encode": EncodeRow,
+    "session": SessionRow,
+    "compare": CompareRecord,
+    "ceiling": CeilingRecord,
+    "quality": QualityRecord,
+}
+# Keys of peers in old records, and their names.
+_OLD_PEERS = {"llama_cpp": "llama.cpp", "litert_lm": "litert-lm", "against": "the other bundle"}
+
+
+class RecordError(FileError):
+    """A results file holds a line that is not a record."""
+
+
+def append_record(path: Path, record: Head) -> None:
+    """Appends one line to a JSONL file, making its folder. Raises ValueError for NaN and infinity."""
+    line = json_line(record)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line)  # one write: two processes' records do not mix
+
+
+def json_line(record: Head) -> str:
+    """A record as a line of a results file. Raises ValueError for NaN and infinity."""
+    return json.dumps(to_json(record), allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def read_records(path: Path) -> list[Head]:
+    """All records of a JSONL file, each of the class of its kind.
+
+    Raises:
+        RecordError: a line is not a record, or of a newer schema; the error names file, line and field.
+    """
+    lines = read_text(path, RecordError, what="a JSONL file", limit=MAX_RESULTS_BYTES).splitlines()
+    return [_record(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def parse_record(data: object) -> Head:
+    """One record. Raises FieldError, which names the field."""
+    if not isinstance(data, dict):
+        raise FieldError("", "a JSON object", data)
+    kind = data.get("kind")
+    return from_json(KINDS.get(kind, Record) if isinstance(kind, str) else Record, _upgraded(data))
+
+
+def _record(path: Path, number: int, line: str) -> Head:
+    try:
+        return parse_record(json.loads(line))
+    except FieldError as error:
+        raise RecordError(path, f"line {number}: {error.field}", error.expected, error.got) from None
+    except (ValueError, RecursionError) as error:
+        raise RecordError(path, f"line {number}", "a JSON object", error) from None
+
+
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """A record with the peers of each round in one field; old records have a field a peer."""
+    raw = data.get("raw")
+    rounds = raw.get("rounds") if isinstance(raw, Mapping) else None
+    if data.get("kind") != "compare" or not isinstance(rounds, list):
+        return data
+    newer = []
+    for each in rounds:
+        if isinstance(each, dict) and "peers" not in each:
+            each = {**each, "peers": {name: each[key] for key, name in _OLD_PEERS.items() if each.get(key)}}
+        newer.append(each)
+    return {**data, "raw": {"rounds": newer}}

@@ -1,0 +1,114 @@
+"""Ask a bundle questions with one right answer each, and count the correct answers.
+
+    gemma-edge eval out/ questions.jsonl
+    gemma-edge eval ckpt/ questions.jsonl --recipe int8 --recipe int4     the cost of recipes in answers
+
+TASKS is a JSON lines file, one question a line:
+
+    {"task": "arithmetic", "messages": [{"role": "user", "content": "What is 3 + 4?"}], "answer": "7"}
+
+Messages are as `Model.generate` takes them; files of images and recordings are named relative to TASKS.
+Answers are greedy. An answer is correct if it equals `answer` to the letter, except for white space around
+it.
+
+For a checkpoint, every recipe is exported in every format to a temporary folder and asked. The table that is
+printed also has the divergence of logits from the checkpoint, the size, and the peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from gemma_edge.benchmarks.measure.questions import (
+    Answered,
+    Question,
+    answers,
+    format_scores,
+    read_questions,
+    scores,
+    take,
+    to_json,
+)
+from gemma_edge.benchmarks.measure.recipe_quality import FORMATS, RECIPES, measure_quality, read_answers
+from gemma_edge.benchmarks.output.quality_table import render_quality
+from gemma_edge.benchmarks.records.results_file import append_record, json_line
+from gemma_edge.benchmarks.script import progress
+from gemma_edge.export.progress_bar import ProgressBar
+from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.model import Model
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle, or a checkpoint to export")
+    parser.add_argument("tasks", metavar="TASKS", help="JSON lines of questions")
+    parser.add_argument(
+        "--task", action="append", default=[], metavar="NAME", help="ask only this task; repeatable"
+    )
+    parser.add_argument("--each", type=int, metavar="N", help="ask only the first N questions of each task")
+    parser.add_argument("--wrong", action="store_true", help="print the wrong answers too")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object with scores and all answers"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one a core)")
+    recipes = parser.add_argument_group("for a checkpoint")
+    recipes.add_argument(
+        "--recipe", action="append", metavar="NAME", help=f"repeatable (default: {', '.join(RECIPES)})"
+    )
+    recipes.add_argument(
+        "--format", action="append", choices=FORMATS, help="repeatable (default: all of them)"
+    )
+    recipes.add_argument(
+        "--answers",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="answers of another program, as --json prints them: a column of their own",
+    )
+    recipes.add_argument("--name", help="the model's name in results (default: the checkpoint's folder)")
+    recipes.add_argument("--record", type=Path, metavar="FILE", help="append a record to this JSONL file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The verb. Raises what `Model.load`, `read_questions`, `answers` and `measure_quality` raise."""
+    questions = take(read_questions(args.tasks), args.each, args.task)
+    checkpoint = Path(args.bundle)
+    if (checkpoint / "config.json").is_file() and not (checkpoint / "manifest.json").is_file():
+        return _compare(args, checkpoint, questions)
+    given = next((f for f in ("recipe", "format", "answers", "name", "record") if getattr(args, f)), None)
+    if given:
+        raise UsageError(f"--{given} is for a checkpoint, and {args.bundle} is none")
+    model = Model.load(args.bundle, threads=args.threads, keep_encoders=True, log=lambda text: None)
+    began, replies = time.perf_counter(), list[Answered]()
+    with ProgressBar("questions", len(questions), True, "") as bar:
+        for one in answers(model, questions):
+            replies.append(one)
+            bar.advance(1)
+    seconds = time.perf_counter() - began
+    if args.json:
+        print(json.dumps(to_json(replies, seconds), ensure_ascii=False))
+        return 0
+    for one in replies:
+        if args.wrong and not one.right:
+            print(f"{one.task}: expected {one.answer!r}, got {one.got!r}")
+    print(format_scores(scores(replies)))
+    progress(f"{len(replies)} answers in {seconds:.1f} s")
+    return 0
+
+
+def _compare(args: argparse.Namespace, checkpoint: Path, questions: list[Question]) -> int:
+    record = measure_quality(
+        checkpoint,
+        questions,
+        recipes=args.recipe or RECIPES,
+        formats=args.format or FORMATS,
+        others=dict(read_answers(named) for named in args.answers),
+        name=args.name or checkpoint.resolve().name,
+    )
+    if args.record:
+        append_record(args.record, record)
+    print(json_line(record).rstrip() if args.json else render_quality(record.metrics))
+    return 0
