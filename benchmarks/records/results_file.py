@@ -50,7 +50,7 @@ def read_records(path: Path) -> list[Head]:
     Raises:
         RecordError: a line is not a record, or of a newer schema; the error names file, line and field.
     """
-    lines = read_text(path, RecordError, what="a JSONL file", limit=MAX_RESULTS_BYTES).splitlines()
+    lines = read_text(path, RecordError, what="a JSONL file", limit=MAX_RESULTS_BYTES).split("\n")
     return [_record(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 

@@ -254,9 +254,9 @@ def read_recipe(folder: Path) -> None:
 def read_results(folder: Path) -> None:
     from gemma_edge.benchmarks.output.plots import render_plots
     from gemma_edge.benchmarks.output.report import render_page
+    from gemma_edge.benchmarks.output.result_text import to_csv, to_markdown
     from gemma_edge.benchmarks.output.table import render_table
     from gemma_edge.benchmarks.records.results_file import read_records
-    from gemma_edge.benchmarks.records.rows import to_csv, to_markdown
 
     records = read_records(folder / "results.jsonl")
     if records:
