@@ -13,8 +13,10 @@ import difflib
 import errno
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from gemma_edge.runtime.errors import MESSAGE_CHARACTERS, GemmaEdgeError, UsageError, printable
 
@@ -47,6 +49,7 @@ EXTRAS = {
     "huggingface_hub": "hub",
 }
 TRACEBACK = "GEMMA_EDGE_TRACEBACK"
+SIGNAL_BASE = 128  # exit code of a command that a signal ended, less the signal's number
 INTERRUPTED = 130
 
 
@@ -56,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
     try:
-        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        with _termination_unwinds():
+            code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # argparse: --help is 0, a usage error 2
@@ -72,6 +76,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         message, code = _explain(error)
         print(f"gemma-edge: {printable(message, MESSAGE_CHARACTERS)}", file=sys.stderr)
         return code
+
+
+@contextlib.contextmanager
+def _termination_unwinds() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP clean up as Ctrl-C does; those that are ignored, as below nohup, stay so."""
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+        raise SystemExit(SIGNAL_BASE + number)
+
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        changed = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in changed:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -117,8 +117,10 @@ def _verify(
 ) -> Agreement:
     """The parity gate."""
     bundle = Bundle.open(artifact.path)
-    agreement = verify_sequences(bundle, checkpoint, prompts, progress=progress)
-    agreement = replace(agreement, encoders=encoder_errors(bundle, checkpoint, progress=progress))
+    scratch = artifact.writer.scratch
+    agreement = verify_sequences(bundle, checkpoint, prompts, scratch=scratch, progress=progress)
+    errors = encoder_errors(bundle, checkpoint, scratch=scratch, progress=progress)
+    agreement = replace(agreement, encoders=errors)
     try:
         check_bounds(agreement, bounds)
     except ParityError as error:

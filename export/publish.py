@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
 import glob
 import hashlib
 import json
@@ -18,6 +21,7 @@ from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 from gemma_edge.runtime.file_digest import sha256
 
 Json = dict[str, Any]
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2
 ROOM = 64 << 20  # bytes left free on the disk beside what the bundle needs
 
 
@@ -73,23 +77,28 @@ class HashingFile:
         return {"bytes": self._position, "sha256": digest}
 
     def abandon(self) -> None:
-        self._file.close()
+        """Closes; what a full disk did not take is dropped."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 class BundleWriter:
     """Collects the files of a bundle in a hidden sibling of `target`; `publish` makes them the bundle.
 
-    Leaving the context without `publish`, by whatever error or Ctrl-C, removes the sibling.
+    Leaving the context without `publish`, by whatever error or Ctrl-C, removes the sibling. A target that is
+    a symbolic link is followed. `scratch` is a second hidden sibling, for files that are no part of the
+    bundle.
 
     Raises:
         UsageError: `target` exists and is not a bundle, so that nothing else is ever overwritten.
     """
 
     def __init__(self, target: Path) -> None:
-        self.target = target.absolute()
+        self.target = Path(os.path.realpath(target)) if target.is_symlink() else target.absolute()
         if not self._replaceable():
             raise UsageError(f"{target} exists and is not a bundle; name another folder, or remove it")
         self.folder = self.target.with_name(f".{self.target.name}.partial-{os.getpid()}")
+        self.scratch = self.folder.with_name(f".{self.target.name}.partial-scratch-{os.getpid()}")
         self.records: Json = {}
         self._open: list[HashingFile] = []
 
@@ -103,6 +112,7 @@ class BundleWriter:
         self.target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(self.target)
         self.folder.mkdir()
+        self.scratch.mkdir()
         return self
 
     def check_room(self, needed: int) -> None:
@@ -141,17 +151,30 @@ class BundleWriter:
         return self._replace_target(self.folder)
 
     def _replace_target(self, new: Path) -> Path:
-        old = self.target.with_name(f".{self.target.name}.old-{os.getpid()}")
-        try:
-            if self.target.exists():
-                os.rename(self.target, old)
-            os.rename(new, self.target)
-        except BaseException:
-            if old.exists() and not self.target.exists():
-                os.rename(old, self.target)
-            raise
+        """Puts `new` in the target's place. The old bundle is then in the place of `new`, which `__exit__`
+        removes.
+
+        Where the file system cannot exchange two names, the old folder goes aside first: a kill between the
+        two renames leaves it as `.NAME.old-PID`, and the next export to the same target puts it back.
+
+        Raises:
+            GemmaEdgeError: the old bundle is aside and could not be put back; the message says where it is.
+        """
+        if not self.target.exists() or self.target.is_file():
+            os.replace(new, self.target)
+        elif not exchange(new, self.target):
+            old = self.target.with_name(f".{self.target.name}.old-{os.getpid()}")
+            os.rename(self.target, old)
+            try:
+                os.rename(new, self.target)
+            except BaseException as error:
+                try:
+                    os.rename(old, self.target)
+                except OSError:
+                    raise GemmaEdgeError(f"{self.target}: {error}; the old bundle is {old}") from error
+                raise
+            _remove(old)
         _sync_folder(self.target.parent)
-        _remove(old)
         return self.target
 
     def __exit__(
@@ -160,6 +183,7 @@ class BundleWriter:
         for file in self._open:
             file.abandon()
         shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 class FileWriter(BundleWriter):
@@ -174,6 +198,18 @@ class FileWriter(BundleWriter):
     def publish_file(self, path: Path) -> Path:
         """Renames a file of the folder to the target, as `publish` does with the folder."""
         return self._replace_target(path)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchanges two names at once; False where kernel, C library or file system cannot. Linux only."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    done = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    if done and (error := ctypes.get_errno()) not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+        raise OSError(error, os.strerror(error), str(one), None, str(other))
+    return not done
 
 
 def _remove(path: Path) -> None:

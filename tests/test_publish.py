@@ -25,12 +25,14 @@ MANIFEST = {"schema_version": 1, "config": SMALL, "context": 64, "chunk": 16, "k
 KILLED = """\
 import json, os, signal, sys
 from pathlib import Path
+from gemma_edge.export import publish
 from gemma_edge.export.publish import BundleWriter
 
 def die(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 
 moment, rename = sys.argv[2], os.rename
+publish.exchange = lambda *paths: False  # as on a file system that cannot
 with BundleWriter(Path(sys.argv[1])) as writer:
     if moment == "while a file is written":
         writer.write("decoder.onnx", lambda file: (file.write(b"half"), die()))
@@ -41,9 +43,9 @@ with BundleWriter(Path(sys.argv[1])) as writer:
     if moment == "before the renames":
         die()
     if moment == "between the renames":
-        os.rename = lambda a, b: rename(a, b) if ".partial" not in str(a) else die()
+        os.rename = os.replace = lambda a, b: rename(a, b) if ".partial" not in str(a) else die()
     if moment == "after the renames":
-        os.rename = lambda a, b: (rename(a, b), die() if ".partial" in str(a) else None)
+        publish._sync_folder = lambda folder: die() if folder.name == "disk" else None
     writer.publish()
 """
 
@@ -159,6 +161,7 @@ def test_a_failing_rename_leaves_the_old_bundle(target: Path, monkeypatch: pytes
             raise OSError(errno.EIO, "broken")
         rename(source, to)
 
+    monkeypatch.setattr("gemma_edge.export.publish.exchange", lambda *_: False)
     monkeypatch.setattr("gemma_edge.export.publish.os.rename", failing)
     with pytest.raises(OSError, match="broken"):
         publish(target, b"new")
@@ -192,6 +195,134 @@ def test_old_new_or_absent_whenever_it_is_killed(target: Path, moment: str, old:
     # The next export is not hindered, and clears what the killed one has left.
     publish(target, b"next")
     assert content(target) == b"next" and names(target.parent) == ["out"]
+
+
+# Publishes once for every file operation, in a process that kills itself before that operation.
+EVERY_KILL = """\
+import json, os, signal, shutil, sys
+from pathlib import Path
+from gemma_edge.export import publish
+from gemma_edge.export.publish import BundleWriter
+from gemma_edge.runtime.artifacts.bundle import Bundle
+
+target, old, exchanges, manifest = Path(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.scandir", "shutil.rmtree")
+count, deadly = 0, -1
+
+def step(name, *args):
+    global count
+    count += 1
+    if count == deadly:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def stepping(module, name):
+    function = getattr(module, name)
+    setattr(module, name, lambda *args: (step(name), function(*args))[1])
+
+def write(content):
+    with BundleWriter(target) as writer:
+        writer.write_bytes("decoder.onnx", content)
+        writer.write_manifest(manifest)
+        writer.publish()
+
+def state():
+    return Bundle.open(target).file("decoder.onnx").read_bytes() if target.exists() else None
+
+if exchanges == "no":
+    publish.exchange = lambda *paths: False
+states = []
+while True:
+    deadly += 1 if deadly > 0 else 2
+    if old == "old":
+        write(b"old")
+    else:
+        shutil.rmtree(target, ignore_errors=True)
+    if not (pid := os.fork()):
+        stepping(os, "fsync")
+        stepping(publish, "exchange")
+        sys.addaudithook(lambda name, args: step(name) if name in OPERATIONS else None)
+        write(b"new")
+        os._exit(0)
+    killed = os.waitpid(pid, 0)[1] != 0
+    found = state()
+    write(b"next")
+    if state() != b"next" or [path.name for path in target.parent.iterdir()] != [target.name]:
+        sys.exit(f"killed at {deadly}: {list(target.parent.iterdir())}")
+    if not killed:
+        break
+    states.append(None if found is None else found.decode())
+print(json.dumps(states))
+"""
+
+
+@pytest.mark.parametrize("exchanges", ["yes", "no"])
+@pytest.mark.parametrize("old", ["old", "absent"])
+def test_killed_before_every_file_operation(target: Path, old: str, exchanges: str) -> None:
+    target.parent.mkdir(parents=True)
+    argv = [sys.executable, "-c", EVERY_KILL, str(target), old, exchanges, json.dumps(MANIFEST)]
+    run = subprocess.run(argv, capture_output=True, encoding="utf-8", check=False)
+    assert run.returncode == 0, run.stderr
+    states = json.loads(run.stdout)
+    assert len(states) > 15
+    before = "old" if old == "old" else None
+    absent_between = 1 if old == "old" and exchanges == "no" else 0  # the one moment of two renames
+    first = states.index("new")
+    assert states[: first - absent_between] == [before] * (first - absent_between)
+    assert states[first:] == ["new"] * (len(states) - first)
+
+
+def test_a_link_is_followed(target: Path, tmp_path: Path) -> None:
+    publish(target, b"old")
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    publish(link, b"new")
+    assert link.is_symlink() and content(target) == b"new" and names(target.parent) == ["out"]
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to(target.parent / "made")
+    publish(dangling, b"new")
+    assert content(target.parent / "made") == b"new"
+
+
+def test_a_disk_that_fills_leaves_nothing_behind(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.getuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        publish(disk / "out", b"old")
+        for size in (1_040_000, 1_050_000, 1_100_000, 5_000_000):
+            with pytest.raises(OSError, match="No space"):
+                publish(disk / "out", bytes(size))
+            assert names(disk) == ["out"] and content(disk / "out") == b"old"
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_an_export_that_is_ended_cleans_up(
+    target: Path, tiny_checkpoint: Path, tmp_path: Path, number: int
+) -> None:
+    """Ended while the gate's process runs: neither outlives the other, and none prints a traceback."""
+    publish(target, b"old")
+    argv = [sys.executable, "-m", "gemma_edge.cli.main", "export", str(tiny_checkpoint), str(target)]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [*argv, "--context", "64"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+    scratch = target.parent / f".out.partial-scratch-{process.pid}"
+    while not list(scratch.glob("*")):
+        assert process.poll() is None
+    process.send_signal(number)
+    assert process.stdout is not None
+    said = process.stdout.read()  # until the gate's process, too, has ended
+    assert process.wait() == 128 + number and "Traceback" not in said
+    assert names(target.parent) == ["out"] and content(target) == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["disk"]
 
 
 def test_the_folder_of_another_running_export_is_left_alone(target: Path) -> None:

@@ -29,8 +29,13 @@ Array = NDArray[np.float32]
 CLIP_SECONDS = 2.0
 
 
-def encoder_errors(bundle: Bundle, checkpoint: Checkpoint, *, progress: bool = False) -> dict[str, float]:
+def encoder_errors(
+    bundle: Bundle, checkpoint: Checkpoint, *, scratch: Path | None = None, progress: bool = False
+) -> dict[str, float]:
     """How far each encoder of the bundle is from the checkpoint's.
+
+    Args:
+        scratch: a folder for the encoders' inputs and outputs; by default the temporary one.
 
     Returns:
         By "vision" and "audio": the root of the mean square of the difference, over that of the reference.
@@ -43,7 +48,7 @@ def encoder_errors(bundle: Bundle, checkpoint: Checkpoint, *, progress: bool = F
         if kind not in bundle.modalities:
             continue
         sample = sample_input(encoder)
-        with tempfile.TemporaryDirectory(prefix="gemma-edge-") as folder:
+        with tempfile.TemporaryDirectory(prefix="gemma-edge-", dir=scratch) as folder:
             given, out = Path(folder) / "input.npy", Path(folder) / "rows.npy"
             np.save(given, sample)
             with ProgressBar(f"running the {kind} encoder", 0, progress):

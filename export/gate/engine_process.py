@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_edge.runtime.errors import BundleError
+from gemma_edge.runtime.parent_process import end_with_parent
 
 
 def run_isolated(path: Path, function: Callable[..., None], *args: Any) -> None:
@@ -22,7 +24,7 @@ def run_isolated(path: Path, function: Callable[..., None], *args: Any) -> None:
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(sender, function, path, *args))
+    process = context.Process(target=_work, args=(os.getpid(), sender, function, path, *args))
     with _interrupts_ignored():  # which the process inherits: Ctrl-C is for this one to handle
         process.start()
     sender.close()
@@ -40,14 +42,16 @@ def run_isolated(path: Path, function: Callable[..., None], *args: Any) -> None:
         raise error
 
 
-def _work(sender: Connection, function: Callable[..., None], *args: Any) -> None:
-    """In the other process: calls the function and sends what it raises, or None."""
+def _work(parent: int, sender: Connection, function: Callable[..., None], *args: Any) -> None:
+    """In the other process, which ends with its parent: sends what the function raises, or None."""
+    end_with_parent(parent)
+    raised = None
     try:
         function(*args)
     except Exception as error:
-        sender.send(error)
-    else:
-        sender.send(None)
+        raised = error
+    with contextlib.suppress(BrokenPipeError):  # the parent has just ended
+        sender.send(raised)
 
 
 @contextlib.contextmanager

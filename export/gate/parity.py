@@ -126,12 +126,15 @@ def verify_sequences(
     sequences: Sequence[Sequence[int]],
     *,
     starts: Sequence[int] | None = None,
+    scratch: Path | None = None,
     progress: bool = False,
 ) -> Agreement:
     """As `verify_bundle`, over token ids; each sequence starts from an empty cache.
 
     Args:
         starts: of each sequence, the first position whose logits are compared; 0 for all.
+        scratch: a folder for the bundle's logits, 4 bytes a token and entry of the vocabulary; by default the
+            temporary one.
     """
     pairs = zip(sequences, starts or [0] * len(sequences), strict=True)
     chosen = [(list(s), start) for s, start in pairs if len(s) > 1]
@@ -141,7 +144,7 @@ def verify_sequences(
     weights = sum(
         spec.size for name, spec in tensor_specs(bundle.config).items() if "per_layer.w" not in name
     )
-    with tempfile.TemporaryDirectory(prefix="gemma-edge-") as folder:
+    with tempfile.TemporaryDirectory(prefix="gemma-edge-", dir=scratch) as folder:
         path = Path(folder) / "logits.f32"
         with ProgressBar("running the bundle", 0, progress):
             run_isolated(bundle.path, write_bundle_logits, sequences, path)
