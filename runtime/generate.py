@@ -18,18 +18,16 @@ from numpy.typing import NDArray
 
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 from gemma_edge.runtime.prompt.prompt_builder import Prompt
+from gemma_edge.runtime.residency import Residency
 from gemma_edge.runtime.sampling import Sampler
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from gemma_edge.runtime.engines.decoder import Decoder
-    from gemma_edge.runtime.media.attachments import Attachment
     from gemma_edge.runtime.prompt.tokenizer import StreamDecoder
 
 Floats = NDArray[np.float32]
-# Rows of attachments by their key, f32 (soft tokens, hidden); None if asked to stop. See `Encoders.encode`.
-Encode = Callable[["Sequence[Attachment]", Callable[[], bool]], Mapping[int, Floats] | None]
 
 
 class Table(Protocol):
@@ -74,7 +72,7 @@ class Completion:
 
 
 @dataclass
-class Progress:
+class GenerationProgress:
     """Counters and seconds of one generation, filled while it runs."""
 
     prompt_tokens: int = 0
@@ -106,28 +104,19 @@ class TokenGenerator:
     """A decoder, its two tables, and the ids that its KV cache holds.
 
     Args:
-        decoder: any engine behind the `Decoder` protocol.
+        residency: the decoder, and the encoders of attachments if there are any.
         embeddings: rows (T, hidden).
         per_layer: rows (T, layers * ple width).
-        encode: makes rows of attachments; it is called before anything is asked of the decoder.
-        make_room: is called before that; it may release the decoder, and what its cache holds with it.
-        ready: is called after it, before the decoder is fed.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        embeddings: Table,
-        per_layer: Table,
-        *,
-        encode: Encode | None = None,
-        make_room: Callable[[Sequence[Attachment]], None] = lambda attachments: None,
-        ready: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.decoder, self.embeddings, self.per_layer = decoder, embeddings, per_layer
-        self.encode, self.make_room, self.ready = encode, make_room, ready
+    def __init__(self, residency: Residency, embeddings: Table, per_layer: Table) -> None:
+        self.residency, self.embeddings, self.per_layer = residency, embeddings, per_layer
         self._cached: list[int] | None = None  # keys of a Prompt; None: not known, as after an error
         self._busy = threading.Lock()
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.residency.decoder
 
     def reset(self) -> None:
         """Forgets the conversation: the KV cache is empty then."""
@@ -143,7 +132,7 @@ class TokenGenerator:
         max_tokens: int | None = None,
         end_ids: Collection[int] = (),
         cancelled: Callable[[], bool] = lambda: False,
-        progress: Progress | None = None,
+        progress: GenerationProgress | None = None,
     ) -> Generator[int, None, None]:
         """Token ids that continue `prompt`, up to and including one of `end_ids`, if it comes to that.
 
@@ -176,7 +165,7 @@ class TokenGenerator:
             raise UsageError(f"max_tokens must be 1 or more, not {max_tokens}")
         room = context - len(ids)
         limit = room if max_tokens is None else min(max_tokens, room)
-        progress = progress or Progress()
+        progress = progress or GenerationProgress()
         progress.prompt_tokens, progress.soft_tokens = len(ids), prompt.soft_tokens
         return self._tokens(prompt, sampler, limit, frozenset(end_ids), cancelled, progress)
 
@@ -187,7 +176,7 @@ class TokenGenerator:
         limit: int,
         end_ids: frozenset[int],
         cancelled: Callable[[], bool],
-        progress: Progress,
+        progress: GenerationProgress,
     ) -> Generator[int, None, None]:
         if not self._busy.acquire(blocking=False):
             raise UsageError("the model is still streaming another answer: finish it, or call its cancel()")
@@ -212,11 +201,13 @@ class TokenGenerator:
         finally:
             self._busy.release()
 
-    def _prefill(self, prompt: Prompt, cancelled: Callable[[], bool], progress: Progress) -> Floats | None:
+    def _prefill(
+        self, prompt: Prompt, cancelled: Callable[[], bool], progress: GenerationProgress
+    ) -> Floats | None:
         """Logits of the prompt's last token, f32 (V,), with the prompt in the cache; None when cancelled."""
         reused = self._reusable(prompt.keys)
         if needed := prompt.after(reused):
-            self.make_room(needed)
+            self.residency.make_room(needed)
             reused = self._reusable(prompt.keys)
         if not reused:
             self.reset()
@@ -224,7 +215,7 @@ class TokenGenerator:
         rows = self._encoded(prompt, reused, cancelled, progress)
         if rows is None or cancelled():
             return None
-        self.ready()
+        self.residency.load_decoder()
         started = time.perf_counter()
         logits = None
         for start in range(reused, len(prompt.ids), self.decoder.chunk):
@@ -236,16 +227,14 @@ class TokenGenerator:
         return logits
 
     def _encoded(
-        self, prompt: Prompt, reused: int, cancelled: Callable[[], bool], progress: Progress
+        self, prompt: Prompt, reused: int, cancelled: Callable[[], bool], progress: GenerationProgress
     ) -> Mapping[int, Floats] | None:
         """Rows of the attachments that are not in the cache; None when cancelled."""
         needed = prompt.after(reused)
         if not needed:
             return {}
-        if self.encode is None:
-            raise UsageError("this model was made without encoders: it takes text alone")
         started = time.perf_counter()
-        rows = self.encode(needed, cancelled)
+        rows = self.residency.encode(needed, cancelled)
         progress.encode_s = time.perf_counter() - started
         return rows
 
@@ -336,7 +325,7 @@ class Stream(Iterator[str]):
         text: StreamDecoder,
         stops: StopStrings,
         end_ids: Collection[int],
-        progress: Progress,
+        progress: GenerationProgress,
         cancelled: threading.Event,
     ) -> None:
         self._answer = _Answer(progress, cancelled)
@@ -384,7 +373,7 @@ class Stream(Iterator[str]):
 class _Answer:
     """What a stream and its generator share."""
 
-    def __init__(self, progress: Progress, cancelled: threading.Event) -> None:
+    def __init__(self, progress: GenerationProgress, cancelled: threading.Event) -> None:
         self.progress, self.cancelled = progress, cancelled
         self.emitted: list[str] = []
         self.completion: Completion | None = None

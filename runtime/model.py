@@ -8,42 +8,46 @@ for piece in model.generate("What is this?", attach=["photo.jpg"], stream=True):
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 from gemma_edge.runtime.artifacts.bundle import Bundle
-from gemma_edge.runtime.available_memory import available_memory
-from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
-from gemma_edge.runtime.errors import BundleError, UsageError
-from gemma_edge.runtime.families.config_fields import MAX_SIZE
-from gemma_edge.runtime.generate import Completion, Progress, StopStrings, Stream, Table, TokenGenerator
+from gemma_edge.runtime.engines.decoder import Decoder
+from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.generate import (
+    Completion,
+    GenerationProgress,
+    StopStrings,
+    Stream,
+    Table,
+    TokenGenerator,
+)
 from gemma_edge.runtime.media.attachments import MODALITY, Attachment, Part, Reader
+from gemma_edge.runtime.model_parts import (
+    bundle_decoder,
+    bundle_encoders,
+    bundle_sampling,
+    bundle_tables,
+    bundle_template,
+    bundle_tokenizer,
+)
 from gemma_edge.runtime.prompt.chat_template import ChatTemplate, Message, normalize_messages
 from gemma_edge.runtime.prompt.prompt_builder import (
     Prompt,
     attached,
     build,
-    expansion,
     open_messages,
     placeholder,
 )
 from gemma_edge.runtime.prompt.tokenizer import StreamDecoder, Tokenizer
+from gemma_edge.runtime.residency import AttachmentEncoder, Residency
 from gemma_edge.runtime.sampling import Sampler, Sampling
-from gemma_edge.runtime.text_files import read_json, read_text
-
-if TYPE_CHECKING:
-    from gemma_edge.runtime.engines.decoder import Decoder
-    from gemma_edge.runtime.media.encoder_pool import Encoders
 
 Question = str | Sequence[Message]
-
-SPARE_BYTES = 64 << 20  # left free beside an encoder and the decoder: rows, and file pages of a step
 
 
 class Model:
@@ -73,7 +77,7 @@ class Model:
         sampling: Sampling | None = None,
         end_ids: Collection[int] | None = None,
         reader: Reader | None = None,
-        encoders: Encoders | None = None,
+        encoders: AttachmentEncoder | None = None,
         bundle: Bundle | None = None,
     ) -> None:
         self.decoder, self.embeddings, self.per_layer = decoder, embeddings, per_layer
@@ -84,14 +88,8 @@ class Model:
         self.end_ids = frozenset(end_ids if end_ids is not None else () if eos is None else (eos,))
         self.reader = reader or Reader({}, context=decoder.context)
         self.encoders, self.bundle = encoders, bundle
-        self._generator = TokenGenerator(
-            decoder,
-            embeddings,
-            per_layer,
-            encode=None if encoders is None else encoders.encode,
-            make_room=self._make_room,
-            ready=self._load_decoder,
-        )
+        self.residency = Residency(decoder, encoders)
+        self._generator = TokenGenerator(self.residency, embeddings, per_layer)
 
     @classmethod
     def load(
@@ -121,56 +119,14 @@ class Model:
             BundleError, TokenizerError: the bundle is damaged.
             UsageError: `threads`, `context` or `video_tokens` is out of range.
         """
-        from gemma_edge.runtime.artifacts.ple_table import PleTable
-        from gemma_edge.runtime.artifacts.row_table import RowTable
-        from gemma_edge.runtime.artifacts.token_rows import TokenRows
-        from gemma_edge.runtime.engines.engine_registry import engine_of, load_decoder
-
         for name, value in (("threads", threads), ("context", context)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be 1 or more, not {value}")
         bundle = Bundle.open(path)
-        manifest = bundle.path / "manifest.json"
-        tables = bundle.member("tables", dict)
-        for name in ("embedding", "per_layer"):
-            layout = tables.get(name)
-            if not isinstance(layout, dict) or not isinstance(layout.get("file"), str):
-                raise BundleError(manifest, f"tables.{name}", "a layout that names its file", repr(layout))
-        embedding, per_layer = tables["embedding"], tables["per_layer"]
-        added = bundle.manifest.get("added_tokens", {})
-        if not isinstance(added, dict) or not all(_is_token_id(i) for i in added.values()):
-            raise BundleError(manifest, "added_tokens", "ids by text", repr(added)[:80])
-        tokenizer = Tokenizer(bundle.file("tokenizer.model"), added, bundle.config.vocab_size)
-        template = None
-        if (name := "chat_template.jinja") in bundle.files:
-            template = ChatTemplate(read_text(bundle.file(name), BundleError), bundle.file(name))
-        sampling, end_ids = Sampling(), bundle.config.eos_token_ids
-        if (name := "generation_config.json") in bundle.files:
-            sampling, end_ids = read_generation_config(bundle.file(name), end_ids)
-        config = bundle.config
-        embeddings = RowTable(bundle.file(embedding["file"]), embedding)
-        for field, expected, got in (
-            ("rows", config.vocab_size, embeddings.rows),
-            ("columns", config.hidden_size, embeddings.columns),
-            ("scale", config.embed_scale, embeddings.layout.scale),
-        ):
-            if not math.isclose(expected, got, rel_tol=1e-6):
-                raise BundleError(manifest, f"tables.embedding.{field}", expected, got)
-        for modality in bundle.modalities.values():
-            expansion(modality, tokenizer)  # raises unless the tokenizer has its tokens
-        decoder: Decoder
-        if defer_decoder or bundle.modalities:
-            if context is not None and context > (most := engine_of(bundle.format).largest_context(bundle)):
-                raise UsageError(f"context must be 1 to {most}, not {context}")
-            decoder = DeferredDecoder(
-                lambda: load_decoder(bundle, threads=threads, context=context),
-                context=context or bundle.context,
-                chunk=bundle.chunk,
-            )
-            if not defer_decoder:
-                decoder.load()
-        else:
-            decoder = load_decoder(bundle, threads=threads, context=context)
+        tokenizer, template = bundle_tokenizer(bundle), bundle_template(bundle)
+        sampling, end_ids = bundle_sampling(bundle)
+        embeddings, per_layer = bundle_tables(bundle)
+        decoder = bundle_decoder(bundle, threads=threads, context=context, defer=defer_decoder)
         reader = Reader(
             bundle.modalities,
             context=decoder.context,
@@ -178,44 +134,18 @@ class Model:
             video_tokens=video_tokens,
             note=log,
         )
-        encoders = None
-        if bundle.modalities:
-            from gemma_edge.runtime.media.encoder_pool import Encoders, load_encoder
-
-            encoders = Encoders(
-                bundle.modalities,
-                partial(load_encoder, bundle, threads=threads),
-                keep=keep_encoders,
-                report=lambda done: log(str(done)),
-            )
         return cls(
             decoder,
-            TokenRows(embeddings, list(bundle.modalities.values())),
-            PleTable(bundle.file(per_layer["file"]), per_layer, bundle.config),
+            embeddings,
+            per_layer,
             tokenizer,
             template=template,
             sampling=sampling,
             end_ids=end_ids,
             reader=reader,
-            encoders=encoders,
+            encoders=bundle_encoders(bundle, threads=threads, keep=keep_encoders, log=log),
             bundle=bundle,
         )
-
-    def _make_room(self, attachments: Sequence[Attachment]) -> None:
-        """Releases the decoder if the encoders of these need more memory than there is beside it."""
-        if not isinstance(self.decoder, DeferredDecoder) or not self.decoder.loaded:
-            return
-        if self.encoders is not None:
-            attachments = self.encoders.missing(attachments)
-        found = [self.reader.modalities[MODALITY[item.kind]] for item in attachments]
-        need = max((modality.resident + modality.activations for modality in found), default=0)
-        room = available_memory() if need else None
-        if room is not None and room < need + SPARE_BYTES:
-            self.decoder.release()
-
-    def _load_decoder(self) -> None:
-        if isinstance(self.decoder, DeferredDecoder):
-            self.decoder.load()
 
     def prompt(
         self,
@@ -279,9 +209,8 @@ class Model:
 
         The latest 32 MB of encoded attachments are kept: 16 images at the published sizes.
         """
-        if self.encoders is not None and attachments:
-            self._make_room(attachments)
-            self.encoders.encode(attachments)
+        self.residency.make_room(attachments)
+        self.residency.encode(attachments)
 
     def reset(self) -> None:
         """Empties the KV cache."""
@@ -294,7 +223,7 @@ class Model:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         end_ids: Collection[int] = (),
-        progress: Progress | None = None,
+        progress: GenerationProgress | None = None,
     ) -> Iterator[int]:
         """Token ids that continue ids, without a tokenizer; greedy unless told. See `TokenGenerator`."""
         sampler = Sampler(sampling or Sampling(temperature=0.0))
@@ -357,7 +286,7 @@ class Model:
         stops = StopStrings([stop] if isinstance(stop, str) else list(stop or ()))
         started = time.perf_counter()
         made = self.prompt(prompt, system=system, attach=attach, raw=raw)
-        progress = Progress(tokenize_s=time.perf_counter() - started)
+        progress = GenerationProgress(tokenize_s=time.perf_counter() - started)
         cancelled = threading.Event()
         tokens = self._generator.stream_tokens(
             made,
@@ -373,32 +302,3 @@ class Model:
         for _ in answer:
             pass
         return answer.completion
-
-
-def read_generation_config(path: Path, end_ids: Collection[int] = ()) -> tuple[Sampling, tuple[int, ...]]:
-    """Sampling defaults and end ids of a generation_config.json.
-
-    Args:
-        end_ids: what holds where the file has no eos_token_id.
-
-    Raises:
-        BundleError: not JSON, or a value that is out of range.
-    """
-    data = read_json(path, BundleError)
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    values = {name: data[name] for name in names if data.get(name) is not None}
-    if data.get("do_sample") is False:
-        values["temperature"] = 0.0
-    try:
-        sampling = Sampling(**values)
-    except UsageError as error:
-        raise BundleError(path, "sampling", "values in range", error) from None
-    eos = data.get("eos_token_id")
-    ids = tuple(end_ids) if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
-    if not all(_is_token_id(i) for i in ids):
-        raise BundleError(path, "eos_token_id", "a token id or a list of them", repr(eos))
-    return sampling, ids
-
-
-def _is_token_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SIZE

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from gemma_edge.runtime.errors import BundleError, UsageError
+from gemma_edge.runtime.families.gemma3n_template import GEMMA3N_TEMPLATE
 from gemma_edge.runtime.prompt import template_sandbox
-from gemma_edge.runtime.prompt.chat_template import GEMMA3_TEMPLATE, ChatTemplate
+from gemma_edge.runtime.prompt.chat_template import ChatTemplate
 
 USER = {"role": "user", "content": " Hello "}
 CONVERSATION: list[dict[str, Any]] = [
@@ -40,7 +41,7 @@ def test_the_system_message_is_folded_into_the_first_user_turn() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        GEMMA3_TEMPLATE,
+        GEMMA3N_TEMPLATE,
         "{% for m in messages %}\n    {{ m['content'] | tojson }}\n{% endfor %}\n",
         "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
         "{% set a = namespace(n=0) %}{% for m in messages %}{% set a.n = 2 %}{% endfor %}{{ a.n ~ 1 }}",

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
-from gemma_edge.runtime.generate import Progress, StopStrings, TokenGenerator
+from gemma_edge.runtime.generate import GenerationProgress, StopStrings, TokenGenerator
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
+from gemma_edge.runtime.residency import Residency
 from gemma_edge.runtime.sampling import Sampler, Sampling
 from support.rule_decoder import IdTable, Rule, RuleDecoder, answers, hash_rule, tiny_model
 from support.tiny_tokenizer import BOS, END_OF_TURN, EOS, tiny_tokenizer
@@ -33,7 +34,7 @@ def model(tokenizer: Tokenizer) -> Model:
 
 def generator(rule: Rule = hash_rule, **options: int) -> tuple[TokenGenerator, RuleDecoder]:
     decoder = RuleDecoder(rule, **options)
-    return TokenGenerator(decoder, IdTable(), IdTable()), decoder
+    return TokenGenerator(Residency(decoder), IdTable(), IdTable()), decoder
 
 
 def tokens(engine: TokenGenerator, prompt: list[int], **options: object) -> list[int]:
@@ -104,7 +105,7 @@ def test_a_prompt_that_continues_the_cache_feeds_only_the_rest() -> None:
     first = tokens(engine, PROMPT)
     longer = [*PROMPT, *first, 290, 291]
     decoder.calls.clear()
-    progress = Progress()
+    progress = GenerationProgress()
     second = tokens(engine, longer, progress=progress)
     assert decoder.calls[0] == 3  # the last token of the answer, which was not fed, and two new ones
     assert progress.usage().cached_tokens == len(PROMPT) + len(first) - 1
@@ -308,7 +309,7 @@ def test_a_seed_repeats_an_answer(tokenizer: Tokenizer) -> None:
 
 def test_stream_tokens_needs_no_text(tokenizer: Tokenizer) -> None:
     model = tiny_model(tokenizer, hash_rule)
-    progress = Progress()
+    progress = GenerationProgress()
     assert list(model.stream_tokens(PROMPT, max_tokens=12, progress=progress)) == tokens(
         generator()[0], PROMPT
     )

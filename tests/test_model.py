@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_edge.runtime.engines import engine_registry as backends
+from gemma_edge.runtime import model_parts
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
-from gemma_edge.runtime.model import Model, read_generation_config
+from gemma_edge.runtime.generation_config import read_generation_config
+from gemma_edge.runtime.model import Model
 from support.rule_decoder import RuleDecoder, answers
 from support.tiny_tokenizer import END_OF_TURN, tiny_tokenizer
 
@@ -57,7 +58,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     seal(folder, added_tokens={"<image_soft_token>": tokenizer.n_pieces + 1})
     decoder = TableDecoder(answers("by the template", tokenizer=tokenizer), context=64)
-    monkeypatch.setattr(backends, "load_decoder", lambda bundle, *, threads, context: decoder)
+    monkeypatch.setattr(model_parts, "load_decoder", lambda bundle, *, threads, context: decoder)
     return folder
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from gemma_edge.export.exporter import export_bundle
-from gemma_edge.runtime import model as model_module
+from gemma_edge.runtime import residency
 from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.generate import Progress
+from gemma_edge.runtime.generate import GenerationProgress
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.prompt_builder import Prompt
 from support.audio_clips import write_wav
@@ -61,7 +61,7 @@ def pillow() -> None:
     pytest.importorskip("PIL")
 
 
-def answer(model: Model, prompt: Prompt, progress: Progress | None = None) -> list[int]:
+def answer(model: Model, prompt: Prompt, progress: GenerationProgress | None = None) -> list[int]:
     return list(model.stream_tokens(prompt, max_tokens=ANSWER_TOKENS, progress=progress))
 
 
@@ -86,7 +86,7 @@ def test_greedy_tokens_are_those_of_transformers(model: Model, chunk: int) -> No
 def test_a_second_turn_continues_the_cache_and_agrees_still(model: Model) -> None:
     model.decoder.chunk = 64
     model.reset()
-    first, progress = model.prompt(FIRST), Progress()
+    first, progress = model.prompt(FIRST), GenerationProgress()
     assert answer(model, first) == GOLDEN["first"]
     prompt = continued(first, GOLDEN["first"], model.prompt(SECOND))
     with recorded(model) as logits:
@@ -105,7 +105,7 @@ def test_another_picture_in_the_same_place_is_another_prompt(model: Model) -> No
     logits = [our_logits(model, asked(seed)) for seed in (3, 4)]
     assert np.abs(logits[0] - logits[1]).max() > 0.1
     # Without emptying the cache: what it holds is not taken for the other picture.
-    progress = Progress()
+    progress = GenerationProgress()
     list(model.stream_tokens(asked(3), max_tokens=2))
     longer = Prompt([*asked(4).ids, 300, 301], asked(4).placed)
     tokens = answer(model, longer, progress)
@@ -133,12 +133,12 @@ def test_the_decoder_makes_room_where_there_is_not_enough_memory_for_both(
         (1 << 40, len(model.prompt(FIRST).ids) + ANSWER_TOKENS - 1),
         (None, 0),
     ):
-        monkeypatch.setattr(model_module, "available_memory", lambda room=room: room)
-        model.encoders._rows.clear()  # type: ignore[union-attr]
+        monkeypatch.setattr(residency, "available_memory", lambda room=room: room)
+        model.encoders._rows.clear()  # type: ignore[union-attr, attr-defined]
         if cached:
             model.reset()
             answer(model, model.prompt(FIRST))
-        progress = Progress()
+        progress = GenerationProgress()
         assert answer(model, follow_up, progress) == GOLDEN["continued"]
         assert progress.cached_tokens == cached
 

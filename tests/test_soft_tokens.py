@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gemma_edge.runtime import residency
 from gemma_edge.runtime.artifacts.modalities import Modality
 from gemma_edge.runtime.artifacts.token_rows import TokenRows
 from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.generate import Progress, TokenGenerator
+from gemma_edge.runtime.generate import GenerationProgress, TokenGenerator
 from gemma_edge.runtime.media import encoder_pool as encoders_module
 from gemma_edge.runtime.media.attachments import Attachment, Reader
 from gemma_edge.runtime.media.encoder_pool import Encoded, Encoders
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.prompt_builder import Placed, Prompt
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
+from gemma_edge.runtime.residency import Residency
 from gemma_edge.runtime.sampling import Sampler, Sampling
 from support.rule_decoder import IdTable, RowDecoder, hash_rule
 from support.stub_modalities import IMAGE_TOKENS, modalities
@@ -41,13 +43,16 @@ def rows_of(item: Attachment) -> Array:
     return 1000 + 10 * item.data.reshape(-1)[:1].astype(np.float32) + np.arange(4, dtype=np.float32)[:, None]
 
 
-class Encode:
-    """Remembers what it was asked for."""
+class StubEncoders:
+    """Remember what they were asked for."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
 
-    def __call__(
+    def needed_bytes(self, attachments: Sequence[Attachment]) -> int:
+        return len(attachments)
+
+    def encode(
         self, attachments: Sequence[Attachment], cancelled: Callable[[], bool] = lambda: False
     ) -> dict[int, Array] | None:
         self.calls.append([item.name for item in attachments])
@@ -66,9 +71,9 @@ def prompt(*parts: int | Attachment) -> Prompt:
     return Prompt(ids, tuple(placed))
 
 
-def generator(**options: Any) -> tuple[TokenGenerator, RowDecoder, Encode]:
-    decoder, encode = RowDecoder(hash_rule, **options), Encode()
-    return TokenGenerator(decoder, IdTable(), IdTable(), encode=encode), decoder, encode
+def generator(**options: Any) -> tuple[TokenGenerator, RowDecoder, StubEncoders]:
+    decoder, encoders = RowDecoder(hash_rule, **options), StubEncoders()
+    return TokenGenerator(Residency(decoder, encoders), IdTable(), IdTable()), decoder, encoders
 
 
 def answer(engine: TokenGenerator, question: Prompt, count: int = 5, **options: Any) -> list[int]:
@@ -81,7 +86,7 @@ QUESTION = prompt(270, picture(1), 271, picture(2), picture(3), 272, 273)
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8, 100])
 def test_rows_stand_in_the_place_of_soft_tokens_in_any_chunking(chunk: int) -> None:
     engine, decoder, encode = generator(chunk=chunk)
-    progress = Progress()
+    progress = GenerationProgress()
     answer(engine, QUESTION, 1, progress=progress)
     pictures = [[int(v) for v in rows_of(picture(shade))[:, 0]] for shade in (1, 2, 3)]
     assert decoder.ids == [270, *pictures[0], 271, *pictures[1], *pictures[2], 272, 273]
@@ -97,7 +102,7 @@ def test_a_turn_that_continues_encodes_only_what_is_new() -> None:
     longer = prompt(
         270, picture(1), 271, picture(2), picture(3), 272, 273, *first, 280, picture(2), picture(7), 281
     )
-    progress = Progress()
+    progress = GenerationProgress()
     second = answer(engine, longer, progress=progress)
     assert progress.cached_tokens == len(QUESTION.ids) + len(first) - 1
     assert encode.calls[1:] == [["2.png", "7.png"]]
@@ -111,14 +116,14 @@ def test_another_picture_in_the_same_place_is_another_prompt(other: Prompt) -> N
     asked = prompt(270, picture(1), 271)
     answer(engine, asked, 1)
     assert other.ids[: len(asked.ids)] == asked.ids
-    progress = Progress()
+    progress = GenerationProgress()
     assert answer(engine, other, progress=progress) == answer(generator()[0], other)
     assert progress.cached_tokens == 0 and len(encode.calls) == 1 + len(other.placed)
 
 
 def test_a_text_prompt_asks_no_encoder() -> None:
     engine, _, encode = generator()
-    progress = Progress()
+    progress = GenerationProgress()
     answer(engine, prompt(270, 271), progress=progress)
     assert encode.calls == [] and progress.usage().encode_s is None
 
@@ -130,22 +135,22 @@ def test_cancelled_while_encoding() -> None:
     assert answer(engine, QUESTION) == answer(generator()[0], QUESTION)
 
 
-def test_an_encoder_that_fails_leaves_a_model_that_answers() -> None:
-    engine, _, encode = generator()
+def test_an_encoder_that_fails_leaves_a_model_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _, encoders = generator()
     answer(engine, prompt(270), 1)
 
     def fail(*arguments: Any) -> None:
         raise UsageError("broken")
 
-    engine.encode = fail
+    monkeypatch.setattr(encoders, "encode", fail)
     with pytest.raises(UsageError, match="broken"):
         answer(engine, QUESTION)
-    engine.encode = encode
+    monkeypatch.undo()
     assert answer(engine, QUESTION) == answer(generator()[0], QUESTION)
 
 
 def test_without_encoders_attachments_are_refused() -> None:
-    engine = TokenGenerator(RowDecoder(hash_rule), IdTable(), IdTable())
+    engine = TokenGenerator(Residency(RowDecoder(hash_rule)), IdTable(), IdTable())
     with pytest.raises(UsageError, match="without encoders"):
         answer(engine, QUESTION)
 
@@ -170,13 +175,12 @@ def test_the_decoder_is_loaded_after_the_encoders_are_released() -> None:
 
     deferred = DeferredDecoder(load, context=512, chunk=16)
 
-    def encode(*arguments: Any) -> dict[int, Array]:
-        events.append("encode")
-        return Encode()(*arguments) or {}
+    class Encoders(StubEncoders):
+        def encode(self, *arguments: Any) -> dict[int, Array] | None:
+            events.append("encode")
+            return super().encode(*arguments)
 
-    engine = TokenGenerator(
-        deferred, IdTable(), IdTable(), encode=encode, ready=lambda: (deferred.load(), None)[1]
-    )
+    engine = TokenGenerator(Residency(deferred, Encoders()), IdTable(), IdTable())
     assert answer(engine, QUESTION) == answer(generator()[0], QUESTION)
     assert events == ["encode", "decoder"]
     assert deferred.position == decoder.position == len(QUESTION.ids) + 4
@@ -184,17 +188,18 @@ def test_the_decoder_is_loaded_after_the_encoders_are_released() -> None:
     assert events == ["encode", "decoder"]
 
 
-def test_a_decoder_that_was_released_is_loaded_again_and_fed_all_of_the_prompt() -> None:
+def test_a_decoder_that_was_released_is_loaded_again_and_fed_all_of_the_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     loads: list[RowDecoder] = []
 
     def load() -> RowDecoder:
         loads.append(RowDecoder(hash_rule))
         return loads[-1]
 
-    deferred, encode = DeferredDecoder(load, context=512, chunk=16), Encode()
-    engine = TokenGenerator(
-        deferred, IdTable(), IdTable(), encode=encode, make_room=lambda items: deferred.release()
-    )
+    monkeypatch.setattr(residency, "available_memory", lambda: residency.SPARE_BYTES)
+    deferred, encode = DeferredDecoder(load, context=512, chunk=16), StubEncoders()
+    engine = TokenGenerator(Residency(deferred, encode), IdTable(), IdTable())
     first = answer(engine, QUESTION)
     text = Prompt([*QUESTION.ids, *first, 280], QUESTION.placed)
     answer(engine, text)  # no new attachment: nothing is released
@@ -204,7 +209,7 @@ def test_a_decoder_that_was_released_is_loaded_again_and_fed_all_of_the_prompt()
     )
     engine.reset()
     answer(engine, text)
-    progress = Progress()
+    progress = GenerationProgress()
     assert answer(engine, longer, progress=progress) == answer(generator()[0], longer)
     assert progress.cached_tokens == 0 and encode.calls[-1] == ["1.png", "2.png", "3.png", "8.png"]
     old = weakref.ref(loads.pop(0))
@@ -343,12 +348,7 @@ def test_a_model_answers_about_a_picture(tmp_path: Path) -> None:
     added = {f"<{name}>": first + i for i, name in enumerate((*names, "audio_soft_token"))}
     tokenizer = Tokenizer(path, added)
     ids = {name: first + i for i, name in enumerate(("boi", "boa", "eoi", "image", "eoa", "audio"))}
-    every, encode = modalities(ids), Encode()
-
-    class Fake:
-        def __init__(self) -> None:
-            self.encode = encode
-
+    every, encode = modalities(ids), StubEncoders()
     decoder = RowDecoder(hash_rule, vocab_size=first + 6)
     model = Model(
         decoder,
@@ -358,7 +358,7 @@ def test_a_model_answers_about_a_picture(tmp_path: Path) -> None:
         sampling=Sampling(temperature=0.0),
         end_ids=[EOS],
         reader=Reader(every, context=512),
-        encoders=Fake(),  # type: ignore[arg-type]
+        encoders=encode,
     )
     turn = {
         "role": "user",

@@ -13,7 +13,7 @@ from gemma_edge.export.checkpoint.tokenizer_files import TokenizerFiles, tokeniz
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.errors import BundleError, CheckpointError, TokenizerError
-from gemma_edge.runtime.model import read_generation_config
+from gemma_edge.runtime.generation_config import read_generation_config
 from gemma_edge.runtime.prompt.chat_template import ChatTemplate
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.sampling import Sampling

@@ -18,7 +18,11 @@ from gemma_edge.runtime.artifacts.folder_bundle import Container, FolderBundle, 
 from gemma_edge.runtime.artifacts.litertlm_bundle import LitertlmBundle
 from gemma_edge.runtime.artifacts.manifest import FileRecord, Json, choice, member, positive
 from gemma_edge.runtime.artifacts.modalities import AudioModality, Modality, VisionModality, read_modalities
+from gemma_edge.runtime.errors import BundleError
+from gemma_edge.runtime.families.family_registry import family_of
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.families.model_family import ModelFamily
+from gemma_edge.runtime.text_files import read_text
 
 FORMATS = tuple(ARTIFACT_FORMATS)
 
@@ -55,15 +59,17 @@ class Bundle:
         path = Path(path)
         container: Container = LitertlmBundle.open(path) if path.is_file() else FolderBundle.open(path)
         where, manifest = container.manifest_path, container.manifest
+        config = member(where, manifest, "config", dict)
+        family = family_of(config, where)
         bundle = cls(
             container,
-            Gemma3nConfig.from_dict(member(where, manifest, "config", dict), where),
+            family.text_config(config, where),
             context=positive(where, manifest, "context"),
             chunk=positive(where, manifest, "chunk"),
             kv_cache=choice(where, manifest, "kv_cache", ("fp32", "int8")),
             format=choice(where, manifest, "format", tuple(ARTIFACT_FORMATS)),
         )
-        return replace(bundle, modalities=read_modalities(container, bundle.config))
+        return replace(bundle, modalities=read_modalities(container, family, bundle.config))
 
     @property
     def path(self) -> Path:
@@ -80,6 +86,11 @@ class Bundle:
         return self.container.files
 
     @property
+    def family(self) -> ModelFamily:
+        """The model's."""
+        return family_of(self.member("config", dict), self.container.manifest_path)
+
+    @property
     def vision(self) -> VisionModality | None:
         """The encoder of images, if the bundle has one."""
         found = self.modalities.get("vision")
@@ -94,6 +105,14 @@ class Bundle:
     def file(self, name: str) -> Path:
         """The path of a file that `files` lists; a part of a .litertlm is copied out of it first."""
         return self.container.file(name)
+
+    def text(self, name: str) -> str:
+        """The contents of a file that `files` lists.
+
+        Raises:
+            BundleError: it is no UTF-8 text.
+        """
+        return read_text(self.file(name), BundleError)
 
     def member(self, key: str, kind: type) -> Any:
         """A value of the manifest, checked for its type."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_edge.runtime.errors import BundleError
+from gemma_edge.runtime.families.config_fields import MAX_SIZE
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -31,6 +32,11 @@ def check_schema(path: Path, manifest: Json) -> None:
         raise BundleError(path, "schema_version", "an integer", repr(version), EXPORT_AGAIN)
     if version > SCHEMA_VERSION:
         raise BundleError(path, "schema_version", f"at most {SCHEMA_VERSION}", version, "Upgrade gemma-edge.")
+
+
+def is_token_id(value: object) -> bool:
+    """Is it an integer that a vocabulary can have, and neither true nor false?"""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SIZE
 
 
 def member(path: Path, manifest: Json, key: str, kind: type) -> Any:

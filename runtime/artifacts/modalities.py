@@ -30,6 +30,7 @@ from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
 from gemma_edge.runtime.families.log_mel import LogMel
+from gemma_edge.runtime.families.model_family import ModelFamily
 
 Kind = Literal["vision", "audio"]
 KINDS: tuple[Kind, ...] = ("vision", "audio")
@@ -103,10 +104,11 @@ class AudioModality(Modality):
         return self.log_mel(data)
 
 
-def read_modalities(container: Container, config: Gemma3nConfig) -> dict[str, Modality]:
+def read_modalities(container: Container, family: ModelFamily, config: Gemma3nConfig) -> dict[str, Modality]:
     """The manifest's `modalities`, checked; empty for a bundle that takes text alone.
 
     Args:
+        family: reads the configs of the encoders.
         config: of the text model, whose vocabulary and width they must have.
 
     Raises:
@@ -115,14 +117,21 @@ def read_modalities(container: Container, config: Gemma3nConfig) -> dict[str, Mo
     value, path = container.manifest.get("modalities", {}), container.manifest_path
     if not isinstance(value, dict) or not set(value) <= set(KINDS):
         raise BundleError(path, "modalities", f"an object of {' and '.join(KINDS)}", repr(value)[:80])
-    return {kind: _Parser(container, kind, value[kind], config).modality() for kind in KINDS if kind in value}
+    return {
+        kind: _Parser(container, kind, value[kind], family, config).modality()
+        for kind in KINDS
+        if kind in value
+    }
 
 
 class _Parser:
     """Takes one modality apart, checking every field by its name."""
 
-    def __init__(self, container: Container, kind: Kind, value: object, config: Gemma3nConfig) -> None:
-        self.container, self.path, self.kind, self.text = container, container.manifest_path, kind, config
+    def __init__(
+        self, container: Container, kind: Kind, value: object, family: ModelFamily, config: Gemma3nConfig
+    ) -> None:
+        self.container, self.path, self.kind = container, container.manifest_path, kind
+        self.family, self.text = family, config
         if not isinstance(value, dict):
             raise self.error("", "an object", value)
         self.value: Json = value
@@ -183,7 +192,7 @@ class _Parser:
         data, preprocessor = self.record("config"), self.record("preprocessor")
         try:
             if self.kind == "vision":
-                vision = VisionConfig.from_dict(data, self.path, preprocessor)
+                vision = self.family.vision_config(data, self.path, preprocessor)
                 if self.value.get("size") != vision.image_size:
                     raise self.error("size", f"{vision.image_size}, as in config", self.value.get("size"))
                 return VisionModality(
@@ -193,8 +202,8 @@ class _Parser:
                     config=vision,
                 )
             audio, log_mel = (
-                AudioConfig.from_dict(data, self.path),
-                LogMel.from_dict(preprocessor, self.path.with_name(PREPROCESSOR)),
+                self.family.audio_config(data, self.path),
+                self.family.log_mel(preprocessor, self.path.with_name(PREPROCESSOR)),
             )
             if log_mel.feature_size != audio.input_feat_size:
                 raise self.error("preprocessor", f"{audio.input_feat_size} bins", log_mel.feature_size)

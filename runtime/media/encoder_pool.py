@@ -108,9 +108,11 @@ class Encoders:
             self._remember(key, rows)
         return found
 
-    def missing(self, attachments: Sequence[Attachment]) -> list[Attachment]:
-        """Those whose rows are not kept: what `encode` would have to work for."""
-        return [item for item in attachments if item.key not in self._rows]
+    def needed_bytes(self, attachments: Sequence[Attachment]) -> int:
+        """Memory that `encode` takes at its peak; 0 if the rows of all of them are kept."""
+        kinds = {MODALITY[item.kind] for item in attachments if item.key not in self._rows}
+        found = [self.modalities[kind] for kind in kinds]
+        return max((modality.resident + modality.activations for modality in found), default=0)
 
     def close(self) -> None:
         """Gives the memory of loaded encoders back; the next prompt loads what it needs."""

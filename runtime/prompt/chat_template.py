@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_edge.runtime.errors import BundleError, UsageError, printable
+from gemma_edge.runtime.families.gemma3n_template import GEMMA3N_TEMPLATE
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -21,51 +22,16 @@ Message = Mapping[str, Any]
 ATTACHMENTS = ("image", "audio")  # types of content parts that a template has a placeholder for
 
 
-# Gemma 3's turns: a system message is folded into the first user turn, an assistant is called "model".
-GEMMA3_TEMPLATE = """\
-{%- macro text(message) -%}
-    {%- if message['content'] is string -%}
-        {{ message['content'] }}
-    {%- else -%}
-        {%- for part in message['content'] -%}
-            {%- if part['type'] == 'text' -%}{{ part['text'] | trim }}
-            {%- else -%}{{ '<' + part['type'] + '_soft_token>' }}{%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
-{%- endmacro -%}
-{{ bos_token }}
-{%- if messages[0]['role'] == 'system' -%}
-    {%- set prefix = text(messages[0]) + '\n\n' -%}
-    {%- set turns = messages[1:] -%}
-{%- else -%}
-    {%- set prefix = '' -%}
-    {%- set turns = messages -%}
-{%- endif -%}
-{%- for message in turns -%}
-    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
-        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
-    {%- endif -%}
-    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
-    {{ '<start_of_turn>' + role + '\n' + (prefix if loop.first else '') -}}
-    {{ text(message) | trim }}
-    {{- '<end_of_turn>\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{ '<start_of_turn>model\n' }}
-{%- endif -%}
-"""
-
-
 class ChatTemplate:
     """A Jinja chat template, compiled when it is first used.
 
     Args:
-        source: the template; None takes Gemma 3's.
+        source: the template; None takes Gemma 3n's.
         path: where it came from, to name it in errors.
     """
 
     def __init__(self, source: str | None = None, path: str | Path = "chat_template.jinja") -> None:
-        self.source, self.path = GEMMA3_TEMPLATE if source is None else source, Path(path)
+        self.source, self.path = GEMMA3N_TEMPLATE if source is None else source, Path(path)
 
     def render(
         self,

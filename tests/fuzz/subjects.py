@@ -149,7 +149,7 @@ def read_config(folder: Path) -> None:
 def read_side_files(folder: Path) -> None:
     from gemma_edge.export.checkpoint.checkpoint import Checkpoint
     from gemma_edge.export.checkpoint.tokenizer_files import tokenizer_files
-    from gemma_edge.runtime.model import read_generation_config
+    from gemma_edge.runtime.generation_config import read_generation_config
 
     with Checkpoint.open(folder) as checkpoint:
         checkpoint.generation_config()

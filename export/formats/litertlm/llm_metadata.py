@@ -17,9 +17,9 @@ from gemma_edge.runtime.artifacts.litertlm_bundle import TOKENIZER
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.errors import ConfigError, TokenizerError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.families.gemma3n_template import GEMMA3N_TEMPLATE
 from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
 from gemma_edge.runtime.families.log_mel import LogMel
-from gemma_edge.runtime.prompt.chat_template import GEMMA3_TEMPLATE
 from gemma_edge.runtime.prompt.tokenizer import BOS_PIECE
 from gemma_edge.runtime.sampling import Sampling
 
@@ -64,7 +64,7 @@ def llm_metadata(facts: LlmFacts, tokenizer: bytes = b"") -> bytes:
     metadata.max_num_tokens = facts.max_tokens
     describe_towers(metadata, facts.towers, _pieces(tokenizer))
     # LiteRT-LM puts the start token in front; a template's bos_token is empty there, a literal one a second.
-    template = GEMMA3_TEMPLATE if facts.chat_template is None else facts.chat_template
+    template = GEMMA3N_TEMPLATE if facts.chat_template is None else facts.chat_template
     metadata.jinja_prompt_template = template.removeprefix(BOS_PIECE)
     # For sessions that do not render Jinja.
     metadata.prompt_templates.user.prefix, metadata.prompt_templates.user.suffix = USER, END_OF_TURN

@@ -1,0 +1,118 @@
+"""The parts of a `Model`, each read from its bundle by one function.
+
+Every function raises BundleError (the tokenizer's, TokenizerError) for a part that is damaged, missing, or of
+another model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.manifest import is_token_id
+from gemma_edge.runtime.artifacts.ple_table import PleTable
+from gemma_edge.runtime.artifacts.row_table import RowTable
+from gemma_edge.runtime.artifacts.token_rows import TokenRows
+from gemma_edge.runtime.engines.decoder import Decoder
+from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
+from gemma_edge.runtime.engines.engine_registry import engine_of, load_decoder
+from gemma_edge.runtime.errors import BundleError, UsageError
+from gemma_edge.runtime.generation_config import GENERATION_CONFIG, read_generation_config
+from gemma_edge.runtime.media.encoder_pool import Encoders, load_encoder
+from gemma_edge.runtime.prompt.chat_template import ChatTemplate
+from gemma_edge.runtime.prompt.prompt_builder import expansion
+from gemma_edge.runtime.prompt.tokenizer import Tokenizer
+from gemma_edge.runtime.sampling import Sampling
+
+CHAT_TEMPLATE = "chat_template.jinja"
+
+
+def bundle_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The tokenizer; it has the tokens of every modality."""
+    added = bundle.manifest.get("added_tokens", {})
+    if not isinstance(added, dict) or not all(map(is_token_id, added.values())):
+        raise BundleError(bundle.container.manifest_path, "added_tokens", "ids by text", repr(added)[:80])
+    tokenizer = Tokenizer(bundle.file("tokenizer.model"), added, bundle.config.vocab_size)
+    for modality in bundle.modalities.values():
+        expansion(modality, tokenizer)  # raises unless the tokenizer has its tokens
+    return tokenizer
+
+
+def bundle_template(bundle: Bundle) -> ChatTemplate:
+    """The chat template; its family's for a bundle without one."""
+    if CHAT_TEMPLATE not in bundle.files:
+        return ChatTemplate(bundle.family.chat_template)
+    return ChatTemplate(bundle.text(CHAT_TEMPLATE), bundle.file(CHAT_TEMPLATE))
+
+
+def bundle_sampling(bundle: Bundle) -> tuple[Sampling, tuple[int, ...]]:
+    """Sampling defaults and end ids."""
+    end_ids = bundle.config.eos_token_ids
+    if GENERATION_CONFIG not in bundle.files:
+        return Sampling(), end_ids
+    return read_generation_config(bundle.file(GENERATION_CONFIG), end_ids)
+
+
+def bundle_tables(bundle: Bundle) -> tuple[TokenRows, PleTable]:
+    """The token embeddings, those of modalities among them, and the per-layer embeddings."""
+    embedding, per_layer = (_layout(bundle, name) for name in ("embedding", "per_layer"))
+    config, rows = bundle.config, RowTable(bundle.file(embedding["file"]), embedding)
+    for field, expected, got in (
+        ("rows", config.vocab_size, rows.rows),
+        ("columns", config.hidden_size, rows.columns),
+        ("scale", config.embed_scale, rows.layout.scale),
+    ):
+        if not math.isclose(expected, got, rel_tol=1e-6):
+            raise BundleError(bundle.container.manifest_path, f"tables.embedding.{field}", expected, got)
+    return (
+        TokenRows(rows, list(bundle.modalities.values())),
+        PleTable(bundle.file(per_layer["file"]), per_layer, config),
+    )
+
+
+def _layout(bundle: Bundle, name: str) -> dict[str, Any]:
+    layout = bundle.member("tables", dict).get(name)
+    if not isinstance(layout, dict) or not isinstance(layout.get("file"), str):
+        where = bundle.container.manifest_path
+        raise BundleError(where, f"tables.{name}", "a layout that names its file", repr(layout))
+    return layout
+
+
+def bundle_decoder(bundle: Bundle, *, threads: int | None, context: int | None, defer: bool) -> Decoder:
+    """The decoder; a `DeferredDecoder` if it may have to make room for encoders.
+
+    Args:
+        defer: leave it to be loaded when it is first fed.
+
+    Raises:
+        UsageError: the bundle cannot have this `context`.
+    """
+    if not (defer or bundle.modalities):
+        return load_decoder(bundle, threads=threads, context=context)
+    if context is not None and context > (most := engine_of(bundle.format).largest_context(bundle)):
+        raise UsageError(f"context must be 1 to {most}, not {context}")
+    decoder = DeferredDecoder(
+        lambda: load_decoder(bundle, threads=threads, context=context),
+        context=context or bundle.context,
+        chunk=bundle.chunk,
+    )
+    if not defer:
+        decoder.load()
+    return decoder
+
+
+def bundle_encoders(
+    bundle: Bundle, *, threads: int | None, keep: bool, log: Callable[[str], None]
+) -> Encoders | None:
+    """The encoders, none of them loaded; None for a bundle that takes text alone.
+
+    Args:
+        log: is told of every attachment that was encoded.
+    """
+    if not bundle.modalities:
+        return None
+    load = partial(load_encoder, bundle, threads=threads)
+    return Encoders(bundle.modalities, load, keep=keep, report=lambda done: log(str(done)))

@@ -1,0 +1,71 @@
+"""`Residency`: a decoder and its encoders, of which memory holds only those that are needed now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_edge.runtime.available_memory import available_memory
+from gemma_edge.runtime.engines.decoder import Decoder
+from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
+from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.media.attachments import Attachment
+
+Rows = NDArray[np.float32]
+
+SPARE_BYTES = 64 << 20  # left free beside an encoder and the decoder: rows, and file pages of a step
+
+
+class AttachmentEncoder(Protocol):
+    """Makes rows of attachments; `runtime.media.encoder_pool.Encoders` does."""
+
+    def encode(
+        self, attachments: Sequence[Attachment], cancelled: Callable[[], bool] = ...
+    ) -> Mapping[int, Rows] | None:
+        """Rows by `Attachment.key`, each f32 (soft_tokens, hidden); None if `cancelled` says so."""
+
+    def needed_bytes(self, attachments: Sequence[Attachment]) -> int:
+        """Memory that `encode` takes at its peak; 0 if it has the rows already."""
+
+
+class Residency:
+    """See the module.
+
+    Args:
+        decoder: a `DeferredDecoder` is loaded and released as memory allows, any other stays.
+        encoders: None for a model that takes text alone.
+    """
+
+    def __init__(self, decoder: Decoder, encoders: AttachmentEncoder | None = None) -> None:
+        self.decoder, self.encoders = decoder, encoders
+
+    def make_room(self, attachments: Sequence[Attachment]) -> None:
+        """Releases the decoder, and what its cache holds, if encoding needs more memory than is free."""
+        if self.encoders is None or not isinstance(self.decoder, DeferredDecoder) or not self.decoder.loaded:
+            return
+        need = self.encoders.needed_bytes(attachments)
+        room = available_memory() if need else None
+        if room is not None and room < need + SPARE_BYTES:
+            self.decoder.release()
+
+    def encode(
+        self, attachments: Sequence[Attachment], cancelled: Callable[[], bool] = lambda: False
+    ) -> Mapping[int, Rows] | None:
+        """Rows of attachments; see `AttachmentEncoder.encode`.
+
+        Raises:
+            UsageError: the model has no encoders.
+        """
+        if not attachments:
+            return {}
+        if self.encoders is None:
+            raise UsageError("this model was made without encoders: it takes text alone")
+        return self.encoders.encode(attachments, cancelled)
+
+    def load_decoder(self) -> None:
+        """Loads a decoder that is not in memory."""
+        if isinstance(self.decoder, DeferredDecoder):
+            self.decoder.load()
