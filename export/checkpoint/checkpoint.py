@@ -15,6 +15,7 @@ import hashlib
 import re
 import weakref
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,8 +34,8 @@ from gemma_edge.export.checkpoint.shards import (
     open_shard,
     read_into,
 )
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs, unused_names
-from gemma_edge.export.model.gemma3n.gemma3n_towers import read_tower, tower_of
+from gemma_edge.export.model.family_registry import family_of
+from gemma_edge.export.model.model_family import ModelFamily
 from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.runtime.artifacts.modalities import KINDS, Kind
@@ -84,16 +85,19 @@ class Checkpoint:
         source: Path,
         encoders: Collection[Kind] = KINDS,
     ) -> None:
-        self.path, self.config, self.specs = path, config, tensor_specs(config)
+        self.family = family_of(path)
+        self.path, self.config, self.specs = path, config, self.family.tensor_specs(config)
         self._shards = shards
         self.towers = self._read_encoders(encoders)
         for encoder in self.towers.values():
             self.specs |= encoder.specs
-        self._where = _locate(shards, self.specs, unused_names(config), set(self.towers), source)
+        names = _Names(self.family, set(self.towers), self.family.unused_names(config))
+        self._where = _locate(shards, self.specs, names, source)
         self._finalizer = weakref.finalize(self, close_shards, shards)
 
     def _read_encoders(self, wanted: Collection[Kind]) -> dict[Kind, Tower]:
-        stored = {tower_of(_below_model(tensor.key)) for shard in self._shards for tensor in shard.tensors}
+        tensors = [tensor for shard in self._shards for tensor in shard.tensors]
+        stored = {self.family.tower_of(_below_model(tensor.key)) for tensor in tensors}
         return described(self.path, [kind for kind in wanted if kind in stored])[1]
 
     @classmethod
@@ -113,7 +117,7 @@ class Checkpoint:
             raise CheckpointError(
                 path, "folder", "a checkpoint folder", "a file" if path.exists() else "nothing"
             )
-        config = Gemma3nConfig.from_file(path)
+        config = family_of(path).read_config(path)
         shards: list[Shard] = []
         try:
             if (single := path / SINGLE_NAME).exists():
@@ -269,14 +273,15 @@ def described(path: Path, encoders: Collection[Kind] = KINDS) -> tuple[Gemma3nCo
     Raises:
         ConfigError: a field is malformed or unsupported.
     """
-    config, file = Gemma3nConfig.from_file(path), path / "config.json"
+    family, file = family_of(path), path / "config.json"
+    config = family.read_config(path)
     data = _read_json(file)
 
     def processors(name: str) -> dict[str, Any]:
         return _read_json(path / name) if (path / name).is_file() else {}
 
     kinds = [kind for kind in KINDS if kind in encoders and data.get(f"{kind}_config") is not None]
-    return config, {kind: read_tower(kind, data, file, processors, config) for kind in kinds}
+    return config, {kind: family.read_tower(kind, data, file, processors, config) for kind in kinds}
 
 
 def resolve(source: str) -> Path:
@@ -334,21 +339,29 @@ def _below_model(key: str) -> str:
     return key.removeprefix("model.")
 
 
-def _canonical(key: str, towers: Collection[Kind]) -> str | None:
-    """A stored name relative to the text model, or to `model.` for a tensor of `towers`; None for others."""
-    below = _below_model(key)
-    if (kind := tower_of(below)) is not None:
-        return below if kind in towers else None
-    if below.startswith(FOREIGN):
-        return None
-    return key[len(next(prefix for prefix in PREFIXES if key.startswith(prefix))) :]
+@dataclass(frozen=True)
+class _Names:
+    """How stored names map to canonical ones: the encoders that are wanted, and names that no layer reads."""
+
+    family: ModelFamily
+    towers: Collection[Kind]
+    unused: Collection[str]
+
+    def canonical(self, key: str) -> str | None:
+        """A name relative to the text model, or to `model.` for a tensor of an encoder; None for others."""
+        below = _below_model(key)
+        if (kind := self.family.tower_of(below)) is not None:
+            return below if kind in self.towers else None
+        if below.startswith(FOREIGN):
+            return None
+        name = key[len(next(prefix for prefix in PREFIXES if key.startswith(prefix))) :]
+        return None if name in self.unused else name
 
 
 def _locate(
     shards: list[Shard],
     specs: dict[str, TensorSpec],
-    unused: set[str],
-    towers: Collection[Kind],
+    names: _Names,
     source: Path,
 ) -> dict[str, tuple[Shard, ShardTensor]]:
     """Canonical name -> where it lies; every spec is found, with its shape and a float dtype, and nothing
@@ -357,8 +370,7 @@ def _locate(
     where: dict[str, tuple[Shard, ShardTensor]] = {}
     for shard in shards:
         for tensor in shard.tensors:
-            name = _canonical(tensor.key, towers)
-            if name is None or name in unused:
+            if (name := names.canonical(tensor.key)) is None:
                 continue
             if name not in specs:
                 raise CheckpointError(
