@@ -36,7 +36,8 @@ WIDTH_METHODS = frozenset(("center", "ljust", "rjust", "zfill", "expandtabs", "f
 # Filters that fill, format, or search by expressions whose time is no line.
 REFUSED_FILTERS = ("center", "format", "wordwrap", "urlize", "pprint", "xmlattr")
 # What filters and methods make of a text, in times its length: 1 unless told. A few have rules of their own.
-GROWTH = {"escape": 6, "e": 6, "forceescape": 6, "tojson": 24, "list": 8, "batch": 8, "slice": 8, "sort": 8}
+GROWTH = {"escape": 6, "e": 6, "forceescape": 6, "tojson": 24, "list": 8, "sort": 8}
+GROWTH |= dict.fromkeys(("batch", "slice", "groupby"), 96)  # a list or a tuple for each character
 GROWTH |= {
     "str.split": 16,
     "str.splitlines": 16,

@@ -31,6 +31,7 @@ WORK = {
     "join by method": LARGE + "{{ s.join(s) }}",
     "indent": "{% set s = '\\n' * 10**6 %}{{ s | indent(10**6) }}",
     "batch": "{{ [1] | batch(10**9, 'x') | list }}",
+    "batches of characters": LARGE + "{{ s | batch(1) | list }}",
     "slice": "{{ [1] | slice(10**9) | list }}",
     "nested lists": NEST + "{{ n.v }}",
     "nested lists to JSON": NEST + "{{ n.v | tojson }}",
