@@ -167,6 +167,7 @@ class _Reader:
         self.flat = FlatBuffer(file, path, start, stop)
         self.fail = self.flat.fail
         self.buffers: list[Span] = []
+        self.options: dict[int, int] = {}  # type of options by operator code
         self.behind: list[tuple[Span, int]] = []  # weights behind the graph, and their buffers
 
     def model(self) -> TfliteModel:
@@ -336,6 +337,11 @@ class _Reader:
         kind = table.number(3, "B")
         if kind > LAST_OPTIONS:
             self.fail(f"{name}.builtin_options_type", f"at most {LAST_OPTIONS}", kind)
+        # Engines read options as those of the operator: all of a kind must have the same ones.
+        if self.options.setdefault(code, kind) != kind:
+            self.fail(
+                f"{name}.builtin_options_type", f"{self.options[code]}, as others of operator {code}", kind
+            )
         options = table.child(4, f"{name}.builtin_options")
         if bool(kind) != (options is not None):
             self.fail(f"{name}.builtin_options", "options and their type", "one without the other")
