@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.engines import litert_decoder as litert
-from gemma_edge.runtime.engines import litert_model as litert_engine
 from gemma_edge.runtime.engines.engine_registry import load_decoder
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.model import Model
@@ -111,7 +111,7 @@ def test_a_full_disk_is_seen_before_the_engine_fills_it(
     bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path))
-    monkeypatch.setattr(litert_engine.shutil, "disk_usage", lambda _: type("U", (), {"free": 1000})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("U", (), {"free": 1000})())
     with pytest.warns(UserWarning, match="1,000 bytes are free"):
         Model.load(bundles["tflite"], threads=1)
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
