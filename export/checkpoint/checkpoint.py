@@ -34,8 +34,8 @@ from gemma_edge.export.checkpoint.shards import (
     open_shard,
     read_into,
 )
-from gemma_edge.export.model.family_registry import family_of
-from gemma_edge.export.model.model_family import ModelFamily
+from gemma_edge.export.export_families import export_family
+from gemma_edge.export.model.export_family import ExportFamily
 from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.runtime.artifacts.modalities import KINDS, Kind
@@ -85,7 +85,7 @@ class Checkpoint:
         source: Path,
         encoders: Collection[Kind] = KINDS,
     ) -> None:
-        self.family = family_of(path)
+        self.family = export_family(path)
         self.path, self.config, self.specs = path, config, self.family.tensor_specs(config)
         self._shards = shards
         self.towers = self._read_encoders(encoders)
@@ -117,7 +117,7 @@ class Checkpoint:
             raise CheckpointError(
                 path, "folder", "a checkpoint folder", "a file" if path.exists() else "nothing"
             )
-        config = family_of(path).read_config(path)
+        config = export_family(path).read_config(path)
         shards: list[Shard] = []
         try:
             if (single := path / SINGLE_NAME).exists():
@@ -273,7 +273,7 @@ def described(path: Path, encoders: Collection[Kind] = KINDS) -> tuple[Gemma3nCo
     Raises:
         ConfigError: a field is malformed or unsupported.
     """
-    family, file = family_of(path), path / "config.json"
+    family, file = export_family(path), path / "config.json"
     config = family.read_config(path)
     data = _read_json(file)
 
@@ -343,7 +343,7 @@ def _below_model(key: str) -> str:
 class _Names:
     """How stored names map to canonical ones: the encoders that are wanted, and names that no layer reads."""
 
-    family: ModelFamily
+    family: ExportFamily
     towers: Collection[Kind]
     unused: Collection[str]
 

@@ -24,7 +24,7 @@ from gemma_edge.export.formats.litertlm.litertlm_sections import (
     section_types,
 )
 from gemma_edge.export.formats.litertlm.llm_metadata import LlmFacts, llm_metadata, pad_tokenizer
-from gemma_edge.export.formats.tflite.litert_engine import LITERT_BASE_BYTES, prefill_sizes
+from gemma_edge.export.formats.tflite.litert_facts import LITERT_BASE_BYTES, prefill_sizes
 from gemma_edge.export.formats.tflite.tflite_encoders import GRAPHS, encoder_file, encoder_memory
 from gemma_edge.export.formats.tflite.tflite_format import EMBEDDER, PER_LAYER_EMBEDDER
 from gemma_edge.export.model.tower import Tower

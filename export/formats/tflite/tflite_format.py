@@ -16,7 +16,7 @@ from gemma_edge.export.emit.tflite.tflite_file import TfliteFile
 from gemma_edge.export.emit.tflite.tflite_text import emit_decoder, emit_embedder, emit_per_layer_embedder
 from gemma_edge.export.formats.bundle_folder import BundleFolder
 from gemma_edge.export.formats.export_format import Artifact, EncoderFile, ExportJob, Json
-from gemma_edge.export.formats.tflite.litert_engine import LITERT_BASE_BYTES, prefill_sizes
+from gemma_edge.export.formats.tflite.litert_facts import LITERT_BASE_BYTES, prefill_sizes
 from gemma_edge.export.formats.tflite.tflite_encoders import encoder_file
 from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME, head_name
 from gemma_edge.export.model.tower import Tower

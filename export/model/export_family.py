@@ -1,6 +1,6 @@
 """What a model family gives the exporter: its config, its tensors and its encoders.
 
-A family is a folder beside this file with an object of this protocol, and a line in `family_registry.py`.
+A family is a folder beside this file with an object of this protocol, and a line in `export_families.py`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
 
-class ModelFamily(Protocol):
-    """A model family. `model_types` are those of config.json that it reads."""
+class ExportFamily(Protocol):
+    """The exporter's half of a model family; `name` is that of the runtime's half."""
 
     @property
-    def model_types(self) -> tuple[str, ...]: ...
+    def name(self) -> str: ...
 
     def read_config(self, folder: Path) -> Gemma3nConfig:
         """The config of the text model.

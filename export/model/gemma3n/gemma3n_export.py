@@ -1,4 +1,4 @@
-"""Gemma 3n as a `ModelFamily`."""
+"""Gemma 3n as an `ExportFamily`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.export.model.tower import Json, Tower
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.families.gemma3n_family import GEMMA3N
 
 
-class Gemma3nFamily:
+class Gemma3nExport:
     """Gemma 3n, multimodal and text-only."""
 
-    model_types = ("gemma3n", "gemma3n_text")
+    name = GEMMA3N.name
 
     def read_config(self, folder: Path) -> Gemma3nConfig:
         return Gemma3nConfig.from_file(folder)
