@@ -108,6 +108,7 @@ def results() -> list[Json]:
     head = {"schema": 1, "run": "r", "name": "E2B", "device": "local", "time": "2026-11-21T10:00:00+00:00"}
     head |= {"environment": environment, "engine": "ONNX Runtime", "recipe": "int4", "model": "Gemma 3n"}
     speed = {"avg_ts": 10.0, "stddev_ts": 0.5, "median_ts": 10.0, "samples_ts": [9.5, 10.5], "n_threads": 2}
+    speed["samples_ns"] = [10**10, 10**10]
     tests = [
         {**head, **speed, "kind": "bench", "test": test, "n_prompt": prompt, "n_gen": generated, "n_depth": 0}
         | {"bandwidth_share": 0.8, "bandwidth_gb_s": 15.0, "model_filename": "x", "peak_rss_anon": 10**9}
@@ -129,7 +130,15 @@ def results() -> list[Json]:
         "peak_rss_anon": 10**8,
         "peak_rss_file": 10**7,
     }
-    encode |= {"n_threads": 2, "samples_ns": [10**9], "model_filename": "x"}
+    encode |= {
+        "n_threads": 2,
+        "pixels": 768,
+        "seconds": 0.0,
+        "first_load_s": 1.0,
+        "peak_rss": 10**9,
+        "samples_ns": [10**9],
+        "model_filename": "x",
+    }
     timeline = {"seconds": [0.0, 0.5, 1.0], "rss_anon": [1, 10**8, 10**9], "rss_file": [1, 2, 3]}
     percentiles = {"p50": 900.0, "p90": 950.0, "p99": 950.0}
     session = {
@@ -149,7 +158,7 @@ def results() -> list[Json]:
         },
         "ceiling": {"limit_bytes": 2**31, "met": True, "enforced": True, "text": "runs under 2 GiB"},
         "sustained": {
-            "text": "decode kept",
+            **{"text": "decode kept", "decode_first_tps": 10.0, "decode_last_tps": 9.0, "decode_kept": 0.9},
             "points": [{"t_s": 30.0 * i, "tg_ts": 10.0 - i, "temperature_c": 50 + i} for i in range(3)],
         },
         "ratios": [
