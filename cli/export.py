@@ -10,8 +10,10 @@ import argparse
 import json
 import sys
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
+from gemma_edge.benchmarks.measure.export_cost import record_export
 from gemma_edge.export.exporter import (
     DEFAULT_CHUNK,
     DEFAULT_CONTEXT,
@@ -62,6 +64,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ceiling", metavar="SIZE", help="refuse a plan above this size, such as 2GiB")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and exit")
     parser.add_argument("--no-verify", action="store_true", help="publish without the parity gate")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="append the export's time and memory to this JSONL file"
+    )
     parser.add_argument("--json", action="store_true", help="print the plan and the result as JSON")
 
 
@@ -104,7 +109,8 @@ def _run_format(
         if args.json:
             print(json.dumps(plan.to_dict()))
         return
-    result = export_bundle(
+    export = partial(
+        export_bundle,
         args.source,
         out,
         recipe=job.recipe,
@@ -116,6 +122,7 @@ def _run_format(
         format=format.name,
         modalities=modalities,
     )
+    result = record_export(export, args.record) if args.record else export()
     if args.json:
         agreement = result.agreement.to_dict() if result.agreement else None
         print(json.dumps({"path": str(result.path), "plan": plan.to_dict(), "agreement": agreement}))

@@ -166,3 +166,14 @@ def test_latest_record_wins_at_the_place_of_the_first() -> None:
 def test_page_without_its_markers(text: str) -> None:
     with pytest.raises(UsageError, match=r"results\.md: expected the lines"):
         table.replace_block(text, "results", "t", Path("results.md"))
+
+
+def test_an_export_is_recorded(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    argv = ["export", str(tiny_checkpoint), str(tmp_path / "out"), "--no-verify", "--context", "64"]
+    assert main([*argv, "--record", str(path)]) == 0
+    (record,) = read_records(path)
+    assert isinstance(record, Record) and (record.kind, record.name) == ("export", "out")
+    assert record.metrics["verified"] is False and record.raw["plan"]["context"] == 64
+    (row,) = record.readme
+    assert row.row == "out: export, peak RssAnon and time" and " MB in " in row.value

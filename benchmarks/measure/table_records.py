@@ -57,7 +57,7 @@ FIGURES = {
     "import_s": Figure("import of the runtime", lambda value: f"{value:.2f} s"),
 }
 # The targets of figures that are always in the table; `--target` replaces them.
-TARGETS = {"export": "recorded", "vision": "recorded", "audio": "faster than real time"}
+TARGETS = {"vision": "recorded", "audio": "faster than real time"}
 NAMES = (*FIGURES, *TARGETS)
 
 
@@ -225,42 +225,6 @@ def summarize_rounds(rounds: Sequence[Round], bytes_per_token: int) -> dict[str,
         if index or len(rounds) == 1:
             add("load_s", kernel.load_s)
     return {name: round(statistics.median(values), 4) for name, values in columns.items()}
-
-
-def export_record(
-    name: str, facts: BundleFacts, seconds: float, peak_anon: int, peak_rss: int, files: int, **raw: object
-) -> Record:
-    """The time and memory of an export; `raw` has its plan and its agreement, or None, as JSON."""
-    agreement, plan = raw.get("agreement"), raw.get("plan")
-    rows = [
-        TableRow(
-            f"{name}: export, peak RssAnon and time",
-            TARGETS["export"],
-            f"{_gigabytes(peak_anon)} in {seconds:.0f} s",
-        )
-    ]
-    if isinstance(agreement, dict):
-        text = f"KL {agreement['mean_kl']:.3g} nats, top-1 {agreement['top1']:.1%}"
-        rows.append(TableRow(f"{name}: agreement with its checkpoint", "within the recipe's bounds", text))
-    metrics: Metrics = {
-        "seconds": round(seconds, 1),
-        "peak_rss_anon_bytes": peak_anon,
-        "peak_rss_bytes": peak_rss,
-        "bundle_bytes": files,
-        "predicted_peak_bytes": plan["peak_bytes"] if isinstance(plan, dict) else None,
-        "verified": agreement is not None,
-    }
-    return Record(
-        kind="export",
-        name=name,
-        model=facts.model,
-        recipe=facts.recipe,
-        time=now(),
-        environment=environment(),
-        metrics=metrics,
-        raw=raw,
-        readme=tuple(rows),
-    )
 
 
 def _detail(name: str, metrics: dict[str, float]) -> str:
