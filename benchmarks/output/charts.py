@@ -76,7 +76,7 @@ def bar_chart(bars: Sequence[Bar], unit: str, marks: Sequence[Mark] = (), *, wid
     their labels above.
     """
     beside = width >= WIDE
-    label_width, value_width = (290, 120) if beside else (0, 96)
+    label_width, value_width = (290, 120) if beside else (0, 126)
     row, gap, lift, above = (30, 12, 0, 18 if marks else 0) if beside else (46, 10, 18, 18 if marks else 0)
     ends = [max(bar.value + max(bar.sd, bar.more), *bar.samples, 0.0) for bar in bars]
     scale_to = max([*ends, *(mark.value for mark in marks)], default=0.0) or 1.0
