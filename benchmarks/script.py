@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import GemmaEdgeError
 
 ERROR = "gemma-edge: error: "  # begins the line that says what went wrong, as the command line's does
@@ -24,6 +25,4 @@ def run_script(main: Callable[[], int]) -> int:
         return 130
 
 
-def progress(text: str) -> None:
-    """A line on stderr: stdout is for answers."""
-    print(text, file=sys.stderr, flush=True)
+progress = tell  # stdout is for answers

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
+from gemma_edge.runtime.artifacts.artifact_formats import FILE_SUFFIXES
+from gemma_edge.runtime.artifacts.manifest import MANIFEST
+from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import UsageError
 
 MODEL = "GEMMA_EDGE_MODEL"
@@ -84,7 +86,7 @@ def take_bundle(args: argparse.Namespace) -> tuple[str, list[str]]:
 
 def is_bundle(path: str) -> bool:
     """Whether a path looks like a bundle; `Bundle.open` checks it."""
-    return Path(path, "manifest.json").is_file() or (path.endswith(".litertlm") and Path(path).is_file())
+    return Path(path, MANIFEST).is_file() or (Path(path).suffix in FILE_SUFFIXES and Path(path).is_file())
 
 
 def loading(args: argparse.Namespace) -> dict[str, Any]:
@@ -96,8 +98,3 @@ def loading(args: argparse.Namespace) -> dict[str, Any]:
         "video_tokens": getattr(args, "video_tokens", None),
         "log": tell,
     }
-
-
-def tell(text: str) -> None:
-    """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)

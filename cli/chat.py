@@ -15,15 +15,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
-from gemma_edge.cli.bundle_options import add_words, loading, take_bundle, tell
+from gemma_edge.cli.bundle_options import add_words, loading, take_bundle
 from gemma_edge.cli.run import add_options, generate_options, print_answer, read_utf8
+from gemma_edge.runtime.console import tell
+from gemma_edge.runtime.conversation import Conversation
 from gemma_edge.runtime.errors import FileError, UsageError
 from gemma_edge.runtime.generate import Stream
-from gemma_edge.runtime.media.attachments import Part
 from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.prompt.prompt_builder import bare, whole
 
 HELP = """\
 /attach FILE  attach an image, a recording or a video to the next turn
@@ -59,40 +58,6 @@ def run(args: argparse.Namespace) -> int:
         usage=args.usage,
     )
     return 0
-
-
-class Conversation:
-    """The turns so far, and the options that every answer is given with."""
-
-    def __init__(
-        self, model: Model, *, system: str | None = None, options: dict[str, Any] | None = None
-    ) -> None:
-        self.model, self.system, self.options = model, system, options or {}
-        self.messages: list[dict[str, Any]] = []
-        self._attached: list[Part] = []  # for the turn to come
-        self._asked: dict[str, Any] = {}
-
-    def reset(self) -> None:
-        """Forgets the turns; the system message stays."""
-        self.messages, self._attached = [], []
-        self.model.reset()
-
-    def attach(self, path: str) -> None:
-        """Adds a file to the next turn. Raises as `Reader.file`."""
-        self._attached += self.model.reader.file(path)
-
-    def ask(self, text: str) -> Stream:
-        """The answer to a further turn; `note` it when it has ended."""
-        parts = [*map(whole, self._attached), *([bare(text)] if text else [])]
-        self._asked = {"role": "user", "content": parts if self._attached else text}
-        turns = [*self.messages, self._asked]
-        return self.model.generate(turns, stream=True, system=self.system, **self.options)
-
-    def note(self, answer: str) -> None:
-        """Keeps the turn and its answer, even one cut short; a turn without an answer is dropped."""
-        if answer.strip():
-            self.messages += [self._asked, {"role": "assistant", "content": answer}]
-            self._attached = []
 
 
 def chat(

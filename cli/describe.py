@@ -11,16 +11,10 @@ import json
 
 from gemma_edge.cli.bundle_options import add_loading, add_video, add_words, loading, take_bundle
 from gemma_edge.cli.run import print_answer
+from gemma_edge.runtime.description import MAX_TOKENS, describe
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.media.attachments import kind_of
 from gemma_edge.runtime.model import Model
-
-PROMPTS = {
-    "image": "Describe this image.",
-    "audio": "Describe what is heard in this recording.",
-    "video": "These are frames of a video with their times, and its sound. Describe the video.",
-}
-MAX_TOKENS = 512
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,12 +39,11 @@ def run(args: argparse.Namespace) -> int:
     bundle, files = take_bundle(args)
     if not files:
         raise UsageError("name an image, a recording or a video")
-    prompts = [args.prompt or PROMPTS[kind_of(file)] for file in files]
+    for file in files:
+        kind_of(file)  # before the model is loaded
     model = Model.load(bundle, defer_decoder=True, **loading(args))
-    for file, prompt in zip(files, prompts, strict=True):
-        stream = model.generate(
-            prompt, attach=[file], stream=True, temperature=0.0, max_tokens=args.max_tokens
-        )
+    for file in files:
+        stream = describe(model, file, args.prompt, max_tokens=args.max_tokens)
         if args.json:
             for _ in stream:
                 pass

@@ -10,16 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
-from gemma_edge.cli.bundle_options import add_loading, add_words, loading, take_bundle, tell
+from gemma_edge.cli.bundle_options import add_loading, add_words, loading, take_bundle
+from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import MediaError, UsageError
 from gemma_edge.runtime.media.attachments import kind_of
 from gemma_edge.runtime.media.srt import stitch, subtitle, timestamp
 from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.transcription import MAX_TOKENS, TRANSCRIBE, Spoken, spoken
+from gemma_edge.runtime.transcription import MAX_TOKENS, TRANSCRIBE, Spoken, spoken, transcript
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +71,7 @@ def speech_verb(args: argparse.Namespace, prompt: str) -> int:
                 print(f"[{timestamp(cue.start)} --> {timestamp(cue.end)}] {cue.line}", flush=True)
         seconds, duration = time.perf_counter() - started, cues[-1].end if cues else 0.0
         if args.json:
-            print(json.dumps(as_json(file, cues, seconds), ensure_ascii=False), flush=True)
+            print(json.dumps(transcript(file, cues, seconds), ensure_ascii=False), flush=True)
         elif args.text:
             print(stitch(cues), flush=True)
         if not any(cue.line for cue in cues):
@@ -82,14 +80,3 @@ def speech_verb(args: argparse.Namespace, prompt: str) -> int:
             pace = f", {duration / seconds:.2f} times as fast as it was spoken" if seconds else ""
             tell(f"{file}: {duration:.1f} s in {len(cues)} segments took {seconds:.1f} s{pace}")
     return 0
-
-
-def as_json(file: str | Path, cues: list[Spoken], seconds: float) -> dict[str, Any]:
-    """JSON values: file, text, segments (start, end, text, finish_reason), duration_s, seconds."""
-    return {
-        "file": str(file),
-        "text": stitch(cues),
-        "segments": [asdict(cue) for cue in cues],
-        "duration_s": cues[-1].end if cues else 0.0,
-        "seconds": seconds,
-    }

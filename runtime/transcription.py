@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.runtime.media.srt import Cue, timestamp
+from gemma_edge.runtime.media.srt import Cue, stitch, timestamp
 from gemma_edge.runtime.model import Model
 
 TRANSCRIBE = "Transcribe the following speech segment in its original language."
@@ -57,3 +57,21 @@ def spoken(
                 continue
             answer = model.generate(prompt, attach=[clip], **options)
             yield Spoken(segment.start, segment.end, answer.text.strip(), answer.finish_reason)
+
+
+def transcript(path: str | Path, cues: Sequence[Spoken], seconds: float) -> dict[str, Any]:
+    """A recording's segments as JSON values.
+
+    Args:
+        seconds: the time that transcribing took.
+
+    Returns:
+        file, text, segments (start, end, text, finish_reason), duration_s, seconds.
+    """
+    return {
+        "file": str(path),
+        "text": stitch(cues),
+        "segments": [asdict(cue) for cue in cues],
+        "duration_s": cues[-1].end if cues else 0.0,
+        "seconds": seconds,
+    }

@@ -17,6 +17,7 @@ import pytest
 from gemma_edge.cli import chat as chat_repl
 from gemma_edge.cli import main as cli
 from gemma_edge.cli import run as run_verb
+from gemma_edge.runtime.conversation import Conversation
 from gemma_edge.runtime.errors import BundleError, CeilingError, DeviceError, GemmaEdgeError, ParityError
 from gemma_edge.runtime.model import Model
 from support.rule_decoder import RuleDecoder, answers, hash_rule, tiny_model
@@ -284,7 +285,7 @@ def test_a_turn_that_does_not_fit(
 
 def test_at_a_terminal_chat_goes_on_after_an_error(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
     lines = iter(["e" * 1000, "hi", None])
-    chat_repl.chat(chat_repl.Conversation(model), lambda: next(lines), interactive=True)
+    chat_repl.chat(Conversation(model), lambda: next(lines), interactive=True)
     out, err = capsys.readouterr()
     assert out == "the first\n" and "context of 512" in err
 
@@ -300,7 +301,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(tmp_path: Path, capsys: pytest.
         return hash_rule(ids)
 
     decoder.rule = rule
-    conversation = chat_repl.Conversation(model, options={"max_tokens": 200})
+    conversation = Conversation(model, options={"max_tokens": 200})
     lines = iter(["the", "/help", None])
     handler = signal.getsignal(signal.SIGINT)
     chat_repl.chat(conversation, lambda: next(lines))
@@ -319,8 +320,8 @@ def test_ctrl_c_at_the_prompt(model: Model, capsys: pytest.CaptureFixture[str]) 
             raise line
         return None
 
-    chat_repl.chat(chat_repl.Conversation(model), read, interactive=True)
+    chat_repl.chat(Conversation(model), read, interactive=True)
     assert "/quit" in capsys.readouterr().err
     lines = iter([KeyboardInterrupt()])
     with pytest.raises(KeyboardInterrupt):
-        chat_repl.chat(chat_repl.Conversation(model), read)
+        chat_repl.chat(Conversation(model), read)

@@ -24,12 +24,11 @@ class ArtifactFormat:
     suffix: str = ""
 
 
-ARTIFACT_FORMATS = {
-    format.name: format
-    for format in (
-        ArtifactFormat("onnx", engine="onnxruntime"),
-        ArtifactFormat("tflite", engine="litert"),
-        ArtifactFormat("litertlm", engine="litert", suffix=".litertlm"),
-    )
-}
-FOLDER_FORMATS = tuple(name for name, format in ARTIFACT_FORMATS.items() if not format.suffix)
+_ALL = (
+    ArtifactFormat("onnx", engine="onnxruntime"),
+    ArtifactFormat("tflite", engine="litert"),
+    ArtifactFormat("litertlm", engine="litert", suffix=".litertlm"),
+)
+ARTIFACT_FORMATS = {each.name: each for each in _ALL}
+FOLDER_FORMATS = tuple(each.name for each in _ALL if not each.suffix)
+FILE_SUFFIXES = tuple(each.suffix for each in _ALL if each.suffix)

@@ -8,8 +8,8 @@ from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.engines.decoder import Decoder
 from gemma_edge.runtime.engines.engine import Engine
-from gemma_edge.runtime.engines.litert_engine import LitertEngine
-from gemma_edge.runtime.engines.onnx_engine import OnnxEngine
+from gemma_edge.runtime.engines.litert_runtime import LitertEngine
+from gemma_edge.runtime.engines.onnx_runtime import OnnxEngine
 from gemma_edge.runtime.errors import BundleError
 
 # By the names that `ArtifactFormat.engine` has.

@@ -38,7 +38,7 @@ from gemma_edge.runtime.media.video import frames_within, has_pictures, has_soun
 if TYPE_CHECKING:
     from gemma_edge.runtime.artifacts.modalities import Modality
 
-Kind = Literal["image", "audio", "video"]
+FileKind = Literal["image", "audio", "video"]
 
 VIDEO_TOKENS = 2048  # soft tokens of a video unless told, if the context has twice as many: 8 images
 MODALITY = {"image": "vision", "audio": "audio"}  # kind of an attachment: the bundle's name for its encoder
@@ -73,7 +73,7 @@ class Attachment:
 Part = str | Attachment  # of a message's content, in order
 
 
-def kind_of(path: str | Path) -> Kind:
+def kind_of(path: str | Path) -> FileKind:
     """What a file holds, by its first bytes; its name does not matter. M4A counts as "video".
 
     Raises:
@@ -94,10 +94,10 @@ def kind_of(path: str | Path) -> Kind:
     raise MediaError(path, "file", "an image, a recording or a video", got, "Convert it first.")
 
 
-def _kind(head: bytes) -> Kind | None:
+def _kind(head: bytes) -> FileKind | None:
     brand = head[8:12]
     if head[:4] in (b"RIFF", b"RF64"):
-        riff: dict[bytes, Kind] = {b"WEBP": "image", b"WAVE": "audio", b"AVI ": "video"}
+        riff: dict[bytes, FileKind] = {b"WEBP": "image", b"WAVE": "audio", b"AVI ": "video"}
         return riff.get(brand)
     if head[4:8] == b"ftyp":
         # HEIC too: Pillow does not read it, and says so better than FFmpeg.
