@@ -172,7 +172,7 @@ class _Parser:
             raise self.error("tokens.file", "the name of a file", name)
         graph, table = self.text_value("graph"), self.container.file(name)
         if graph not in self.container.files:
-            raise self.error("graph", "a file that the manifest lists", graph)
+            raise BundleError(self.path, "files", graph, "no such entry", EXPORT_AGAIN)
         layout = RowLayout.parse(tokens, self.path, table.stat().st_size)
         if (first_id, layout.rows, layout.columns) != (vocab_offset, vocab_size, text_hidden):
             expected = f"{vocab_size} rows of {text_hidden} from id {vocab_offset} on, as in config"
