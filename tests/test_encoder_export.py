@@ -356,5 +356,5 @@ def test_quantized_encoders_stay_in_their_files() -> None:
 
 def test_the_table_has_a_row_for_each_encoder() -> None:
     text = format_plan(planned("e2b", "int4").to_dict())
-    assert "image encoder" in text and "audio encoder" in text and "beside it" in text
-    assert "beside it" not in format_plan(planned("e2b", "int4", ()).to_dict())
+    assert "image encoder" in text and "audio encoder" in text and "in a later turn" in text
+    assert "in a later turn" not in format_plan(planned("e2b", "int4", ()).to_dict())

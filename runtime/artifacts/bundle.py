@@ -24,8 +24,6 @@ from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.families.model_family import ModelFamily
 from gemma_edge.runtime.text_files import read_text
 
-FORMATS = tuple(ARTIFACT_FORMATS)
-
 
 @dataclass(frozen=True)
 class Bundle:

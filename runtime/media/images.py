@@ -166,7 +166,10 @@ def _too_large(path: Path, got: str, most: int = MAX_PIXELS) -> MediaError:
 
 
 def upright(image: Image, exif: Exif | None = None) -> Image:
-    """Turned as EXIF says, its own unless told; an orientation that cannot be read turns nothing."""
+    """Turned as EXIF says, its own unless told; an orientation that cannot be read turns nothing.
+
+    `ImageOps.exif_transpose` would copy a picture that needs no turn, which may have 256 MB.
+    """
     from PIL import Image as pillow
 
     turn = pillow.Transpose
