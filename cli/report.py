@@ -18,6 +18,7 @@ from gemma_edge.benchmarks.output.browser import screenshot
 from gemma_edge.benchmarks.output.report import render_page
 from gemma_edge.benchmarks.output.result_text import to_markdown
 from gemma_edge.benchmarks.output.table import update_documents
+from gemma_edge.benchmarks.output.whole_file import write_whole
 from gemma_edge.benchmarks.records.results_file import read_records
 from gemma_edge.runtime.errors import UsageError
 
@@ -60,12 +61,11 @@ def run(args: argparse.Namespace) -> int:
     records = [record for path in args.results for record in read_records(path)]
     if not records:
         raise UsageError(f"{', '.join(map(str, args.results))}: no results")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(render_page(records), encoding="utf-8")
+    write_whole(args.output, render_page(records))
     print(args.output)
     if args.md:
         newest_last = sorted(records, key=lambda record: record.time)
-        args.md.write_text(to_markdown(newest_last), encoding="utf-8")
+        write_whole(args.md, to_markdown(newest_last))
         print(args.md)
     if args.png:
         screenshot(args.output, args.png, dark=args.dark)

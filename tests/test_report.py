@@ -1,6 +1,7 @@
 """The report: numbers into charts, records into one page, and the page in a browser."""
 
 import json
+import os
 import re
 import struct
 import xml.etree.ElementTree as ElementTree
@@ -25,11 +26,13 @@ from gemma_edge.benchmarks.output.charts import (
     ticks,
 )
 from gemma_edge.benchmarks.output.report import render_page
+from gemma_edge.benchmarks.output.whole_file import write_whole
 from gemma_edge.benchmarks.records.environment import environment
 from gemma_edge.benchmarks.records.results_file import parse_record
 from gemma_edge.benchmarks.typed_json import to_json
 from gemma_edge.cli.main import main
 from gemma_edge.runtime.errors import DeviceError
+from support.small_disk import small_disk
 
 GB = 10**9
 ENVIRONMENT = to_json(environment())
@@ -296,6 +299,45 @@ def test_verb_writes_page_and_markdown(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.split() == [str(out), str(md)]
     assert out.read_text().startswith("<!doctype html>")
     assert "| pp512 | 92.00 ± 6.51 | 92.00 |" in md.read_text()
+
+
+@pytest.mark.parametrize("flag", ["-o", "--md", "--png"])
+def test_a_full_disk_leaves_no_half_page(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if flag == "--png" and find_browser() is None:
+        pytest.skip("no Chromium or Chrome")
+    results, page = tmp_path / "r.jsonl", tmp_path / "page.html"
+    results.write_text("".join(json.dumps(row) + "\n" for row in full()))
+    with small_disk(tmp_path / "disk", 4) as disk:
+        old, ballast = disk / "old.png", disk / "ballast"
+        old.write_text("the old one")
+        ballast.write_bytes(bytes((4 << 20) - 4096))
+        output = ["-o", str(old)] if flag == "-o" else ["-o", str(page), flag, str(old)]
+        assert main(["report", str(results), *output]) != 0
+        assert old.read_text() == "the old one"
+        assert sorted(disk.iterdir()) == [ballast, old]
+        ballast.unlink()
+        assert main(["report", str(results), *output]) == 0
+        assert old.read_bytes()[:11] != b"the old one" and list(disk.iterdir()) == [old]
+    assert "internal error" not in capsys.readouterr().err
+
+
+def test_a_page_replaces_the_file_that_a_link_names_and_keeps_its_mode(tmp_path: Path) -> None:
+    file, link = tmp_path / "page.html", tmp_path / "link.html"
+    file.write_text("old")
+    file.chmod(0o640)
+    link.symlink_to(file.name)
+    write_whole(link, "new")
+    assert link.is_symlink() and file.read_text() == "new" and file.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_page_goes_to_a_pipe(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    write_whole(Path(f"/dev/fd/{writer}"), "page")
+    os.close(writer)
+    with open(reader) as pipe:
+        assert pipe.read() == "page"
 
 
 def test_file_without_results_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from gemma_edge.benchmarks.machine.child import ChildError, run_child
+from gemma_edge.benchmarks.output.whole_file import replacing
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.runtime.errors import DeviceError
 
@@ -23,6 +24,11 @@ def find_browser() -> str | None:
     """GEMMA_EDGE_CHROMIUM, or a Chromium or Chrome on the PATH; None where there is none."""
     given = os.environ.get(BROWSER_VARIABLE)
     return next((found for name in (given, *BROWSERS) if name and (found := shutil.which(name))), None)
+
+
+def is_whole_png(path: Path) -> bool:
+    """Whether a PNG has its last chunk: Chromium ends with 0 on a full disk, too."""
+    return path.is_file() and path.read_bytes()[-8:-4] == b"IEND"
 
 
 def screenshot(page: Path, picture: Path, *, dark: bool = False, width: int = 1000) -> None:
@@ -56,10 +62,11 @@ def screenshot(page: Path, picture: Path, *, dark: bool = False, width: int = 10
         if asked.exit_code or not height:
             raise ChildError(browser, asked) if asked.exit_code else DeviceError(f"{browser}: no page")
         size = f"--window-size={width},{min(int(height[1]), MOST_PIXELS)}"
-        argv += [size, f"--screenshot={picture.resolve()}", copy.as_uri()]
-        done = run_child(argv, timeout=120, what=browser)
-    if done.exit_code:
-        raise ChildError(browser, done)
-    if not picture.is_file():
-        raise DeviceError(f"{browser} took no picture of {page}: {done.last_line()}")
+        with replacing(picture) as taken:
+            argv += [size, f"--screenshot={taken.resolve()}", copy.as_uri()]
+            done = run_child(argv, timeout=120, what=browser)
+            if done.exit_code:
+                raise ChildError(browser, done)
+            if not is_whole_png(taken):
+                raise DeviceError(f"{browser} took no picture of {page}: {done.last_line()}")
     progress(f"picture: {picture}")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gemma_edge.benchmarks.machine.memory import MemorySample, PeakMemory
+from gemma_edge.benchmarks.output.whole_file import write_whole
 from gemma_edge.benchmarks.records.record import Head
 from gemma_edge.benchmarks.records.results_file import append_record, json_line
 from gemma_edge.benchmarks.records.rows import BenchRow, EncodeRow, Row, SessionRow, attached, threads_of
@@ -61,8 +62,7 @@ def save(rows: Sequence[Head], kind: str, path: Path) -> None:
         for row in rows:
             append_record(path, row)
     else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(render(rows, kind), encoding="utf-8")
+        write_whole(path, render(rows, kind))
 
 
 def to_csv(rows: Iterable[Head]) -> str:

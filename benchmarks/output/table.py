@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gemma_edge.benchmarks.output.plots import render_plots
 from gemma_edge.benchmarks.output.quality_table import render_quality
+from gemma_edge.benchmarks.output.whole_file import write_whole
 from gemma_edge.benchmarks.records.record import Head, QualityRecord, TableRecord, TableRow
 from gemma_edge.benchmarks.records.results_file import read_records
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
@@ -130,8 +131,7 @@ def update_documents(readme: Path, results: Sequence[Path], *, check: bool = Fal
         raise GemmaEdgeError(f"{stale[0]}: not made from these results: run this without --check")
     for path in stale:
         if path in wanted:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(wanted[path], encoding="utf-8")
+            write_whole(path, wanted[path])
         else:
             path.unlink()
     return bool(stale)
