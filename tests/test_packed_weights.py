@@ -17,10 +17,9 @@ pytest.importorskip("ai_edge_litert", reason="LiteRT is not installed")
 pytest.importorskip("litert_lm_builder", reason="litert-lm-builder is not installed")
 
 from gemma_edge.export.exporter import export_bundle
-from gemma_edge.runtime.artifacts import bundle as folder_bundle
-from gemma_edge.runtime.artifacts import litertlm_bundle
+from gemma_edge.runtime.artifacts import folder_bundle, litertlm_bundle
 from gemma_edge.runtime.artifacts.litertlm_reader import read_litertlm
-from gemma_edge.runtime.errors import BundleError
+from gemma_edge.runtime.errors import BundleError, DeviceError
 from gemma_edge.runtime.model import Model
 
 LOAD = """
@@ -188,6 +187,16 @@ def test_a_disk_that_fills_while_packing_ends_in_a_warning(made: dict[str, Path]
     assert run.returncode == 0, run.stderr
     assert "disk became full" in run.stderr and run.stdout.startswith("answered:")
     assert not [path for path in small_disk.iterdir() if not path.name.startswith(".")]
+
+
+def test_a_cpu_without_the_engines_instructions_is_named(
+    made: dict[str, Path], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dies = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
+    monkeypatch.setattr("gemma_edge.runtime.engines.packed_weights._PACK", dies)
+    with pytest.raises(DeviceError, match=r"CPU lacks instructions that LiteRT .* needs"):
+        Model.load(made["tflite"], threads=1)
+    assert not list(cache.glob("*.xnnpack*"))
 
 
 def test_a_process_that_packs_ends_with_its_parent(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.emit.reference.reference_text import evaluate
 from gemma_edge.export.gate import parity as verify
+from gemma_edge.export.gate.engine_process import run_isolated
 from gemma_edge.export.gate.parity import (
     Agreement,
     check_bounds,
@@ -140,18 +142,19 @@ def test_an_altered_bundle(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: P
         verify_bundle(bundle, tiny_checkpoint)
 
 
-def die(*args: Any) -> None:
-    os._exit(9)
+def die(path: Path, number: int) -> None:
+    os.kill(os.getpid(), number)
 
 
-def test_an_engine_that_crashes(
-    tiny_bundle: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [(signal.SIGILL, "CPU lacks instructions"), (signal.SIGKILL, r"\(signal 9\)\. Is there enough memory")],
+)
+def test_an_engine_that_dies_takes_only_its_own_process_with_it(
+    tmp_path: Path, number: int, cause: str
 ) -> None:
-    """It takes only its own process with it."""
-    monkeypatch.setattr(verify, "write_bundle_logits", die)
-    bundle = Bundle.open(tiny_bundle)
-    with Checkpoint.open(tiny_checkpoint) as checkpoint, pytest.raises(BundleError, match="process died"):
-        verify_sequences(bundle, checkpoint, SEQUENCES)
+    with pytest.raises(BundleError, match=cause):
+        run_isolated(tmp_path, die, number)
 
 
 # Bounds. ------------------------------------------------------------------------------------------

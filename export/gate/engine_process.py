@@ -31,15 +31,25 @@ def run_isolated(path: Path, function: Callable[..., None], *args: Any) -> None:
     try:
         error = receiver.recv()
     except EOFError:
-        raise BundleError(
-            path, "engine", "a run to its end", "the engine's process died", "Is there enough memory?"
-        ) from None
+        process.join()
+        raise _death(path, process.exitcode) from None
     finally:
         process.kill()
         process.join()
         receiver.close()
     if error is not None:
         raise error
+
+
+def _death(path: Path, code: int | None) -> BundleError:
+    """The error that tells how the process ended, by its exit code: negative for a signal."""
+    got, remedy = "the engine's process died", "Is there enough memory?"
+    if code == -signal.SIGILL:
+        got += " of an illegal instruction"
+        remedy = "This CPU lacks instructions that the engine needs; export another --format."
+    elif code:
+        got += f" (signal {-code})" if code < 0 else f" (exit code {code})"
+    return BundleError(path, "engine", "a run to its end", got, remedy)
 
 
 def _work(parent: int, sender: Connection, function: Callable[..., None], *args: Any) -> None:

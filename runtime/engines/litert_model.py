@@ -101,6 +101,7 @@ def load_model(path: Path, recorded: str, threads: int) -> CompiledModel:
 
     Raises:
         BundleError: the file is not the recorded one, or the engine does not take it.
+        DeviceError: LiteRT needs instructions that this CPU lacks.
     """
     packed = packed_weights(path, recorded, threads)
     with engine_log() as log:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -15,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from gemma_edge.runtime.cache_folder import CACHE_VARIABLE, cache_folder
-from gemma_edge.runtime.errors import BundleError
+from gemma_edge.runtime.errors import BundleError, DeviceError
 from gemma_edge.runtime.file_digest import remembered_sha256
 from gemma_edge.runtime.kept_files import keep, kept
 
@@ -37,6 +38,7 @@ def packed_weights(path: Path, recorded: str, threads: int) -> Path | None:
 
     Raises:
         BundleError: the file has another SHA-256.
+        DeviceError: LiteRT needs instructions that this CPU lacks.
     """
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
@@ -68,6 +70,11 @@ def _pack_apart(path: Path, building: Path, threads: int) -> None:
         errors="replace",
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
+    if done.returncode == -signal.SIGILL:  # which would end this process as well
+        raise DeviceError(
+            "LiteRT ended with an illegal instruction: this CPU lacks instructions that LiteRT "
+            f"{version('ai-edge-litert')} needs. Run an export with --format onnx instead"
+        )
     if done.returncode == REFUSED:
         raise _RefusedError
     if done.returncode or not building.exists():
