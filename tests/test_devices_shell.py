@@ -196,6 +196,15 @@ def test_silence_ends_it_there(device: ShellDevice, number: str, monkeypatch: py
 # Files.
 
 
+def test_a_folder_whose_name_ends_in_a_space_is_itself(server: Server) -> None:
+    if not server.spec.startswith("ssh"):
+        pytest.skip("an adb device has a folder of its own")
+    with open_device(server.spec + "%20") as device:
+        assert isinstance(device, ShellDevice)
+        assert device.root == urlsplit(server.spec).path + " "
+        assert device.run(["pwd", "-P"], timeout=60).stdout == f"{device.root}\n"
+
+
 def test_push_and_pull_are_exact_and_sent_once(device: ShellDevice, tmp_path: Path) -> None:
     folder = tmp_path / "out put"
     (folder / "deep").mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -115,6 +116,22 @@ def test_a_full_disk_is_seen_before_the_engine_fills_it(
     with pytest.warns(UserWarning, match="1,000 bytes are free"):
         Model.load(bundles["tflite"], threads=1)
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("format", ["onnx", "tflite"])
+@pytest.mark.parametrize("window", [1, 17])
+def test_a_window_that_contradicts_the_graph_is_refused(
+    format: str, window: int, bundles: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "lying"
+    shutil.copytree(bundles[format], folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["config"]["sliding_window"] == 32
+    manifest["config"]["sliding_window"] = window
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"decoder\.(onnx|tflite): .*manifest"):
+        Model.load(folder, threads=1).generate("Hello", max_tokens=40)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_damaged_decoder_is_refused_before_the_engine_sees_it(

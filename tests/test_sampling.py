@@ -148,7 +148,7 @@ def test_the_likeliest_always_stays(
 def test_broken_logits_are_refused(options: dict[str, Any], bad: float) -> None:
     values = logits(20)
     values[13] = bad
-    with pytest.raises(GemmaEdgeError, match=f"highest logit is {bad}"):
+    with pytest.raises(GemmaEdgeError, match=rf"highest logit is {bad}: .*`gemma-edge inspect --check`"):
         sampler(**options).pick(values)
 
 

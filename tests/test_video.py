@@ -69,3 +69,59 @@ def test_a_playlist_opens_no_other_file(name: str, clip: Path, tmp_path: Path) -
     (tmp_path / name).write_text(texts[name])
     with pytest.raises(MediaError, match=name):
         list(sample_frames(tmp_path / name, 8, count=1))
+
+
+def write_sounds(path: Path, layouts: list[str]) -> Path:
+    """A second of silence in each layout, one after another in a single stream of an MPEG-TS."""
+    with path.open("wb") as file:
+        for layout in layouts:
+            part = path.with_name(f"{layout}.ts")
+            with av.open(str(part), "w") as container:
+                stream = container.add_stream("mp2", rate=44_100, layout=layout)
+                channels = 1 if layout == "mono" else 2
+                for _ in range(40):
+                    frame = av.AudioFrame.from_ndarray(
+                        np.zeros((1, 1152 * channels), np.int16), "s16", layout
+                    )
+                    frame.sample_rate = 44_100
+                    container.mux(stream.encode(frame))
+                container.mux(stream.encode())
+            file.write(part.read_bytes())
+    return path
+
+
+def test_sound_whose_layout_changes_is_refused(tmp_path: Path) -> None:
+    same = write_sounds(tmp_path / "same.ts", ["mono", "mono"])
+    assert sum(map(len, sound(same))) > 1.9 * 16_000
+    changing = write_sounds(tmp_path / "changing.ts", ["mono", "stereo"])
+    with pytest.raises(MediaError, match=r"changing\.ts: sound track: expected one layout, format and rate"):
+        list(sound(changing))
+
+
+def test_codecs_that_nobody_knows_are_refused(tmp_path: Path) -> None:
+    data = write_clip(tmp_path / "clip.mkv", seconds=1, tone=440.0).read_bytes()
+    for codec, other, read in (
+        (b"V_MPEG4/ISO/ASP", b"V_NOBODY/KNOWS/", lambda path: list(sample_frames(path, 8, count=1))),
+        (b"A_AAC", b"A_NEW", lambda path: list(sound(path))),
+    ):
+        assert data.count(codec) == 1
+        path = tmp_path / f"{other[:5].decode()}.mkv"
+        path.write_bytes(data.replace(codec, other))
+        with pytest.raises(MediaError, match="expected a codec that FFmpeg knows"):
+            read(path)
+
+
+def test_tags_that_are_not_utf_8_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "tagged.mkv"
+    write_clip(tmp_path / "clip.mkv", seconds=1)
+    with av.open(str(tmp_path / "clip.mkv")) as source, av.open(str(path), "w") as container:
+        container.metadata["title"] = "TITLETITLE"
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    data = path.read_bytes()
+    assert data.count(b"TITLETITLE") >= 1
+    path.write_bytes(data.replace(b"TITLETITLE", b"\xff\xfeTLETITLE"))
+    assert len(list(sample_frames(path, 8, count=1))) == 1

@@ -12,6 +12,8 @@ memory.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from ai_edge_litert.compiled_model import TensorBuffer
 from numpy.typing import NDArray
@@ -50,24 +52,33 @@ class LitertDecoder:
         self.path = path = bundle.file(DECODER)
         # Engines follow what a file says, over its end too: it is checked before one sees it.
         file = check_decoder(read_tflite(path), self.config)
-        if file.context != bundle.context and FULL in self.config.layer_types:
-            raise BundleError(path, "context", bundle.context, file.context, "Export the checkpoint again.")
         self.windowed = file.layout == "windowed"
+        self.capacity = self._capacities(bundle.context)
+        self._check_caches(file.lengths)
         self.model = load_model(path, bundle.files[DECODER].sha256, threads or physical_cores())
         self.started = False
-        self._allocate_cache(bundle.context)
+        self._allocate_cache()
         # By number of tokens; decode takes one.
         names = {1: "decode"} | {size: f"prefill_{size}" for size in file.prefill}
         self.calls = {size: _Call(self, name, size) for size, name in names.items()}
         self.reset()
 
-    def _allocate_cache(self, context: int) -> None:
+    def _capacities(self, context: int) -> dict[str, int]:
+        """Positions that the caches of each kind of layer hold, by the manifest."""
+        window = min(self.config.sliding_window, context) if self.windowed else context
+        return {kind: window if kind == SLIDING else context for kind in sorted(set(self.config.layer_types))}
+
+    def _check_caches(self, lengths: Mapping[int, int]) -> None:
+        """Raises BundleError if a cache of the graph has other `lengths` than the manifest says."""
+        for layer, length in lengths.items():
+            expected = self.capacity[self.config.layer_types[layer]]
+            if length != expected:
+                field, remedy = f"KV cache of layer {layer}", "Export the checkpoint again."
+                raise BundleError(self.path, field, f"{expected} positions, by the manifest", length, remedy)
+
+    def _allocate_cache(self) -> None:
         """Buffers of every layer that owns KV."""
         c = self.config
-        self.capacity = {
-            kind: min(c.sliding_window, context) if self.windowed and kind == SLIDING else context
-            for kind in sorted(set(c.layer_types))
-        }
         self.caches: dict[str, Buffer] = {}
         for i in c.kv_layers:
             shape = (1, c.num_key_value_heads, self.capacity[c.layer_types[i]], c.head_dim)

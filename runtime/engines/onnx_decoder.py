@@ -44,7 +44,7 @@ class OnnxDecoder:
         # The arena keeps what a long prefill needed once; without it memory returns to its steady level.
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised; its log would not escape names
         self.path = path = bundle.file("decoder.onnx")
         try:
             self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -36,7 +36,7 @@ class OnnxEncoder:
         options.enable_cpu_mem_arena = False
         # A pattern is one block for a whole pass: 30 MB more at the peak of 30 s of audio, and no faster.
         options.enable_mem_pattern = False
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised; its log would not escape names
         try:
             self._session: ort.InferenceSession | None = ort.InferenceSession(
                 path, options, providers=["CPUExecutionProvider"]
