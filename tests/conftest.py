@@ -36,13 +36,15 @@ SLOW_FILES = frozenset(
     f"test_{name}"
     for name in """
     bench bench_devices bench_encode bench_peers demo devices_shell devices_supervise distribution
-    encoder_export end_to_end exporter litert_decoder litert_torch litertlm_bundle litertlm_encoders
-    multimodal native_runner offline optimum packed_weights parity pocket synth_checkpoint tflite_encoders
+    encoder_export end_to_end export_format exporter fuzz_corpus leaks litert_decoder litert_torch
+    litertlm_bundle litertlm_encoders multimodal native_runner offline optimum packed_weights parity pocket
+    release synth_checkpoint templates_that_fill_memory tflite_encoders
     """.split()
 )
 SLOW_FIXTURES = frozenset(("adb_server", "live_case", "server", "sshd"))
 SLOW_NAMES = re.compile(
-    r"transformers|timm|litert_lm|true_size|test_live|processor|browser|_logits_are_the_references\[(?!as_it_is)"
+    r"transformers|timm|litert_lm|true_size|test_live|processor|browser|full_disk|_is_ended_cleans_up|flipped_bit|"
+    r"_logits_are_the_references\[(?!as_it_is)"
 )
 WITHOUT_FAST = pytest.StashKey[set[str]]()
 

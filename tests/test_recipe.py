@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gemma_edge.export.exporter import resolve_recipe
 from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
 from gemma_edge.export.model.tensor_spec import Part, TensorSpec
 from gemma_edge.export.weights.recipe import FP32, PARTS, Precision, list_recipes, load_recipe
@@ -193,3 +194,9 @@ def test_an_alias_must_name_one_of_ours_directly(tmp_path: Path, alias: object) 
     with pytest.raises(ConfigError) as caught:
         load_recipe(write(tmp_path, {"alias": alias, "description": "mine"}))
     assert caught.value.field == "alias"
+
+
+@pytest.mark.parametrize("own", ["int4", "fp32"])  # whose own cache is int8, and fp32
+@pytest.mark.parametrize("asked", ["int8", "fp32"])
+def test_the_kv_cache_that_is_asked_for_is_the_one_that_is_made(own: str, asked: str) -> None:
+    assert resolve_recipe(own, asked, "onnx").kv_cache == asked

@@ -15,4 +15,4 @@ def test_every_file_but_the_slow_ones_has_a_fast_test(pytestconfig: pytest.Confi
 
 
 def test_slow_files_exist() -> None:
-    assert {path.stem for path in Path(__file__).parent.glob("test_*.py")} >= SLOW_FILES
+    assert {path.stem for path in Path(__file__).parent.rglob("test_*.py")} >= SLOW_FILES
