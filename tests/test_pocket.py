@@ -9,10 +9,11 @@ from random import Random
 
 import pytest
 
-from gemma_edge.benchmarks.measure.questions import Answered, Question, answers, read_questions, scores, take
+from gemma_edge.benchmarks.measure.questions import answers, read_questions, scores, take
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.model import Model
+from support.margins import Array, int8_activations, leads, recorded
 from support.random_gemma3n_text import random_ids
 
 POCKET = Path(__file__).parents[1] / "pocket"
@@ -187,13 +188,17 @@ def test_transformers_and_the_reference_agree_on_it() -> None:
 # A bundle of it. ----------------------------------------------------------------------------------
 
 
-def bundle_answers(
-    folder: Path, recipe: str, questions: list[Question], format: str = "onnx"
-) -> list[Answered]:
+def bundle_model(folder: Path, recipe: str, format: str = "onnx") -> Model:
     pytest.importorskip("PIL")
     bundle = export_bundle(CHECKPOINT, folder / recipe, recipe=recipe, format=format, context=512).path
-    model = Model.load(bundle, threads=2, keep_encoders=True, log=lambda text: None)
-    return list(answers(model, questions))
+    return Model.load(bundle, threads=2, keep_encoders=True, log=lambda text: None)
+
+
+def is_near_tie(model: Model, answer: str, logits: list[Array]) -> bool:
+    """Whether a wrong answer left the right one, `answer`, where rounding may choose otherwise."""
+    right = model.tokenizer.encode(answer, bos=False)
+    step = next(i for i, row in enumerate(logits) if i == len(right) or row.argmax() != right[i])
+    return bool(leads(logits[step][None])[0] <= 2 * int8_activations(logits[step]))
 
 
 @published
@@ -202,10 +207,16 @@ def test_a_bundle_answers_as_an_int8_one_did_when_it_was_measured(
     recipe: str, format: str, tmp_path: Path
 ) -> None:
     measured = json.loads((POCKET / "questions" / "measured.json").read_text())
-    given = bundle_answers(tmp_path, recipe, read_questions(QUESTIONS), format)
+    model = bundle_model(tmp_path, recipe, format)
+    given, near_ties = [], set()
+    for question in read_questions(QUESTIONS):
+        with recorded(model) as logits:
+            given += answers(model, [question])
+        if not given[-1].right and is_near_tie(model, question.answer, logits):
+            near_ties.add(question.task)
     got = {task: score.right for task, score in scores(given).items()}
-    # One answer of a task may tip over with another processor's rounding.
-    assert {task: got[task] for task in measured if got[task] < measured[task] - 1} == {}
+    # One answer a task may tip over with another CPU's rounding.
+    assert {task: n for task, n in got.items() if n + (task in near_ties) < measured[task]} == {}
     assert set(got) == set(measured)
 
 
@@ -222,4 +233,4 @@ def test_transformers_gives_the_answers_of_an_fp32_bundle(tmp_path: Path) -> Non
         pytest.skip(f"timm: {error}")
     questions = take(read_questions(QUESTIONS), 2)
     theirs = list(model.answers(questions))
-    assert bundle_answers(tmp_path, "fp32", questions) == theirs
+    assert list(answers(bundle_model(tmp_path, "fp32"), questions)) == theirs
