@@ -1,9 +1,9 @@
 """Files that are costly to make and are kept in the cache folder: packed weights, and parts of a .litertlm.
 
-A kept file's name holds the SHA-256 of its content, and a file is used only while its content has it. Files
-are made under the folder's lock, as NAME.building, and renamed when they are complete: whoever holds the lock
-may remove any `.building` file, because its maker is dead. Readers take no lock: what they have mapped stays
-after it is removed.
+A kept file's name begins with the SHA-256 of the content that it was made from. It also holds the SHA-256 of
+the file's own content, and a file is used only while its content has it. Files are made under the folder's
+lock, as NAME.building, and renamed when they are complete: whoever holds the lock may remove any `.building`
+file, because its maker is dead. Readers take no lock: what they have mapped stays after it is removed.
 """
 
 from __future__ import annotations
@@ -102,6 +102,11 @@ def keep(before: str, after: str, size: int, make: Callable[[Path], None], diges
         _in_use.add(path)
         prune(cache_limit())
     return path
+
+
+def made_from(digest: str) -> list[Path]:
+    """The kept files that were made from content with a SHA-256, or that are this content."""
+    return sorted(cache_folder().glob(f"{digest[:_DIGITS]}-*"))
 
 
 def kept_files() -> list[KeptFile]:

@@ -14,20 +14,18 @@ from gemma_edge.benchmarks.machine import cgroup
 from gemma_edge.benchmarks.machine.cgroup import Mechanism, mechanism
 from gemma_edge.benchmarks.machine.child import ChildRun
 from gemma_edge.benchmarks.machine.clock import ClockReading
-from gemma_edge.benchmarks.machine.memory import MOST_POINTS, MemorySample, MemoryTimeline, PeakMemory
+from gemma_edge.benchmarks.machine.memory import MOST_POINTS, MemoryTimeline, PeakMemory
 from gemma_edge.benchmarks.machine.sensors import Battery, Sensors, read_sensors
 from gemma_edge.benchmarks.measure import session, target
 from gemma_edge.benchmarks.measure.bars import Bars
-from gemma_edge.benchmarks.measure.ceiling_verdict import judge_ceiling
 from gemma_edge.benchmarks.measure.latency import percentile, prompt_text
 from gemma_edge.benchmarks.measure.sustained import summarize_sustained
-from gemma_edge.benchmarks.measure.target import LocalTarget, Outcome
+from gemma_edge.benchmarks.measure.target import LocalTarget
 from gemma_edge.benchmarks.measure.workload import Sizes, Workload
 from gemma_edge.benchmarks.output.result_text import CSV_FIELDS, parse_outputs, plus_minus
 from gemma_edge.benchmarks.records.measurement import Measurement
 from gemma_edge.benchmarks.records.run_report import (
     Latency,
-    MemoryReport,
     Percentiles,
     RunReport,
     SustainedPoint,
@@ -206,11 +204,18 @@ def test_ceiling_is_sampled_where_the_kernel_does_not_let_us(
     assert "no permission" in ceiling["text"]
 
 
-def test_control_that_completes_proves_nothing() -> None:
-    memory = MemoryReport(MemorySample(5, 5), PeakMemory(rss_anon=10, rss=20, high_water=20))
-    run = Outcome(RunReport(memory=memory), "cgroup-v2", 15)
-    ceiling = judge_ceiling(100, run, run, 50, "")
-    assert not ceiling.met and "lower --control" in ceiling.text
+@limited
+def test_control_that_is_not_killed_proves_nothing(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "r.jsonl"
+    assert main(["bench", str(tiny_bundle), *SMALL, "--ceiling", "2GiB", "-o", str(path)]) == 5
+    ceiling = read_rows(path)[-1]["ceiling"]
+    assert ceiling["control_killed"] is False and not ceiling["met"]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "the ceiling of 2 GiB: not proved: runs under 2 GiB" in said
+    assert "the control under 1 GiB was not killed" in said and "exceeded" not in said
+    assert "give --control below " in said and "or a lower --ceiling" in said
 
 
 def test_systemd_run_is_asked_for_a_scope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,9 @@ import pytest
 from gemma_edge.benchmarks.devices import Device, Member, Outcome, open_device, read_fleet, run_fleet
 from gemma_edge.benchmarks.devices.fleet import FleetError
 from gemma_edge.benchmarks.devices.install import platform_tags, write_wheel
-from gemma_edge.benchmarks.measure.kernel_tests import measurements, parse_report
+from gemma_edge.benchmarks.measure.worker import worker_argv
+from gemma_edge.benchmarks.measure.workload import Workload
+from gemma_edge.benchmarks.records.run_report import RunReport
 from gemma_edge.runtime.errors import DeviceError
 from gemma_edge.runtime.version import __version__
 from support.device_servers import Sshd, sshd_missing
@@ -142,9 +144,8 @@ def test_gemma_edge_is_installed_on_a_device(sshd: Sshd, tiny_bundle: Path) -> N
         assert python.startswith(f"{sshd.folder}/device/python-")
         assert device.python() == python
         bundle = device.push(tiny_bundle)
-        options = ["-p", "8", "-n", "2", "-r", "1", "-t", "1", "--context", "64", "--no-import-time"]
-        argv = [python, "-m", "gemma_edge.benchmarks.measure.kernel_tests", bundle, *options]
+        argv = worker_argv(python, bundle, Workload((8,), (2,), reps=1, threads=1, context=64))
         # Nothing of this environment may help.
         run = device.run(argv, timeout=60, env={"PYTHONPATH": ""})
-        assert list(measurements(parse_report(run))) == ["pp8", "tg2"]
+        assert [test.test for test in run.parse(RunReport, "the worker").tests] == ["pp8", "tg2"]
         assert run.peak.rss > 10_000_000  # how far it had come at a sample depends on the machine

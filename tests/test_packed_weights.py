@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 import shutil
@@ -16,6 +17,10 @@ import pytest
 pytest.importorskip("ai_edge_litert", reason="LiteRT is not installed")
 pytest.importorskip("litert_lm_builder", reason="litert-lm-builder is not installed")
 
+from gemma_edge.benchmarks.machine.memory import drop_page_cache
+from gemma_edge.benchmarks.measure.target import LocalTarget
+from gemma_edge.benchmarks.measure.workload import Workload
+from gemma_edge.benchmarks.records.bundle_facts import bundle_files
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.artifacts import folder_bundle, litertlm_bundle
 from gemma_edge.runtime.artifacts.litertlm_reader import read_litertlm
@@ -152,6 +157,24 @@ def test_a_reused_file_is_neither_hashed_nor_packed_again(
     monkeypatch.setattr("gemma_edge.runtime.file_digest.sha256", lambda *_: pytest.fail("hashed again"))
     monkeypatch.setattr(subprocess, "run", lambda *_: pytest.fail("packed again"))
     assert answer(copies["litertlm"]) == expected
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("format", ["tflite", "litertlm"])
+def test_a_cold_load_drops_packed_weights(format: str, copies: dict[str, Path], cache: Path) -> None:
+    """Packed weights are most of what LiteRT reads: a load is cold only if their pages are dropped too."""
+    target = LocalTarget(copies[format])  # in other processes: this one would keep the pages mapped
+    target.work(Workload(threads=1), None, 60)
+    (packed,) = cache.glob("*.xnnpack")
+    assert packed in bundle_files(copies[format])
+    if drop_page_cache([packed]):
+        pytest.skip("this file system keeps pages")
+    packed.read_bytes()
+    report = target.work(Workload(threads=1, cold=True, import_time=True), None, 60).report
+    assert report and report.cached_bytes == 0 and report.import_s
+    with packed.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert sum(mapped[i] for i in range(0, len(mapped), mmap.PAGESIZE)) > 0
+        assert drop_page_cache(bundle_files(copies[format])) >= packed.stat().st_size, "pages that stay count"
 
 
 def run_in(folder: Path, bundle: Path, **limits: object) -> subprocess.CompletedProcess[str]:

@@ -43,10 +43,12 @@ def judge_ceiling(limit: int, run: Outcome, control: Outcome | None, control_lim
             verdict += " by memory that cannot be dropped"
         sizes = f"peak RssAnon {format_size(peak.rss_anon)}, RSS {format_size(peak.highest_rss)}, of {size}"
         return Ceiling(limit, met, False, f"{verdict}, sampled, not enforced: {sizes} ({why})")
-    end = "was killed" if control.killed else "completed: lower --control"
-    text = (
-        f"runs under {size} ({run.mechanism}, no swap, cold page cache), peak RssAnon "
-        f"{format_size(peak.rss_anon)}; control under {format_size(control_limit)} {end}"
-    )
+    anon, lower = format_size(peak.rss_anon), format_size(control_limit)
+    text = f"runs under {size} ({run.mechanism}, no swap, cold page cache), peak RssAnon {anon}"
+    if control.killed:
+        text += f"; control under {lower} was killed"
+    else:
+        remedy = f"give --control below {anon}, or a lower --ceiling"
+        text = f"not proved: {text}, but the control under {lower} was not killed either; {remedy}"
     killed = control.killed
     return Ceiling(limit, killed, True, text, run.mechanism, run.peak_bytes, control_limit, killed)

@@ -19,12 +19,13 @@ from gemma_edge.runtime.errors import DeviceError
 
 if TYPE_CHECKING:  # importing the runtime is part of what is measured
     from gemma_edge.runtime.engines.decoder import Decoder
+    from gemma_edge.runtime.engines.engine import Engine
     from gemma_edge.runtime.generate import Table
 
 _IMPORT_PROBE = """\
 import time
 start = time.perf_counter()
-import gemma_edge.runtime.model, gemma_edge.runtime.engines.{engine}_decoder
+import gemma_edge.runtime.model, {module}
 print(time.perf_counter() - start)
 """
 
@@ -88,8 +89,8 @@ def _forward(model: KernelModel, ids: npt.NDArray[np.int64], n_logits: int) -> N
     model.decoder.forward(model.embeddings.lookup(ids), model.per_layer.lookup(ids), n_logits)
 
 
-def runtime_import_seconds(engine: str = "onnx", reps: int = 3) -> float:
-    """Median seconds that fresh interpreters take to import the runtime and its engine, "onnx" or "litert".
+def runtime_import_seconds(engine: Engine, reps: int = 3) -> float:
+    """Median seconds that fresh interpreters take to import the runtime and its engine.
 
     Raises:
         DeviceError: the import fails.
@@ -98,7 +99,7 @@ def runtime_import_seconds(engine: str = "onnx", reps: int = 3) -> float:
     for _ in range(reps):
         try:
             probe = subprocess.run(
-                [sys.executable, "-c", _IMPORT_PROBE.format(engine=engine)],
+                [sys.executable, "-c", _IMPORT_PROBE.format(module=engine.module)],
                 check=True,
                 capture_output=True,
                 encoding="utf-8",

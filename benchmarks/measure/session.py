@@ -150,7 +150,7 @@ class Session:
             bars = plan.bars.judge(outcome.report.latency, tests, encoders)
             self._set(bars=tuple(bars))
             self.problems += [
-                f"{bar.what}: {bar.value:.2f}, asked for {bar.bar:g}" for bar in bars if not bar.met
+                f"missed: {bar.what}: {bar.value:.2f}, asked for {bar.bar:g}" for bar in bars if not bar.met
             ]
         if plan.images or plan.clips:
             self._answer(limited)
@@ -377,6 +377,6 @@ class Session:
 
 
 def check_problems(problems: Sequence[str]) -> None:
-    """Raises CeilingError, exit code 5, for what was exceeded or missed."""
+    """Raises CeilingError, exit code 5, if a ceiling is exceeded or not proved, or a bar is missed."""
     if problems:
-        raise CeilingError("exceeded: " + "; ".join(problems))
+        raise CeilingError("; ".join(problems))

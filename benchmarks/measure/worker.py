@@ -44,6 +44,8 @@ from gemma_edge.benchmarks.records.run_report import (
 )
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.benchmarks.typed_json import to_json
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.engines.engine_registry import engine_of
 from gemma_edge.runtime.errors import UsageError
 
 if TYPE_CHECKING:  # importing the runtime is part of what is measured
@@ -120,11 +122,10 @@ def measure(path: Path, workload: Workload) -> RunReport:
         BundleError, TokenizerError: the bundle is damaged.
     """
     before = read_sensors()
-    engine = "onnx" if (path / "decoder.onnx").is_file() else "litert"
-    import_s = runtime_import_seconds(engine) if workload.import_time else None
+    bundle = Bundle.open(path)
+    import_s = runtime_import_seconds(engine_of(bundle.format)) if workload.import_time else None
     cached = drop_page_cache(bundle_files(path)) if workload.cold else None
-    # Only now, so that this import is no part of what is measured next.
-    from gemma_edge.runtime.artifacts.bundle import Bundle
+    # Imported here, so that the load that is timed next does not include the import.
     from gemma_edge.runtime.model import Model
 
     origin = time.monotonic()
@@ -134,7 +135,7 @@ def measure(path: Path, workload: Workload) -> RunReport:
         model = Model.load(path, threads=workload.threads, context=workload.context)
         load_s = time.perf_counter() - start
         workload.check(model.decoder.context)
-        run = _Run(model, workload, Bundle.open(path).config.vocab_size_per_layer_input, origin)
+        run = _Run(model, workload, bundle.config.vocab_size_per_layer_input, origin)
         run.note("load", origin)
         loaded = read_memory()
         tests = tuple(_test(run, test) for test in workload.tests())
@@ -181,8 +182,6 @@ def encode(path: Path, workload: Workload) -> RunReport:
         BundleError: the bundle is damaged.
     """
     cached = drop_page_cache(bundle_files(path)) if workload.cold else None
-    from gemma_edge.runtime.artifacts.bundle import Bundle
-
     bundle = Bundle.open(path)
     workload.check(bundle.context)
     runs = measure_encoders(bundle, workload.reps, workload.threads)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.manifest import EXPORT_AGAIN, MANIFEST
-from gemma_edge.runtime.cache_folder import cache_folder
 from gemma_edge.runtime.engines.engine_registry import engine_of
 from gemma_edge.runtime.errors import BundleError
+from gemma_edge.runtime.kept_files import made_from
 
 
 class BundleFacts(NamedTuple):
@@ -66,12 +66,9 @@ def bundle_facts(path: Path) -> BundleFacts:
 
 
 def bundle_files(path: Path) -> list[Path]:
-    """All files that loading a bundle reads: its own, and what the runtime has kept of it in its cache
-    folder.
+    """All files that loading a bundle reads: its own, and those that the runtime keeps of it in the cache
+    folder, such as packed weights.
     """
     own = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    bundle = Bundle.open(path)
-    kept = {
-        file for record in bundle.files.values() for file in cache_folder().glob(f"{record.sha256[:32]}-*")
-    }
+    kept = {file for record in Bundle.open(path).files.values() for file in made_from(record.sha256)}
     return [*own, *sorted(kept)]
