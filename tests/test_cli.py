@@ -325,3 +325,21 @@ def test_ctrl_c_at_the_prompt(model: Model, capsys: pytest.CaptureFixture[str]) 
     lines = iter([KeyboardInterrupt()])
     with pytest.raises(KeyboardInterrupt):
         chat_repl.chat(Conversation(model), read)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_gets_no_control_characters_of_an_answer(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = ["a\x1b", "]0;title\x07b", "\x9b2J\tc\r\x08\x7f", "é\n"]
+
+    class Answer(list[str]):
+        completion = types.SimpleNamespace(text="".join(pieces))
+
+    read, write = os.openpty() if terminal else os.pipe()
+    with open(write, "w", encoding="utf-8", newline="") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        run_verb.print_answer(Answer(pieces))  # type: ignore[arg-type]
+        got = os.read(read, 4096).decode()
+    os.close(read)
+    assert got == ("a]0;titleb2J\tcé\r\n" if terminal else "".join(pieces))  # a terminal writes \n as \r\n

@@ -43,10 +43,10 @@ def build_wheel(tree: Path, folder: Path) -> zipfile.ZipFile:
 def test_wheel_and_source_distribution_have_every_file(tmp_path: Path) -> None:
     tree, unpacked = tmp_path / "tree", tmp_path / "unpacked"
     tree.mkdir()
-    for name in (*PACKAGES, "src", "pocket"):
+    for name in (*PACKAGES, "src", "pocket", "tests"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, tree)
 
     run(sys.executable, "-c", SDIST, tmp_path, cwd=tree)
@@ -55,6 +55,7 @@ def test_wheel_and_source_distribution_have_every_file(tmp_path: Path) -> None:
         assert [member.name for member in file if member.issym() or member.islnk()] == []
         file.extractall(unpacked, filter="data")
     (from_sdist,) = unpacked.iterdir()
+    assert not (from_sdist / "tests").exists()  # without their support files they could not run
 
     wheels = []
     for source in (tree, from_sdist):

@@ -222,6 +222,31 @@ def test_a_cpu_without_the_engines_instructions_is_named(
     assert not list(cache.glob("*.xnnpack*"))
 
 
+@pytest.mark.parametrize("format", ["tflite", "litertlm"])
+def test_two_processes_with_one_cold_cache(made: dict[str, Path], cache: Path, format: str) -> None:
+    """Both wait until the other is ready to load."""
+    code = (
+        "import sys; from gemma_edge.runtime.model import Model\n"
+        "print('ready', flush=True); sys.stdin.readline(); model = Model.load(sys.argv[1], threads=1)\n"
+        "print(model.generate('Hello', max_tokens=16, temperature=0.0).text)"
+    )
+    argv = [sys.executable, "-c", code, str(made[format])]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe) for _ in range(2)]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    assert not list(cache.glob("*"))
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    said = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0] and {err for _, err in said} == {b""}
+    expected = answer(made[format])  # from the cache that they made
+    assert [out.decode() for out, _ in said] == [f"{expected}\n"] * 2
+    assert len(list(cache.glob("*.xnnpack*"))) <= 1 and not list(cache.glob("*.building*"))
+
+
 def test_a_process_that_packs_ends_with_its_parent(tmp_path: Path) -> None:
     child = (
         "import os, sys, time; from gemma_edge.runtime.parent_process import end_with_parent\n"

@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,18 @@ def test_an_engine_that_dies_takes_only_its_own_process_with_it(
 ) -> None:
     with pytest.raises(BundleError, match=cause):
         run_isolated(tmp_path, die, number)
+
+
+def test_ctrl_c_while_the_process_starts_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = SpawnProcess.start
+
+    def interrupted(process: SpawnProcess) -> None:
+        start(process)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(SpawnProcess, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_isolated(tmp_path, os.listdir)
 
 
 # Bounds. ------------------------------------------------------------------------------------------

@@ -325,6 +325,24 @@ def test_an_export_that_is_ended_cleans_up(
     assert [path.name for path in tmp_path.iterdir()] == ["disk"]
 
 
+def test_an_export_below_nohup_goes_on(target: Path, tiny_checkpoint: Path) -> None:
+    argv = ["nohup", sys.executable, "-m", "gemma_edge.cli.main", "export", str(tiny_checkpoint), str(target)]
+    process = subprocess.Popen(
+        [*argv, "--context", "64"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    scratch = target.parent / f".out.partial-scratch-{process.pid}"
+    while not list(scratch.glob("*")):
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGHUP)  # as a terminal that is closed: the gate's process gets it, too
+    assert process.wait() == 0
+    Bundle.open(target).check_hashes()
+    assert names(target.parent) == ["out"]
+
+
 def test_the_folder_of_another_running_export_is_left_alone(target: Path) -> None:
     other = target.parent / f".out.partial-{os.getppid()}"
     other.mkdir(parents=True)

@@ -6,8 +6,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,18 @@ def run_isolated(path: Path, function: Callable[..., None], *args: Any) -> None:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(os.getpid(), sender, function, path, *args))
-    with _interrupts_ignored():  # which the process inherits: Ctrl-C is for this one to handle
-        process.start()
-    sender.close()
     try:
+        with _interrupts_wait():  # which the process inherits: Ctrl-C is for this one to handle
+            process.start()
+        sender.close()
         error = receiver.recv()
     except EOFError:
         process.join()
         raise _death(path, process.exitcode) from None
     finally:
-        process.kill()
-        process.join()
+        if process.pid is not None:
+            process.kill()
+            process.join()
         receiver.close()
     if error is not None:
         raise error
@@ -65,12 +66,11 @@ def _work(parent: int, sender: Connection, function: Callable[..., None], *args:
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's, and so are their handlers
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C waits until the block ends; a process that is started within never gets one."""
+    resource_tracker.ensure_running()  # it would end the waiting when the first process starts it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
