@@ -1,7 +1,7 @@
 """Take a small trained model from checkpoint to answers: export, verify, ask, measure.
 
-Everything happens in a temporary folder and takes seconds. The model is Pocket, with every mechanism of
-Gemma 3n at a thousandth of its size, trained on a few kinds of questions about text, pictures and sounds.
+The demo works in a temporary folder and takes seconds. Its model, Pocket, has every mechanism of Gemma 3n at
+a thousandth of the size and is trained on a few kinds of questions about text, pictures and sounds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ WIDTH = 88
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What one demo did: the bundle and its agreement, the usage of the last answer, seconds in all."""
+    """A demo's results: the bundle and its agreement, the usage of the last answer, seconds in all."""
 
     exported: Exported
     usage: Usage
@@ -64,10 +64,10 @@ def pocket() -> Path:
 
 
 def demonstrate(folder: Path, *, kept: bool = True) -> Demonstration:
-    """Runs the demo in `folder`, which gets a `ckpt` and an `out`, and prints what happens.
+    """Runs the demo in `folder`, makes `ckpt` and `out` there, and prints each step.
 
     Args:
-        kept: the folder stays, so the commands that are printed name it.
+        kept: the folder stays, so the printed commands name it.
 
     Raises:
         UsageError: `folder` holds a checkpoint already, or Pocket is not installed.
@@ -106,7 +106,7 @@ def demonstrate(folder: Path, *, kept: bool = True) -> Demonstration:
 
 
 def printable(piece: str) -> str:
-    """A piece of a model's text without what would move a terminal's cursor or change its colours."""
+    """A piece of a model's text without characters that control the terminal."""
     return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in piece)
 
 
@@ -122,7 +122,7 @@ def _print_checkpoint(folder: Path) -> None:
 
 
 def _answer(bundle: Path, questions: Iterable[Question], prefix: str) -> Usage:
-    """Asks each question of the bundle, and prints it as a command with its answer."""
+    """Asks the bundle each question, and prints the question as a command with its answer."""
     model = Model.load(bundle, keep_encoders=True, log=lambda text: None)
     for question in questions:
         text, files = _asked(question)
@@ -131,7 +131,7 @@ def _answer(bundle: Path, questions: Iterable[Question], prefix: str) -> Usage:
         said = ask(model, question)
         print(printable(said.text))
         given = Answered(question.task, question.answer.strip(), said.text.strip())
-        print("  right" if given.right else f"  wrong, this is right: {question.answer}", flush=True)
+        print("  right" if given.right else f"  wrong; the right answer: {question.answer}", flush=True)
     return said.usage
 
 

@@ -1,4 +1,4 @@
-"""Show what a bundle holds, and what it will need."""
+"""Show a bundle's parts, sizes and predicted memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from gemma_edge.runtime.json_shape import misfit
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `gemma-edge inspect`."""
-    parser.add_argument("bundle", help="folder of the bundle")
+    parser.add_argument("bundle", help="a bundle: a folder or a .litertlm")
     parser.add_argument("--check", action="store_true", help="hash every file and compare with the manifest")
-    parser.add_argument("--json", action="store_true", help="print the manifest's account as JSON")
+    parser.add_argument("--json", action="store_true", help="print the same from the manifest as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ import pytest
 from gemma_edge.benchmarks.devices import DeviceFacts, open_device
 from gemma_edge.benchmarks.devices.ssh import SshDevice
 from gemma_edge.benchmarks.machine import limit
-from gemma_edge.benchmarks.machine.cgroup import mechanism
+from gemma_edge.benchmarks.machine.cgroup import LimitedRun, mechanism
 from gemma_edge.benchmarks.machine.child import ChildError, ChildRun, run_child
 from gemma_edge.benchmarks.machine.memory import MemoryPoints, MemorySample, PeakMemory
 from gemma_edge.benchmarks.machine.sensors import Sensors
@@ -132,19 +132,21 @@ def child(stdout: str, exit_code: int = 0) -> ChildRun:
 @limited
 def test_limited_run_crosses_a_device() -> None:
     argv = limit.limit_argv(sys.executable, 64 * 2**20, 60, [sys.executable, "-c", "print('x' * 5)"])
-    run = limit.parse_limited(run_child(argv, timeout=60))
+    run = run_child(argv, timeout=60).parse(LimitedRun, "the run")
     assert (run.stdout, run.exit_code, run.killed, run.limit_bytes) == ("xxxxx\n", 0, False, 64 * 2**20)
     hold = [sys.executable, "-c", "x = b'x' * (200 << 20)"]
-    assert limit.parse_limited(run_child(limit.limit_argv(sys.executable, 64 * 2**20, 60, hold))).killed
-    assert limit.parse_probe(run_child(limit.probe_argv(sys.executable))) == (True, "")
+    held = run_child(limit.limit_argv(sys.executable, 64 * 2**20, 60, hold))
+    assert held.parse(LimitedRun, "the run").killed
+    probe = run_child(limit.probe_argv(sys.executable)).parse(limit.LimitProbe, "the probe")
+    assert probe == limit.LimitProbe(mechanism().name, "")
 
 
 @pytest.mark.parametrize("stdout", ["", "[]", "x", "{}", '{"peak": 3}'])
 def test_limited_run_without_a_result(stdout: str) -> None:
     with pytest.raises(DeviceError, match="printed no report"):
-        limit.parse_limited(child(stdout))
+        child(stdout).parse(LimitedRun, "the run")
     with pytest.raises(ChildError, match="last words"):
-        limit.parse_probe(child("", exit_code=3))
+        child("", exit_code=3).parse(limit.LimitProbe, "the probe")
 
 
 # The native program -----------------------------------------------------------------------------------

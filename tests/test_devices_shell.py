@@ -188,7 +188,7 @@ def test_death_of_this_end_ends_it_there(server: Server, number: str) -> None:
 
 def test_silence_ends_it_there(device: ShellDevice, number: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shell, "SILENCE_S", 0.5)
-    with pytest.raises(DeviceError, match="nothing was heard from here"):
+    with pytest.raises(DeviceError, match="the device heard nothing from here"):
         device.run(["sleep", number], timeout=60, interval=0.1)
     gone(number)
 
@@ -298,7 +298,7 @@ def test_probe(device: ShellDevice) -> None:
 
 
 def test_cool_down_is_capped(device: ShellDevice) -> None:
-    assert not cool_down(device, to_c=-200, cap_s=0.2, interval=0.1).reached
+    assert not cool_down(device, to_c=-200, cap_s=0.2, interval=0.1)
 
 
 # Deaths of the daemon: last, for the connection above does not survive them.

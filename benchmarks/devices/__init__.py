@@ -1,7 +1,6 @@
 """Devices that run a measured program: this machine, one behind ssh, one behind adb."""
 
 from gemma_edge.benchmarks.devices.base import (
-    CoolDown,
     Device,
     DeviceFacts,
     DeviceRun,
@@ -12,7 +11,6 @@ from gemma_edge.benchmarks.devices.fleet import Member, Outcome, read_fleet, run
 from gemma_edge.benchmarks.devices.open_device import open_device
 
 __all__ = [
-    "CoolDown",
     "Device",
     "DeviceFacts",
     "DeviceRun",

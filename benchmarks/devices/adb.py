@@ -1,6 +1,6 @@
-"""A device behind `adb`: Android, with the real program and the daemon on the device.
+"""Android devices, through the `adb` program.
 
-Every call names the serial (`-s`), so that a phone plugged in later is never meant. Streams and exit codes
+Every call names the serial (`-s`), so that it never reaches a phone plugged in later. Streams and exit codes
 need the shell protocol of Android 7; older daemons are refused.
 """
 
@@ -40,7 +40,7 @@ _REMEDIES = {
 
 
 class AdbDevice(FileDevice):
-    """`adb` or `adb:SERIAL`, by `AdbDevice.connect`."""
+    """`adb` or `adb:SERIAL`; `AdbDevice.connect` makes one."""
 
     def __init__(self, spec: str, serial: str) -> None:
         super().__init__(spec, "adb", ROOT)
@@ -48,17 +48,17 @@ class AdbDevice(FileDevice):
 
     @classmethod
     def connect(cls, spec: str) -> Self:
-        """Finds the device, and makes the folder there. A serial like `host:port` is connected first.
+        """Finds the device and makes our folder there. Connects to a serial like `host:port` first.
 
         Raises:
-            DeviceError: no adb here, no such device or several, not authorised, too old, or full.
+            DeviceError: adb is missing; the device is missing, ambiguous, unauthorized, too old or full.
         """
         if shutil.which("adb") is None:
-            raise DeviceError(f"{spec}: there is no adb here; install Android's platform tools")
+            raise DeviceError(f"{spec}: adb is not installed; install Android's platform tools")
         _adb(spec, "start-server")
         device = cls(spec, _serial(spec, spec.partition(":")[2]))
         if "shell_v2" not in _adb(spec, "-s", device.serial, "features").split():
-            raise device.error("its adb daemon is older than Android 7: it does not tell exit codes")
+            raise device.error("its adb daemon is older than Android 7 and reports no exit codes")
         device.prepare()
         device.answer(device.here(_RESTORE))
         return device
@@ -76,11 +76,11 @@ class AdbDevice(FileDevice):
         raise self.error("Android has no Python; the native runner measures a .litertlm there")
 
     def here(self, script: str) -> str:
-        """A script that runs in the folder that is ours."""
+        """A script that runs in our folder."""
         return f"cd {shlex.quote(self.root)} || exit 1\n{script}"
 
     def meminfo(self, process: str) -> dict[str, int]:
-        """Bytes that Android itself counts for a process, by its number or package: {"pss", "rss"}.
+        """Android's own count of a process's bytes, by its number or package: {"pss", "rss"}.
 
         Raises:
             DeviceError: no such process, or no such service.
@@ -88,7 +88,7 @@ class AdbDevice(FileDevice):
         said = self.sh(f"dumpsys meminfo {shlex.quote(process)}")
         found = parse_meminfo(said)
         if not found:
-            raise self.error(f"dumpsys meminfo tells nothing of {process}: {said.strip()[:80]}")
+            raise self.error(f"dumpsys meminfo has no figures for {process}: {said.strip()[:80]}")
         return found
 
     @contextlib.contextmanager
@@ -108,7 +108,7 @@ class AdbDevice(FileDevice):
 
 
 def _serial(spec: str, wanted: str) -> str:
-    """The serial of the one device that is meant, in state "device"."""
+    """The serial of the one device that `spec` selects, in state "device"."""
     states = _states(spec)
     if wanted and wanted not in states and _ADDRESS.fullmatch(wanted):
         said = _adb(spec, "connect", wanted)
@@ -119,7 +119,7 @@ def _serial(spec: str, wanted: str) -> str:
         found = ", ".join(sorted(states)) or "none"
         raise DeviceError(f"{spec}: no such device; adb devices lists: {found}")
     if not states:
-        raise DeviceError(f"{spec}: no device; plug one in and switch on its USB debugging")
+        raise DeviceError(f"{spec}: no device; plug one in and enable USB debugging on it")
     if not wanted and len(states) > 1:
         choices = " or ".join(f"adb:{serial}" for serial in sorted(states))
         raise DeviceError(f"{spec}: several devices; choose {choices}")

@@ -1,17 +1,11 @@
-"""What a device is to the benchmarks: the protocol that `open_device(spec)` returns.
+"""`Device`: the protocol of a machine that runs measured programs; `open_device(spec)` returns one.
 
     with open_device("ssh://pi@raspberrypi") as device:
         bundle = device.push(Path("out"))
         run = device.run([device.python(), "-m", "timeit"], timeout=600)
 
-| spec | |
-|---|---|
-| `local` | this machine |
-| `ssh://[user@]host[:port][/folder]` | Linux behind OpenSSH, by key; `folder` instead of `~/.gemma-edge` |
-| `adb`, `adb:SERIAL` | Android behind the `adb` program; a serial like `host:port` is connected first |
-
-Whatever a device does wrong is a `DeviceError` (exit code 4) that names the device, and after it
-nothing of ours runs there any more, at the latest some seconds after the connection is gone.
+Every failure of a device raises a `DeviceError` (exit code 4) that names the device. After the error, nothing
+of ours runs there any more, at the latest some seconds after the connection is gone.
 """
 
 from __future__ import annotations
@@ -35,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """A device as it describes itself; what it does not tell is None, or empty."""
+    """A device as it describes itself; unknown values are None or empty."""
 
     spec: str
     kind: Kind
@@ -98,7 +92,7 @@ class DeviceRun(ChildRun):
 
 
 class Device(Protocol):
-    """A place where programs run. Everything on it that is ours lies in one folder."""
+    """A place where programs run. All our files there are in one folder."""
 
     @property
     def spec(self) -> str: ...
@@ -116,9 +110,9 @@ class Device(Protocol):
         ...
 
     def push(self, source: Path, *, progress: Progress | None = None) -> str:
-        """Brings a file or a folder there; returns its path there.
+        """Copies a file or a folder to the device; returns its path there.
 
-        Files that are there already, by SHA-256, are not sent again; an interrupted file is continued.
+        Files that the device already has, by SHA-256, are not sent again; an interrupted file is continued.
         """
         ...
 
@@ -132,29 +126,29 @@ class Device(Protocol):
         interval: float = 0.25,
         what: str | None = None,
     ) -> DeviceRun:
-        """Runs a program to its end, in the folder that is ours, with nothing on its stdin.
+        """Runs a program to its end in our folder, with an empty stdin.
 
         Args:
-            timeout: seconds after which it is killed with all it started.
-            env: variables beside those that the device gives it.
+            timeout: seconds after which the program is killed, with all processes that it started.
+            env: variables beside those that the device sets.
             cores: numbers of the processor cores to bind it to.
             interval: seconds between two samples of its memory.
             what: its name in errors, argv[0] by default.
 
         Raises:
-            DeviceError: it cannot be started, did not finish in time, or the device is gone.
+            DeviceError: the program cannot be started or did not finish in time, or the device is gone.
         """
         ...
 
     def pull(self, path: str, target: Path) -> None:
-        """Brings a file from there to `target`, which is complete or not written."""
+        """Copies a file from the device to `target`, which is written completely or not at all."""
         ...
 
     def python(self) -> str:
-        """The path of an interpreter there that has this gemma-edge, installed now if need be.
+        """The path of the device's interpreter with this version of gemma-edge, installed now if needed.
 
         Raises:
-            DeviceError: there is none and can be none, as on Android.
+            DeviceError: the device cannot have one, as on Android.
         """
         ...
 
@@ -163,11 +157,11 @@ class Device(Protocol):
         ...
 
     def awake(self) -> AbstractContextManager[None]:
-        """Keeps the screen on in the `with` block; what was set before is restored."""
+        """Keeps the screen on in the `with` block and restores the former setting."""
         ...
 
     def close(self) -> None:
-        """Ends what still runs and the connection; a second call does nothing."""
+        """Ends running programs and the connection; a second call does nothing."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -177,27 +171,18 @@ class Device(Protocol):
     ) -> None: ...
 
 
-@dataclass(frozen=True)
-class CoolDown:
-    """A pause between two runs: seconds, degrees Celsius before and after, and whether it was enough."""
+def cool_down(device: Device, to_c: float, *, cap_s: float = 300.0, interval: float = 5.0) -> bool:
+    """Waits until a device is at or below `to_c` degrees Celsius, at most `cap_s` seconds.
 
-    seconds: float
-    before_c: float | None
-    after_c: float | None
-    reached: bool
-
-
-def cool_down(device: Device, to_c: float, *, cap_s: float = 300.0, interval: float = 5.0) -> CoolDown:
-    """Waits until a device is at or below `to_c`, at most `cap_s` seconds.
-
-    A device that tells no temperature is not waited for: `reached` is False and `seconds` about 0.
+    Returns:
+        Whether it is; False at once for a device that reports no temperature.
     """
     start = time.monotonic()
-    before = after = device.temperature()
-    while after is not None and after > to_c and (left := cap_s - (time.monotonic() - start)) > 0:
+    degrees = device.temperature()
+    while degrees is not None and degrees > to_c and (left := cap_s - (time.monotonic() - start)) > 0:
         time.sleep(min(interval, left))
-        after = device.temperature()
-    return CoolDown(time.monotonic() - start, before, after, after is not None and after <= to_c)
+        degrees = device.temperature()
+    return degrees is not None and degrees <= to_c
 
 
 def signal_name(exit_code: int) -> str:

@@ -32,10 +32,10 @@ def parse_facts(text: str, *, spec: str, kind: Kind) -> DeviceFacts:
     battery = pairs(parts.get("battery", ""), ":")
     notes = []
     if not khz:
-        notes.append("the cores' frequencies are not told")
+        notes.append("the device reports no core frequencies")
     temperature = _temperature(parts)
     if temperature is None:
-        notes.append("no temperature is told")
+        notes.append("the device reports no temperature")
     release = pairs(parts.get("os-release", ""), "=").get("PRETTY_NAME", "").strip('"')
     maker = (
         f"{properties.get('ro.product.manufacturer', '')} {properties.get('ro.product.model', '')}".strip()

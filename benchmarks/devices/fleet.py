@@ -41,7 +41,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Outcome(Generic[Result]):
-    """What became of one member: a result, or the error that it ended with."""
+    """The end of one member's work: a result or an error."""
 
     member: Member
     result: Result | None
@@ -52,7 +52,7 @@ def read_fleet(path: Path) -> list[Member]:
     """The members in the file's order.
 
     Raises:
-        FleetError: not such a file, no device, or two of the same name or spec.
+        FleetError: the file is malformed, names no device, or two devices have one name or spec.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8")).get("device")
@@ -88,7 +88,7 @@ def run_fleet(
     of them, and is raised when all have let go.
 
     Args:
-        done: called, one call at a time, as soon as a member has ended: to keep what there is so far.
+        done: called as soon as a member has ended, one call at a time: to keep the results so far.
     """
     opened: dict[str, Device] = {}
     lock, stopped = threading.Lock(), threading.Event()

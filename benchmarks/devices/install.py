@@ -1,8 +1,8 @@
 """Installs gemma-edge on a device, in a virtual environment, without the device's network.
 
-Wheels for the device's own processor, libc and Python are fetched here; the package itself goes as it is
-here, so that what is measured there is what is at hand here. Everything lies in the device's folder, under
-a name that follows from these wheels: the next run finds it ready.
+This machine fetches wheels for the device's processor, libc and Python, and builds a wheel of this package:
+the device measures the same code. The environment's name follows from these wheels, so the next run finds it
+ready.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gemma_edge.runtime.errors import DeviceError
 
 INSTALL_S = 900.0  # seconds that an SD card may take
 _OLDEST_PYTHON = (3, 11)
-# All that a measured run imports; the exporter stays here.
+# The packages that a measured run imports; the exporter is not needed there.
 _PACKAGES = ("gemma_edge.runtime", "gemma_edge.benchmarks", "gemma_edge.cli")
 _DISTRIBUTION = "gemma-edge"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -62,7 +62,7 @@ def fetch_wheels(facts: DeviceFacts) -> Path:
     """A folder, in the cache here, with all wheels for a device: dependencies, pip, and this package.
 
     Raises:
-        DeviceError: no Python of 3.11 or newer there, or no wheels for its system.
+        DeviceError: the device has no Python 3.11 or newer, or its system has no wheels.
     """
     version = tuple(map(int, re.findall(r"\d+", facts.python or "")[:2]))
     if version < _OLDEST_PYTHON:
@@ -93,7 +93,7 @@ def platform_tags(facts: DeviceFacts) -> list[str]:
     """
     match = re.fullmatch(r"glibc 2\.(\d+)", facts.libc or "")
     if match is None:
-        raise DeviceError(f"{facts.spec}: wheels need glibc, and its libc is {facts.libc or 'not told'}")
+        raise DeviceError(f"{facts.spec}: wheels need glibc, and its libc is {facts.libc or 'unknown'}")
     minors = range(int(match[1]), 16, -1)
     if not minors:
         raise DeviceError(f"{facts.spec}: its {facts.libc} is older than any wheel's")
@@ -104,7 +104,7 @@ def write_wheel(folder: Path) -> Path:
     """Writes this package, as it is here, as a wheel. The same sources give the same bytes.
 
     Raises:
-        DeviceError: gemma-edge is not installed here, only lying about.
+        DeviceError: gemma-edge is not installed here.
     """
     distribution = _distribution()
     base = f"gemma_edge-{distribution.version}"
@@ -138,7 +138,7 @@ def _sources() -> Iterator[tuple[str, bytes]]:
 
 
 def _requirements() -> list[str]:
-    """What a plain install of this package needs; extras are not for devices."""
+    """The requirements of a plain install; devices get no extras."""
     return sorted(line for line in _distribution().requires or [] if "extra ==" not in line)
 
 

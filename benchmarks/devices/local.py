@@ -1,4 +1,4 @@
-"""This machine as a device: the same supervisor, nothing to send."""
+"""This machine as a device: the same supervisor, and no files to send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`open_device(spec)`: the one place that knows every kind of device.
+"""`open_device(spec)`: the registry of device kinds.
 
 | spec | |
 |---|---|

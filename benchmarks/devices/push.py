@@ -1,11 +1,11 @@
 """Copies files to and from a device, by content.
 
-A file goes into `NAME.part`, is continued there after an interruption when what is there is a beginning of
-it, and gets its name when the device has computed the same SHA-256. What was verified is noted with size and
-time of change, so that the next push reads neither side's gigabytes again on the device.
+A file is sent to `NAME.part` and renamed when the device has computed the same SHA-256. A part that is a
+beginning of the file is continued after an interruption. Verified files are noted with their size and time of
+change, so the next push need not hash them again on the device.
 
-    ROOT/files/KEY/NAME      what was pushed; KEY follows from the path here, so two folders "out" stay apart
-    ROOT/files/KEY.pushed    lines "SHA256 SIZE MTIME PATH" of what was verified
+    ROOT/files/KEY/NAME      pushed files; KEY follows from the path here, so two folders "out" stay apart
+    ROOT/files/KEY.pushed    lines "SHA256 SIZE MTIME PATH" of verified files
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _File:
 
 
 class FileDevice(ShellDevice):
-    """A device that files are sent to, over its shell."""
+    """A device that receives files over its shell."""
 
     def push(self, source: Path, *, progress: Progress | None = None) -> str:
         return push(self, source, progress)
@@ -47,7 +47,7 @@ class FileDevice(ShellDevice):
 
 
 def push(device: ShellDevice, source: Path, progress: Progress | None = None) -> str:
-    """Brings a file or folder to a device; see `Device.push`.
+    """Copies a file or folder to a device; see `Device.push`.
 
     Raises:
         UsageError: no such file or folder here.
@@ -90,7 +90,7 @@ def _files(source: Path) -> Iterator[_File]:
 
 
 def _there(device: ShellDevice, folder: str) -> tuple[dict[str, str], dict[str, int]]:
-    """What is there, verified and unchanged, as {name: sha256}; and the size of every file."""
+    """Files on the device: the SHA-256 of those verified and unchanged, and the size of all, by name."""
     quoted = shlex.quote(folder)
     said = device.sh(
         f"mkdir -p {quoted} && cd {quoted} && cat {quoted}.pushed 2>/dev/null; echo '###'\n"
@@ -120,8 +120,8 @@ def _check_room(device: ShellDevice, folder: str, missing: list[_File], sizes: d
         return
     said = device.sh(f"df -Pk {shlex.quote(folder)} | tail -n 1").split()
     if len(said) < 4 or not said[3].isdigit():
-        return  # then the write itself tells
-    # What old versions and parts take is free once these are replaced.
+        return  # then the write itself fails
+    # Old versions and parts are replaced, so their room counts as free.
     freed = sum(sizes.get(f"{file.name}{end}", 0) for file in missing for end in ("", ".part"))
     need, free = sum(file.size for file in missing) - freed, int(said[3]) * 1024
     if need > free:
@@ -137,7 +137,7 @@ def _push_file(
     progress: Progress | None,
     part_size: int,
 ) -> int:
-    """Sends one file, of which `part_size` bytes may be there; returns the bytes that are there then."""
+    """Sends one file, of which the device may have `part_size` bytes; returns the bytes sent so far."""
     target = f"{folder}/{file.name}"
     part, quoted = shlex.quote(f"{target}.part"), shlex.quote(target)
     patience = 30 + file.size / HASH_BYTES_S
@@ -165,14 +165,14 @@ def _push_file(
         stream.seek(start)
         answer = device.send(script, stream, sent, patience)
     if answer.exit_code:
-        # A part that does not fit only stands in the way of everybody else.
+        # A part that does not fit only takes room from others.
         device.sh(f"rm -f {part}")
         device.expect(answer)
     return done
 
 
 def _resumable(device: ShellDevice, part: str, file: _File, part_size: int, patience: float) -> int:
-    """Bytes of a part that is there already and is a beginning of the file."""
+    """Bytes of a part on the device that is a beginning of the file."""
     if not 0 < part_size <= file.size:
         return 0
     got = device.sh(f"sha256sum <{part}", timeout=patience).split()[0]
@@ -189,7 +189,7 @@ def _prefix_sha256(stream: IO[bytes], size: int) -> str:
 
 
 def pull(device: ShellDevice, path: str, target: Path) -> None:
-    """Brings a file from a device; see `Device.pull`.
+    """Copies a file from a device; see `Device.pull`.
 
     Raises:
         DeviceError: there is no such file, it arrived changed, or the device is gone.

@@ -1,8 +1,8 @@
-"""A device that offers a POSIX shell: all of a device but the way to its shell.
+"""`ShellDevice`: a device that is reached through a POSIX shell.
 
-A subclass says which local program runs a line in the device's shell, and what that program's own errors
-mean. Neither an exit code nor a stream of that program is trusted: every script says itself, at its
-end, that it ended and how. Without that the connection broke, which is a `DeviceError`.
+A subclass names the local program that runs a line in the device's shell, and explains that program's errors.
+The exit code and the streams of that program are not trusted: every script ends with a line of its own that
+gives its exit code. If this line is missing, the connection broke, and a `DeviceError` is raised.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ class ShellDevice(ABC):
     def kind(self) -> Kind:
         return self._kind
 
-    # What a subclass says.
+    # For subclasses.
 
     @abstractmethod
     def argv(self, line: str) -> list[str]:
         """The local program that runs a line in the device's shell, stdin and both streams connected."""
 
     def explain(self, said: str) -> str:
-        """What it means, and what to do, when that program fails with these last words."""
+        """The meaning and the remedy of that program's last words when it fails."""
         return said or "the connection broke"
 
     # Scripts.
@@ -120,10 +120,10 @@ class ShellDevice(ABC):
         return self._answer(done.stdout, done.stderr)
 
     def sh(self, script: str, *, stdin: bytes = b"", timeout: float = ANSWER_S) -> str:
-        """What a short script prints.
+        """The output of a short script.
 
         Raises:
-            DeviceError: it failed, or as `answer`.
+            DeviceError: the script failed, or as `answer`.
         """
         return self.expect(self.answer(script, stdin=stdin, timeout=timeout)).text
 
@@ -131,7 +131,7 @@ class ShellDevice(ABC):
         """The answer, if the script succeeded.
 
         Raises:
-            DeviceError: it did not; a full disk is said as such.
+            DeviceError: it did not; the message says if the disk is full.
         """
         if answer.exit_code == 0:
             return answer
@@ -144,11 +144,11 @@ class ShellDevice(ABC):
         return DeviceError(f"{self._spec}: {text}")
 
     def no_space(self, said: str) -> DeviceError:
-        return self.error(f"no space left in {self.root} ({said}). Remove what is not needed there.")
+        return self.error(f"no space left in {self.root} ({said}). Remove files there.")
 
     def _answer(self, stdout: bytes, stderr: bytes) -> Answer:
         said, mark, code = stderr.decode("utf-8", "replace").rpartition(_DONE)
-        # Behind the code a login shell or the transport may still say something.
+        # A login shell or the transport may print more after the code.
         digits = code.split(maxsplit=1)
         if not mark or not digits or not digits[0].isdigit():
             raise self.error(self.explain(_last_line(said + mark + code)))
@@ -218,7 +218,7 @@ class ShellDevice(ABC):
         if report.reason == "limit":
             raise self.error(f"{what} did not finish within {timeout:g} s and was killed")
         if report.reason != "exit":
-            raise self.error(f"{what} was killed there: nothing was heard from here any more")
+            raise self.error(f"{what} was killed there: the device heard nothing from here any more")
         return DeviceRun(
             report.exit_code,
             stdout,
@@ -232,7 +232,7 @@ class ShellDevice(ABC):
     def _supervise(
         self, line: str, token: str, patience: float, what: str, out: IO[bytes], err: IO[bytes]
     ) -> None:
-        """Runs the supervisor there to its end, with a sign of life every now and then."""
+        """Runs the supervisor there to its end, with a sign of life every few seconds."""
         command = f"cd {shlex.quote(self.root)} && exec sh ./supervise.sh {line}"
         try:
             process = subprocess.Popen(
@@ -260,13 +260,13 @@ class ShellDevice(ABC):
                     process.stdin.flush()
 
     def _stop(self, token: str) -> None:
-        """Ends a run whose connection is gone. The device does it by itself too, a little later."""
+        """Ends a run whose connection is gone. The device also does so by itself, a little later."""
         with contextlib.suppress(DeviceError, KeyboardInterrupt):
             script = f"cd {shlex.quote(self.root)} && sh ./supervise.sh stop {token}"
             self.answer(script, timeout=LET_GO_S)
 
     def close(self) -> None:
-        # From another thread: what runs there ends, because nobody is at this end any more.
+        # Called from another thread too. Programs there end when the connection does.
         for process in tuple(self._running):
             process.kill()
 
@@ -286,7 +286,7 @@ class ShellDevice(ABC):
         """Runs a script with a file's rest on its stdin.
 
         Args:
-            sent: called with the bytes of each piece that went away.
+            sent: called with the size of each piece that was sent.
             patience: seconds that the script may take after the last piece.
 
         Raises:
@@ -323,7 +323,7 @@ class ShellDevice(ABC):
     def _streaming(
         self, script: str, stdin: int
     ) -> Iterator[tuple[subprocess.Popen[bytes], _Watchdog, IO[bytes]]]:
-        """A script's process, who kills it when no bytes move, and its stderr."""
+        """A script's process, the watchdog that kills it when no bytes move, and its stderr."""
         stdout = subprocess.DEVNULL if stdin == subprocess.PIPE else subprocess.PIPE
         with tempfile.TemporaryFile() as err:
             process = subprocess.Popen(
@@ -372,7 +372,7 @@ class _Watchdog:
 
 @dataclass(frozen=True)
 class _Report:
-    """What supervise.sh says at the end."""
+    """The last lines of supervise.sh."""
 
     reason: str
     exit_code: int
@@ -406,7 +406,7 @@ class _Report:
 
 @contextlib.contextmanager
 def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Within it a process may run; after it none does. Closing its stdin is what lets it end well."""
+    """Ends a process when the block ends: closes its stdin, waits, then kills."""
     try:
         yield
     finally:
@@ -427,7 +427,7 @@ def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def _wrapped(script: str) -> str:
-    """A line for any login shell: the script, in a POSIX shell, and a last word about how it ended."""
+    """A line for any login shell: runs the script in a POSIX shell, then prints its exit code."""
     return f"exec sh -c {shlex.quote(f'({script}{chr(10)}); echo {_DONE}$? >&2')}"
 
 

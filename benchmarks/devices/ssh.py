@@ -1,8 +1,7 @@
-"""A device behind OpenSSH: Raspberry Pi, Jetson, any Linux.
+"""Linux devices behind OpenSSH: Raspberry Pi, Jetson and others.
 
-One connection (a ControlMaster) is made at the start, by key and never asking; everything else goes through
-it. Its remote end waits for its stdin to end, so that neither end outlives the other: not after Ctrl-C, not
-after a killed process here.
+One connection (a ControlMaster) is opened at the start, by key and without prompts; every command uses it.
+Its remote end runs until its stdin closes, so neither end outlives the other, even after Ctrl-C or a kill.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ _REMEDIES = (
 
 
 class SshDevice(FileDevice):
-    """`ssh://[user@]host[:port][/folder]`, by `SshDevice.connect`."""
+    """`ssh://[user@]host[:port][/folder]`; `SshDevice.connect` makes one."""
 
     def __init__(self, spec: str, target: list[str], root: str) -> None:
         super().__init__(spec, "ssh", root)
@@ -59,15 +58,15 @@ class SshDevice(FileDevice):
 
     @classmethod
     def connect(cls, spec: str) -> Self:
-        """Connects, and makes the folder there.
+        """Connects and makes our folder there.
 
         Raises:
-            UsageError: not such a spec.
-            DeviceError: no ssh here, no such host, the key is refused, the disk is full.
+            UsageError: `spec` is malformed.
+            DeviceError: ssh is not installed, the host is unknown or refuses the key, or its disk is full.
         """
         target, folder = _parse(spec)
         if shutil.which("ssh") is None:
-            raise DeviceError(f"{spec}: there is no ssh here; install OpenSSH's client")
+            raise DeviceError(f"{spec}: ssh is not installed; install OpenSSH's client")
         device = cls(spec, target, folder)
         try:
             home = device._open_master()
@@ -79,7 +78,7 @@ class SshDevice(FileDevice):
         return device
 
     def argv(self, line: str) -> list[str]:
-        # Without the master this would connect anew, which is as good.
+        # Without the master, ssh opens a new connection, which works too.
         return ["ssh", *self._options(), "-o", "ControlMaster=no", "-T", *self._target, line]
 
     def explain(self, said: str) -> str:
@@ -129,7 +128,7 @@ class SshDevice(FileDevice):
 
 
 def _greeting(stream: IO[bytes]) -> str | None:
-    """The line behind the ready mark: what a login prints before it is passed over."""
+    """The line after the ready mark; earlier output of the login is skipped."""
     for line in stream:
         if line.strip() == _READY:
             return next(stream, b"").decode("utf-8", "surrogateescape").rstrip("\n")
@@ -141,7 +140,7 @@ def _parse(spec: str) -> tuple[list[str], str]:
     with contextlib.suppress(ValueError):  # from .port
         url = urlsplit(spec)
         host = url.hostname or ""
-        # An option where a host is expected would be obeyed.
+        # ssh would obey an option in place of the host.
         if (
             url.scheme == "ssh"
             and host

@@ -1,8 +1,8 @@
-"""The machine's stream-read bandwidth: what a decode step is measured against.
+"""The machine's stream-read bandwidth: the limit of a decode step.
 
-Decoding reads every resident weight once a token, so bytes per token x tokens per second, divided by the
-bandwidth of plain reading, says how close a kernel is to what the memory allows, on any machine and
-however busy it is at the moment.
+Decoding reads every resident weight once a token. So bytes per token x tokens per second, divided by the
+bandwidth of plain reading, is the share of the memory's speed that a kernel reaches on any machine, however
+busy.
 
     python -m gemma_edge.benchmarks.machine.bandwidth THREADS SECONDS
 
@@ -25,7 +25,6 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from gemma_edge.benchmarks.machine.child import ChildRun
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.benchmarks.typed_json import FieldError, to_json
 
@@ -104,17 +103,8 @@ def _available_memory() -> int:
 
 
 def bandwidth_argv(python: str, threads: int, seconds: float) -> list[str]:
-    """The command line that probes in a process of its own, here or on a device."""
+    """The command line of a process, here or on a device, that prints a `Bandwidth`."""
     return [python, "-m", "gemma_edge.benchmarks.machine.bandwidth", str(threads), str(seconds)]
-
-
-def parse_bandwidth(run: ChildRun) -> Bandwidth:
-    """The result of such a process.
-
-    Raises:
-        ChildError, DeviceError: the process failed, or printed no result.
-    """
-    return run.parse(Bandwidth, "the bandwidth probe")
 
 
 def main() -> int:

@@ -1,12 +1,12 @@
 """Runs a command under a memory limit that the kernel enforces.
 
-The command runs in a control group of its own, below the group of the caller, so that whatever limits the
-caller has stay in force. Every page it touches counts: heap, KV cache, page cache of the files it reads.
-Cached file pages are reclaimed under pressure, so a mapped file larger than the limit is fine; memory that
-cannot be dropped is not, and the kernel kills. Swap is off: a phone's flash is no memory.
+The command runs in a control group of its own, below the caller's group, so the caller's limits hold too.
+Every page that the command touches counts: heap, KV cache, page cache of the files it reads. The kernel
+reclaims cached file pages under pressure, so a mapped file may be larger than the limit. If the rest does not
+fit, the kernel kills the command. Swap is off, because a phone does not swap to flash.
 
-A page that another group brought into the cache is charged to that group: drop the cache first
-(`memory.drop_page_cache`), or the run rides for free on memory that is not counted.
+A page is charged to the group that brought it into the cache. So drop the cache first
+(`memory.drop_page_cache`), or the run uses memory that is not counted.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ _FILES: dict[str, _Files] = {
 
 @functools.cache
 def mechanism() -> Mechanism:
-    """What this system lets us do, found by doing it: a group is made, joined by /bin/true and removed."""
+    """The mechanism that works here, found by trying: a group is made, joined by `true` and removed."""
     refusals = []
     for candidate in _candidates():
         try:
@@ -110,7 +110,7 @@ def mechanism() -> Mechanism:
         if run.exit_code == 0:
             return Mechanism(candidate.name, "", candidate.parent)
         refusals.append(f"{candidate.name} at {candidate.parent}: {run.last_line()}")
-    # The way of a user who may write no group: systemd makes one for them.
+    # For a user who may not write control groups, systemd makes one.
     for properties in _SCOPE_PROPERTIES if shutil.which("systemd-run") else ():
         try:
             run = _run_in_scope(properties, ["true"], _PROBE_LIMIT, timeout=30, env=None)
@@ -133,7 +133,7 @@ def run_limited(
     """Runs a command under a memory limit and removes the group afterwards, whatever happens.
 
     Args:
-        limit_bytes: the limit on everything it touches; rounded down to whole pages by the kernel.
+        limit_bytes: the limit on all pages that it touches; the kernel rounds down to whole pages.
         timeout: seconds after which the command's process group is killed.
         env: its complete environment; None inherits ours.
 
@@ -179,8 +179,7 @@ def _run_in_scope(
     timeout: float | None,
     env: Mapping[str, str] | None,
 ) -> LimitedRun:
-    """Runs a command in a scope unit, whose group is gone afterwards: a shell in it writes down what it
-    counted.
+    """Runs a command in a scope unit. Its group is gone afterwards, so a shell inside saves the counts.
 
     Raises:
         DeviceError: it did not finish in time, or the scope counts no out-of-memory kills.

@@ -45,9 +45,7 @@ class ChildRun:
             raise DeviceError(f"{what} printed no report ({error}): {self.stdout[-200:]!r}") from None
 
     def last_line(self) -> str:
-        """The last thing it said on stderr, a program's error message; our own before what engines log at
-        their end.
-        """
+        """The last line of stderr; gemma-edge's own error if there is one, as engines log after it."""
         lines = self.stderr.strip().splitlines()
         ours = [line for line in lines if line.startswith(ERROR)]
         return (ours or lines)[-1] if lines else "(it said nothing on stderr)"

@@ -1,8 +1,7 @@
 """Whether the clocks of a run can be trusted.
 
-All times are of the monotonic clock, which no one sets. What remains to be noticed: the wall clock, which
-dates the results, was set in the meantime, or the machine slept, during which the monotonic clock stands
-still.
+All times are of the monotonic clock, which cannot be set. Two events are worth a note: the wall clock, which
+dates the results, was set; or the machine slept, and the monotonic clock stood still.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class ClockReading:
         return cls(time.time(), time.monotonic(), boot)
 
     def notes(self, later: ClockReading) -> list[str]:
-        """What happened between two readings that a reader of the results should know; most often nothing."""
+        """Events between two readings that a reader of the results should know; most often none."""
         elapsed = later.monotonic - self.monotonic
         slept = 0.0
         notes = []

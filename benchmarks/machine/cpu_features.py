@@ -9,7 +9,7 @@ from gemma_edge.runtime.errors import DeviceError
 
 CPUINFO = Path("/proc/cpuinfo")
 LITERT_LM = "litert-lm"
-# What an engine's aarch64 build takes for granted: the flag in /proc/cpuinfo, and what it is called.
+# Required by an engine's aarch64 build: the flag in /proc/cpuinfo and its name.
 REQUIRED_FLAGS = {LITERT_LM: ("atomics", "LSE atomics (Armv8.1)")}
 ARM64 = ("aarch64", "arm64")
 
@@ -20,7 +20,7 @@ def missing_feature(engine: str, machine: str, cpuinfo: str) -> str | None:
     Args:
         engine: "litert-lm", "litert" or "onnxruntime".
         machine: as `platform.machine()` gives it.
-        cpuinfo: text of /proc/cpuinfo; "" where there is none, which tells nothing.
+        cpuinfo: text of /proc/cpuinfo; "" if there is no such file.
     """
     if engine not in REQUIRED_FLAGS or machine.lower() not in ARM64:
         return None

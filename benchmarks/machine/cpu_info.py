@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# What int4 and int8 kernels and the engines' builds are chosen by; x86 and ARM.
+# Flags that decide which int4 and int8 kernels and which builds run; x86 and ARM.
 CPU_FLAGS = (
     "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx_vnni",
     "amx_int8", "amx_tile",

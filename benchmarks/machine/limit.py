@@ -1,9 +1,9 @@
-"""Runs a command under a memory limit where it is started: what `cgroup.run_limited` does, on a device.
+"""Runs a command under a memory limit on a device, as `cgroup.run_limited` does here.
 
     python -m gemma_edge.benchmarks.machine.limit BYTES SECONDS COMMAND...
     python -m gemma_edge.benchmarks.machine.limit --probe
 
-prints one JSON line: the run with its output, or with --probe what can be enforced there and why not.
+prints one JSON line: a `LimitedRun`, or a `LimitProbe` with --probe.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gemma_edge.benchmarks.machine.cgroup import LimitedRun, mechanism, run_limited
-from gemma_edge.benchmarks.machine.child import ChildRun
+from gemma_edge.benchmarks.machine.cgroup import mechanism, run_limited
 from gemma_edge.benchmarks.script import run_script
 from gemma_edge.benchmarks.typed_json import to_json
 from gemma_edge.runtime.errors import UsageError
@@ -23,36 +22,21 @@ MODULE = "gemma_edge.benchmarks.machine.limit"
 
 
 def limit_argv(python: str, limit: int, timeout: float, argv: Sequence[str]) -> list[str]:
-    """The command line that runs `argv` under a limit there."""
+    """The command line that runs `argv` under a limit and prints a `LimitedRun`."""
     return [python, "-m", MODULE, str(limit), str(timeout), *argv]
 
 
 def probe_argv(python: str) -> list[str]:
-    """The command line that asks whether a limit can be enforced there."""
+    """The command line that prints a `LimitProbe`."""
     return [python, "-m", MODULE, "--probe"]
 
 
 @dataclass(frozen=True)
 class LimitProbe:
-    """How a limit can be enforced there, and why not where `mechanism` is "none"."""
+    """How a limit can be enforced; `reason` says why not if `mechanism` is "none"."""
 
     mechanism: str
     reason: str
-
-
-def parse_probe(run: ChildRun) -> tuple[bool, str]:
-    """Whether a limit can be enforced, and the reason if not."""
-    said = run.parse(LimitProbe, "the run under a limit")
-    return said.mechanism != "none", said.reason
-
-
-def parse_limited(run: ChildRun) -> LimitedRun:
-    """The run as it was there.
-
-    Raises:
-        ChildError, DeviceError: there was none.
-    """
-    return run.parse(LimitedRun, "the run under a limit")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

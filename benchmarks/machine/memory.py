@@ -1,4 +1,4 @@
-"""What a process holds in memory, from /proc, and a cold page cache.
+"""The memory of a process, from /proc, and a cold page cache.
 
 Three numbers, because they cost a device different things: RssAnon must stay in RAM (weights copied to
 the heap, KV cache, activations), RssFile can be dropped and read again from flash (mapped weights), and

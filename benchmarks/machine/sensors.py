@@ -1,7 +1,7 @@
-"""Temperature, frequency, governor, throttling and battery, as far as /sys tells them.
+"""Temperature, frequency, governor, throttling and battery, from /sys.
 
-A processor that is hot or clocked down is slow for a reason that a speed alone does not show. Virtual
-machines and many containers have none of these files: then there is nothing, and not a zero.
+They explain a slow result: the processor was hot or clocked down. Virtual machines and many containers have
+none of these files; the values are then None, not 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PI_THROTTLED = "devices/platform/soc/soc:firmware/get_throttled"
 
 @dataclass(frozen=True)
 class Battery:
-    """A battery; None for what it does not tell."""
+    """A battery; unknown values are None."""
 
     percent: int | None = None
     status: str | None = None

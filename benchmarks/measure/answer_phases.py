@@ -71,13 +71,13 @@ def measure_answer(path: Path, workload: Workload) -> RunReport:
     from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
     from gemma_edge.runtime.model import Model
 
-    n_prompt, n_gen = max(workload.prompts, default=0), max(workload.gens, default=0)
+    n_gen = workload.n_gen
     cached = drop_page_cache(bundle_files(path)) if workload.cold else None
     run = _Phases()
     with run.phase(FIRST):
         model = Model.load(path, threads=workload.threads, context=workload.context, defer_decoder=True)
     with run.phase("read"):
-        prompt = _prompt(model, list(map(Path, workload.attach)), n_prompt, n_gen)
+        prompt = _prompt(model, list(map(Path, workload.attach)), workload.n_prompt, n_gen)
         attachments = [item.attachment for item in prompt.placed]
     # `Model.stream_tokens` does the next three by itself; one by one, they have phases of their own.
     for kind in ("image", "audio"):
@@ -123,13 +123,7 @@ def _prompt(model: Model, files: Sequence[Path], n_prompt: int, n_gen: int) -> P
 
 
 def write_media(folder: Path, images: int, clips: int) -> list[Path]:
-    """Noise as files: photos of 12 megapixels (PPM), recordings of 30 s (WAV, 16 kHz, 16 bits); no two alike.
-
-    Raises:
-        UsageError: a number that is out of range.
-    """
-    if min(images, clips) < 0 or not 1 <= images + clips <= MOST:
-        raise UsageError(f"--image and --audio: expected numbers from 0, 1 to {MOST} in all")
+    """Noise as files, no two alike: photos of 12 megapixels (PPM), recordings of 30 s (WAV, 16 kHz)."""
     rng = np.random.default_rng(0)
     files = []
     for index in range(images):

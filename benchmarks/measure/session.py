@@ -260,7 +260,7 @@ class Session:
     def _judge(self, outcome: Outcome, encoded: Outcome | None, limit: int) -> None:
         short = replace(
             self.workload,
-            prompts=(max(self.workload.prompts, default=0),),
+            prompts=(self.workload.n_prompt,),
             gens=(CONTROL_TOKENS,),
             depths=(0,),
             reps=1,
@@ -326,8 +326,8 @@ class Session:
         """The largest prefill and decode of the workload."""
         workload = self.workload
         return TurnSizes(
-            max(workload.prompts, default=0),
-            max(workload.gens, default=0),
+            workload.n_prompt,
+            workload.n_gen,
             workload.reps,
             workload.threads,
             workload.context or self.facts.context,

@@ -101,7 +101,7 @@ class TableRecords:
                 text = figure.show(value) + _detail(name, metrics)
                 rows.append(TableRow(f"{self.name}: {figure.label}", self.targets.get(name, ""), text))
         raw, kept = RoundsRaw(tuple(rounds)), {**metrics, "bytes_per_token": self.facts.bytes_per_token}
-        self._add(
+        self.records.append(
             CompareRecord(kind="compare", **self._head(), metrics={**kept}, raw=raw, readme=tuple(rows))
         )
 
@@ -133,7 +133,9 @@ class TableRecords:
         label = f"{self.name}: {sizes} under a kernel limit of {limit}"
         row = TableRow(label, f"completes; control at {lower} is killed", value)
         raw = CeilingRaw(run, control or Attempt(control_limit, False))
-        self._add(CeilingRecord(kind="ceiling", **self._head(), metrics=metrics, raw=raw, readme=(row,)))
+        self.records.append(
+            CeilingRecord(kind="ceiling", **self._head(), metrics=metrics, raw=raw, readme=(row,))
+        )
 
     def encoded(self, report: RunReport, busy: float | None) -> None:
         """The time and memory of each encoder."""
@@ -155,7 +157,9 @@ class TableRecords:
             value = f"{run.median_s:.1f} s{speed}, peak RssAnon {_gigabytes(run.peak_rss_anon)}"
             rows.append(TableRow(label, self._target(run.encoder), value))
         raw = {"encode": report.encode, "notes": report.notes}
-        self._add(Record(kind="encoders", **self._head(), metrics=metrics, raw=raw, readme=tuple(rows)))
+        self.records.append(
+            Record(kind="encoders", **self._head(), metrics=metrics, raw=raw, readme=tuple(rows))
+        )
 
     def answered(self, report: RunReport, images: int, clips: int) -> None:
         """One answer with attachments, without a limit."""
@@ -166,7 +170,7 @@ class TableRecords:
         )
         anon = _gigabytes(memory.peak.rss_anon) if memory else ""
         row = TableRow(label, "", f"peak RssAnon {anon}{_phases(report.phases)}")
-        self._add(Record(kind="answer", **self._head(), metrics=metrics, raw=report, readme=(row,)))
+        self.records.append(Record(kind="answer", **self._head(), metrics=metrics, raw=report, readme=(row,)))
 
     def _head(self) -> _Head:
         return {
@@ -177,9 +181,6 @@ class TableRecords:
             "environment": self.environment,
         }
 
-    def _add(self, record: TableRecord) -> None:
-        self.records.append(record)
-
     def _target(self, name: str) -> str:
         return self.targets.get(name, TARGETS.get(name, ""))
 
@@ -187,8 +188,8 @@ class TableRecords:
         return self.workload.context or self.facts.context
 
     def _sizes(self) -> str:
-        prompt, gen = max(self.workload.prompts, default=0), max(self.workload.gens, default=0)
-        return f"prefill {prompt}, decode {gen}, context {self._context()}"
+        work = self.workload
+        return f"prefill {work.n_prompt}, decode {work.n_gen}, context {self._context()}"
 
 
 def summarize_rounds(rounds: Sequence[Round], bytes_per_token: int) -> dict[str, float]:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Protocol
 
 from gemma_edge.benchmarks.devices import Device, DeviceFacts
-from gemma_edge.benchmarks.machine.bandwidth import Bandwidth, bandwidth_argv, parse_bandwidth
+from gemma_edge.benchmarks.machine.bandwidth import Bandwidth, bandwidth_argv
 from gemma_edge.benchmarks.machine.cgroup import LimitedRun, mechanism, run_limited
 from gemma_edge.benchmarks.machine.child import ChildRun, run_child
-from gemma_edge.benchmarks.machine.limit import limit_argv, parse_limited, parse_probe, probe_argv
+from gemma_edge.benchmarks.machine.limit import LimitProbe, limit_argv, probe_argv
 from gemma_edge.benchmarks.machine.memory import drop_page_cache
 from gemma_edge.benchmarks.machine.sensors import Sensors
 from gemma_edge.benchmarks.measure.native_runner import NativeRun, bench_native, native_report
@@ -101,7 +101,7 @@ class LocalTarget:
 
     def bandwidth(self, threads: int, seconds: float) -> Bandwidth | None:
         run = run_child(bandwidth_argv(sys.executable, threads, seconds), timeout=seconds + 120)
-        return parse_bandwidth(run)
+        return run.parse(Bandwidth, "the bandwidth probe")
 
     def facts(self) -> DeviceFacts | None:
         return None
@@ -119,8 +119,8 @@ class DeviceTarget:
         self._facts = device.facts
         self.python = device.python()
         self.path = device.push(bundle, progress=progress)
-        self.enforces, reason = parse_probe(device.run(probe_argv(self.python), timeout=120))
-        self.why_not = f"on {device.spec}: {reason}"
+        probe = device.run(probe_argv(self.python), timeout=120).parse(LimitProbe, "the run under a limit")
+        self.enforces, self.why_not = probe.mechanism != "none", f"on {device.spec}: {probe.reason}"
 
     def work(self, workload: Workload, limit: int | None, timeout: float) -> Outcome:
         argv = worker_argv(self.python, self.path, workload)
@@ -130,15 +130,14 @@ class DeviceTarget:
         # The limit ends it there first; the device's own time limit is for what hangs around it.
         argv = limit_argv(self.python, limit, timeout, argv)
         run = self.device.run(argv, timeout=timeout + 60, what="the measured run")
-        return _limited_outcome(parse_limited(run))
+        return _limited_outcome(run.parse(LimitedRun, "the run under a limit"))
 
     def place(self, file: Path) -> str:
         return self.device.push(file)
 
     def bandwidth(self, threads: int, seconds: float) -> Bandwidth | None:
-        return parse_bandwidth(
-            self.device.run(bandwidth_argv(self.python, threads, seconds), timeout=seconds + 120)
-        )
+        run = self.device.run(bandwidth_argv(self.python, threads, seconds), timeout=seconds + 120)
+        return run.parse(Bandwidth, "the bandwidth probe")
 
     def facts(self) -> DeviceFacts | None:
         return self._facts

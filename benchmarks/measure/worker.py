@@ -97,7 +97,7 @@ class _Run:
         """Turns of prefill and decode until the time is over: the curve of a device that grows warm."""
         points: list[SustainedPoint] = []
         start = time.monotonic()
-        prompt, gen = max(self.workload.prompts, default=0), max(self.workload.gens)
+        prompt, gen = self.workload.n_prompt, self.workload.n_gen
         while (elapsed := time.monotonic() - start) < self.workload.sustained_s:
             if elapsed < len(points) * self.workload.sustained_s / MOST_POINTS:  # turns of a small model
                 self.test(Sizes(0, gen, 0), 1)

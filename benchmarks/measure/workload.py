@@ -54,13 +54,23 @@ class Workload:
             yield from (Sizes(0, n, depth) for n in self.gens if n)
 
     @property
+    def n_prompt(self) -> int:
+        """Tokens of the largest prefill."""
+        return max(self.prompts, default=0)
+
+    @property
+    def n_gen(self) -> int:
+        """Tokens of the largest decode."""
+        return max(self.gens, default=0)
+
+    @property
     def longest(self) -> int:
         """Tokens that the KV cache must hold for the longest test."""
         sizes = [test.n_prompt + test.n_gen + test.n_depth for test in self.tests()]
         if self.requests:
             sizes.append(self.prompt + self.answer)
         if self.sustained_s:
-            sizes.append(max(self.prompts, default=0) + max(self.gens, default=0))
+            sizes.append(self.n_prompt + self.n_gen)
         return max(sizes, default=0)
 
     def check(self, context: int) -> None:

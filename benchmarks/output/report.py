@@ -208,14 +208,9 @@ def _speed(tests: Sequence[BenchRow], title: Titles) -> Section:
         own.sort(key=lambda test: (test.n_prompt + test.n_gen, test.n_depth, test.time))
         colours = _engines(own)
         bars = [
-            Bar(
-                f"{test.test} · {title(test)}",
-                test.avg_ts,
-                test.stddev_ts,
-                tuple(test.samples_ts),
-                colours[test.engine],
-            )
+            Bar(label, test.avg_ts, test.stddev_ts, tuple(test.samples_ts), colours[test.engine])
             for test in own
+            for label in [f"{test.test} · {title(test)}"]
         ]
         if bars:
             caption = f"{what}, tokens per second: mean, ± sd, samples"
@@ -228,15 +223,10 @@ def _encoding(rows: Sequence[EncodeRow], title: Titles) -> Section:
     section, colours = Section("Images and audio", lead), _engines(rows)
     for encoder, what in (("vision", "An image"), ("audio", "The longest clip")):
         bars = [
-            Bar(
-                f"{row.test} · {title(row)}",
-                row.avg_ns / 1e9,
-                row.stddev_ns / 1e9,
-                tuple(ns / 1e9 for ns in row.samples_ns),
-                colours[row.engine],
-            )
+            Bar(label, row.avg_ns / 1e9, row.stddev_ns / 1e9, samples, colours[row.engine])
             for row in rows
             if row.encoder == encoder
+            for label, samples in [(f"{row.test} · {title(row)}", tuple(ns / 1e9 for ns in row.samples_ns))]
         ]
         if bars:
             caption = f"{what}, seconds: mean, ± sd, samples"

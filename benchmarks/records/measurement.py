@@ -16,8 +16,26 @@ from gemma_edge.benchmarks.typed_json import FieldError
 from gemma_edge.runtime.errors import UsageError
 
 
+class Timed:
+    """The mean and deviation of `samples_ns`, the time of each repetition."""
+
+    samples_ns: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.samples_ns or not 0 < min(self.samples_ns) <= max(self.samples_ns) < 2**63:
+            raise FieldError("samples_ns", "times above 0", list(self.samples_ns))
+
+    @property
+    def avg_ns(self) -> int:
+        return round(statistics.fmean(self.samples_ns))
+
+    @property
+    def stddev_ns(self) -> int:
+        return round(statistics.stdev(self.samples_ns)) if len(self.samples_ns) > 1 else 0
+
+
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(Timed):
     """Repetitions of one test: `pp512` prefills 512 tokens, `tg64 @ d4096` generates 64 after 4096.
 
     Exactly one of `n_prompt` and `n_gen` is not zero. `samples_ns` has the time of each repetition, and
@@ -35,21 +53,13 @@ class Measurement:
     n_depth: int = 0
 
     def __post_init__(self) -> None:
-        _check_times(self.samples_ns)
+        super().__post_init__()
         if (self.n_prompt > 0) == (self.n_gen > 0) or min(self.n_prompt, self.n_gen, self.n_depth) < 0:
             raise FieldError("n_prompt", "a number of tokens, or one in n_gen", self.n_prompt)
 
     @property
     def test(self) -> str:
         return name_of_test(self.n_prompt, self.n_gen, self.n_depth)
-
-    @property
-    def avg_ns(self) -> int:
-        return round(statistics.fmean(self.samples_ns))
-
-    @property
-    def stddev_ns(self) -> int:
-        return _deviation_ns(self.samples_ns)
 
     @property
     def samples_ts(self) -> list[float]:
@@ -83,7 +93,7 @@ class KernelTest(Measurement):
 
 
 @dataclass(frozen=True)
-class EncoderRun:
+class EncoderRun(Timed):
     """One encoder: its loads, its times, its memory.
 
     Attributes:
@@ -115,21 +125,10 @@ class EncoderRun:
     peak_rss_file: int
     peak_rss: int
 
-    def __post_init__(self) -> None:
-        _check_times(self.samples_ns)
-
     @property
     def test(self) -> str:
         """ "image 768x768", "audio 30 s"."""
         return f"audio {self.seconds:g} s" if self.seconds else f"image {self.pixels}x{self.pixels}"
-
-    @property
-    def avg_ns(self) -> int:
-        return round(statistics.fmean(self.samples_ns))
-
-    @property
-    def stddev_ns(self) -> int:
-        return _deviation_ns(self.samples_ns)
 
     @property
     def median_ns(self) -> int:
@@ -218,12 +217,3 @@ def timed(
         step()
         samples.append(perf_counter_ns() - start)
     return tuple(samples)
-
-
-def _deviation_ns(samples: tuple[int, ...]) -> int:
-    return round(statistics.stdev(samples)) if len(samples) > 1 else 0
-
-
-def _check_times(samples: tuple[int, ...]) -> None:
-    if not samples or not 0 < min(samples) <= max(samples) < 2**63:
-        raise FieldError("samples_ns", "times above 0", list(samples))
