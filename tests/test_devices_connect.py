@@ -177,7 +177,7 @@ def test_no_connection_is_left(sshd: Sshd) -> None:
 
 def test_no_ssh_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DeviceError, match="no ssh here"):
+    with pytest.raises(DeviceError, match="ssh is not installed"):
         open_device("ssh://host")
     with pytest.raises(DeviceError, match="adb is not installed"):
         open_device("adb")
