@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     modalities = None if args.modalities is None else [m.strip() for m in args.modalities.split(",")]
     config, towers = describe_source(args.source, modalities)
     for format in formats:
-        recipe = resolve_recipe(args.recipe, args.kv_cache, format.name)
+        recipe = resolve_recipe(args.recipe, args.kv_cache, format.runtime.name)
         job = export_job(config, recipe, args.context, args.chunk, towers)
         _run_format(args, job, format, modalities, _target(args.out, format, len(formats) == 1))
     return 0
@@ -87,9 +87,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _target(out: str | None, format: ExportFormat, only: bool) -> str | None:
     """Where a format goes: inside OUT when there are several, and for a file unless OUT has its suffix."""
-    if out is None or (only and out.endswith(format.suffix)):
+    if out is None or (only and out.endswith(format.runtime.suffix)):
         return out
-    return str(Path(out) / (f"model{format.suffix}" if format.suffix else format.name))
+    runtime = format.runtime
+    return str(Path(out) / (f"model{runtime.suffix}" if runtime.suffix else runtime.name))
 
 
 def _run_format(
@@ -119,7 +120,7 @@ def _run_format(
         ceiling=ceiling,
         verify=not args.no_verify,
         progress=True,
-        format=format.name,
+        format=format.runtime.name,
         modalities=modalities,
     )
     result = record_export(export, args.record) if args.record else export()

@@ -27,7 +27,7 @@ from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.manifest import SCHEMA_VERSION
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.errors import ParityError, UsageError
-from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.families.model_family import TextConfig
 from gemma_edge.runtime.version import __version__
 
 DEFAULT_CONTEXT = 4096
@@ -160,7 +160,7 @@ def _kinds(modalities: Collection[str] | None) -> list[Kind]:
 
 def describe_source(
     source: str, modalities: Collection[str] | None
-) -> tuple[Gemma3nConfig, Mapping[Kind, Tower]]:
+) -> tuple[TextConfig, Mapping[Kind, Tower]]:
     """What a plan needs. Where there are no weights yet, config.json is taken at its word."""
     folder = resolve(source)
     if has_weights(folder):
@@ -170,7 +170,7 @@ def describe_source(
 
 
 def export_job(
-    config: Gemma3nConfig,
+    config: TextConfig,
     recipe: Recipe,
     context: int,
     chunk: int,
@@ -191,7 +191,7 @@ def export_job(
 
 
 def plan_export(
-    config: Gemma3nConfig,
+    config: TextConfig,
     recipe: Recipe,
     context: int,
     chunk: int,

@@ -20,14 +20,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from gemma_edge.export.export_families import family_with, tensor_specs
 from gemma_edge.export.formats.export_format import ExportFormat, ExportJob, WeightLayout
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME, tensor_specs
-from gemma_edge.export.model.tensor_spec import Part, TensorSpec
+from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, Part, TensorSpec
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan_table import ON_DEMAND
 from gemma_edge.export.weights.recipe import Recipe, list_recipes, load_recipe
 from gemma_edge.runtime.errors import CeilingError, UsageError
-from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.units import format_size
 
 # SentencePiece with 262,144 pieces holds 50 MB (measured); a vocabulary of another size in proportion.
@@ -122,25 +121,12 @@ def make_plan(job: ExportJob, format: ExportFormat) -> Plan:
         chunk=job.chunk,
         parts=(*resident, *tables, *on_demand),
         kv_cache_bytes=format.kv_cache_bytes(job),
-        activation_bytes=activation_bytes(config, job.chunk),
+        activation_bytes=family_with(config).text.activation_bytes(config, job.chunk),
         base_bytes=format.base_bytes + TOKENIZER_BYTES_PER_PIECE * config.vocab_size,
         bytes_per_token=bytes_per_token,
         file_bytes=data.size + sum(p.file_bytes for p in (*tables, *on_demand)),
-        format=format.name,
+        format=format.runtime.name,
     )
-
-
-def activation_bytes(config: Gemma3nConfig, chunk: int) -> int:
-    """Largest set of tensors alive at once in a prefill call of `chunk` tokens, and one row of logits.
-
-    In the feed-forward block: gate, up and two temporaries of its width, beside the streams before and after
-    prediction, their updates, and the per-layer inputs of the call.
-    """
-    width = max(config.intermediate_size)
-    streams = config.altup_num_inputs * config.hidden_size
-    per_token = 4 * width + 4 * streams + 6 * config.hidden_size + 3 * config.ple_row_size
-    attention = config.num_attention_heads * (config.sliding_window + chunk)
-    return 4 * (chunk * (per_token + attention) + 3 * config.vocab_size)
 
 
 def check_ceiling(plan: Plan, ceiling: int, job: ExportJob, format: ExportFormat) -> None:

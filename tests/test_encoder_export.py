@@ -338,7 +338,7 @@ def test_the_peak_is_that_of_the_larger_phase(source: Path) -> None:
     with Checkpoint.open(source) as checkpoint:
         config, encoders = checkpoint.config, checkpoint.towers
     plan = plan_export(config, load_recipe("int4"), 64, 32, "onnx", encoders)
-    data = {kind: emit_encoder(e, load_recipe("int4"))[1] for kind, e in encoders.items()}
+    data = {kind: emit_encoder(e, load_recipe("int4")).data for kind, e in encoders.items()}
     memory = {kind: sum(encoder_memory(e, data[kind])) for kind, e in encoders.items()}
     assert plan.peak_bytes == max(memory.values()) + plan.base_bytes  # the tiny decoder has less
     parts = {part.part: part for part in plan.parts}
@@ -350,7 +350,7 @@ def test_the_peak_is_that_of_the_larger_phase(source: Path) -> None:
 def test_quantized_encoders_stay_in_their_files() -> None:
     for kind in KINDS:
         for recipe, low, high in (("int4", 0, 64 << 20), ("fp32", 1 << 30, 3 << 30)):
-            resident, _ = encoder_memory(encoder(kind), emit_encoder(encoder(kind), load_recipe(recipe))[1])
+            resident, _ = encoder_memory(encoder(kind), emit_encoder(encoder(kind), load_recipe(recipe)).data)
             assert low < resident < high
 
 

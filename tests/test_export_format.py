@@ -77,7 +77,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_a_format_is_one_object(name: str) -> None:
     found: ExportFormat = export_format(name)
-    assert found.name == name
+    assert found.runtime.name == name
     assert set(found.kv_caches) <= set(KV_CACHES) and found.kv_caches
 
 
@@ -88,7 +88,7 @@ def test_an_unknown_format() -> None:
 
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_a_format_needs_only_its_own_packages(name: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    out = tmp_path / f"out{export_format(name).suffix}"
+    out = tmp_path / f"out{export_format(name).runtime.suffix}"
     command = [sys.executable, "-c", BLOCKED, ",".join(FOREIGN[name])]
     command += ["export", str(tiny_checkpoint), str(out), "--format", name]
     command += ["--context", "64", "--chunk", "16", "--no-verify"]

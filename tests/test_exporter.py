@@ -14,7 +14,7 @@ import pytest
 from gemma_edge.export import exporter
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import Exported, export_bundle
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME
+from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.export.weights.recipe import load_recipe
 from gemma_edge.runtime.artifacts.bundle import Bundle

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from gemma_edge.export.emit.onnx.external_data import ExternalData
 from gemma_edge.export.emit.onnx.onnx_audio import OnnxAudioOps, emit_audio
 from gemma_edge.export.emit.onnx.onnx_graph import FLOAT, value_info
-from gemma_edge.export.emit.reference.audio_folding import FoldedAudio, audio_token_table
+from gemma_edge.export.emit.reference.encoder_weights import FoldedWeights, token_table
 from gemma_edge.export.emit.reference.reference_audio import ReferenceAudioOps, evaluate_audio
 from gemma_edge.export.model.gemma3n import gemma3n_audio as audio
 from gemma_edge.export.model.gemma3n.gemma3n_audio_tensors import audio_specs, folded_specs
@@ -87,7 +87,7 @@ def source(golden: dict[str, Any]) -> AudioSource:
 
 
 def run_reference(source: AudioSource, name: str, x: Array, valid: Array, folder: Path) -> Array:
-    ops = ReferenceAudioOps(FoldedAudio(source, source.audio), source.audio)
+    ops = ReferenceAudioOps(FoldedWeights(source, source.audio), source.audio)
     return np.asarray(BLOCKS[name](ops, source.audio, x, valid))
 
 
@@ -105,7 +105,7 @@ def run_onnx(source: AudioSource, name: str, x: Array, valid: Array, folder: Pat
     for value in [v for v in model.graph.input if v.name not in used]:
         model.graph.input.remove(value)
     with open(folder / "block.data", "wb") as file:
-        data.write(file, FoldedAudio(source, source.audio), "none")
+        data.write(file, FoldedWeights(source, source.audio), "none")
     (folder / "block.onnx").write_bytes(model.SerializeToString())
     session = ort.InferenceSession(folder / "block.onnx", providers=["CPUExecutionProvider"])
     inputs = {"x": x, "valid": valid[None]}
@@ -137,7 +137,7 @@ def test_golden_soft_and_hard_tokens(source: AudioSource, golden: dict[str, Any]
     assert difference(got, expected) <= TOLERANCE
     with AudioEncoder(write_audio(source, tmp_path), threads=1) as encoder:
         assert difference(encoder.encode(golden["features"], golden["mask"]), expected) <= TOLERANCE
-    assert difference(audio_token_table(source, source.audio), golden["hard_tokens"]) <= TOLERANCE
+    assert difference(token_table(source, source.audio), golden["hard_tokens"]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -157,7 +157,7 @@ def test_live(name: str, tmp_path: Path) -> None:
             got = evaluate_audio(source, config, features, mask)
             assert difference(got, expected) <= TOLERANCE
             assert difference(encoder.encode(features, mask), got) <= TOLERANCE
-    assert difference(audio_token_table(source, config), theirs.hard_tokens()) <= TOLERANCE
+    assert difference(token_table(source, config), theirs.hard_tokens()) <= TOLERANCE
 
 
 def test_tensors_are_those_of_a_true_size_checkpoint() -> None:
@@ -218,7 +218,7 @@ def test_a_synthetic_checkpoint_holds_it(tmp_path: Path) -> None:
 def test_padding_is_the_last_audio_id(source: AudioSource) -> None:
     features = random_features(source.audio, 40)
     soft = evaluate_audio(source, source.audio, features, first(20, 40))
-    padding = audio_token_table(source, source.audio)[-1]
+    padding = token_table(source, source.audio)[-1]
     # Tokens begin at frames 0, 16 and 32; the clip ends before the last of them.
     assert [bool(np.allclose(row, padding)) for row in soft] == [False, False] + [True] * (SOFT_TOKENS - 2)
 

@@ -12,7 +12,8 @@ import pytest
 
 from gemma_edge.export.synth.synth_checkpoint import text_config
 from gemma_edge.runtime.errors import ConfigError
-from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING, Gemma3nConfig, Rope
+from gemma_edge.runtime.families.config_fields import FULL, SLIDING
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig, Rope
 from support.random_gemma3n_text import SMALL, VARIANTS, Json
 
 MINIMAL: Json = {"model_type": "gemma3n_text"}

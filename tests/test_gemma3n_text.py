@@ -26,7 +26,8 @@ from gemma_edge.export.model.ops import Weight, Weights
 from gemma_edge.export.weights.recipe import load_recipe
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.engines.rope import rotary_tables
-from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING, Gemma3nConfig
+from gemma_edge.runtime.families.config_fields import FULL, SLIDING
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from support.random_gemma3n_text import SMALL, Array, DictSource
 
 GOLDEN = Path(__file__).parent / "golden" / "text.npz"

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from gemma_edge.export.emit.onnx.onnx_vision import emit_vision
+from gemma_edge.export.emit.reference.encoder_weights import token_table
 from gemma_edge.export.emit.reference.reference_vision import (
     ReferenceVisionOps,
     evaluate_vision,
     same_padding,
-    vision_token_table,
 )
 from gemma_edge.export.model.gemma3n import gemma3n_vision as vision
 from gemma_edge.export.model.gemma3n.gemma3n_vision_tensors import TOWER, block_specs, stages, vision_specs
@@ -118,7 +118,7 @@ def test_soft_and_hard_tokens_are_transformers(golden: dict[str, Any], tiny: Pat
     config = tiny_vision_config(tiny)
     source = random_tower(config)
     assert relative(evaluate_vision(source, config, random_pixels(64)), golden["soft_tokens"]) < 1e-4
-    assert relative(vision_token_table(source, config), golden["token_table"]) < 1e-5
+    assert relative(token_table(source, config), golden["token_table"]) < 1e-5
 
 
 def test_transformers_reads_a_synthetic_checkpoint_and_agrees(tiny: Path) -> None:

@@ -12,7 +12,8 @@ from gemma_edge.export.synth.synth_checkpoint import text_config
 from gemma_edge.export.weights.calibrate import KvScales, kv_scales
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder
-from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING, Gemma3nConfig
+from gemma_edge.runtime.families.config_fields import FULL, SLIDING
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from support.random_gemma3n_text import (
     SMALL,
     Array,

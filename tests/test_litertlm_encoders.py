@@ -21,9 +21,9 @@ pytest.importorskip("litert_lm_builder", reason="litert-lm-builder is not instal
 
 from gemma_edge.benchmarks.machine.cpu_features import check_engine
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
+from gemma_edge.export.emit.reference.encoder_weights import token_table
 from gemma_edge.export.emit.reference.reference_audio import evaluate_audio
 from gemma_edge.export.emit.reference.reference_vision import evaluate_vision
-from gemma_edge.export.emit.reference.tower_weights import token_table
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.runtime.artifacts.bundle import Bundle
@@ -120,7 +120,7 @@ def test_a_bundle_of_it_has_both_encoders_and_their_tokens(made: Path, folder: P
             encoder = checkpoint.towers[modality.kind]
             assert (modality.begin_id, modality.end_id) == (encoder.begin_id, encoder.end_id), kind
             rows = modality.token_table().lookup(np.arange(len(modality.ids)))
-            np.testing.assert_array_equal(rows, token_table(encoder, checkpoint))
+            np.testing.assert_array_equal(rows, token_table(checkpoint, encoder.config))
 
 
 def test_its_encoders_are_the_reference(made: Path, folder: Path, samples: NDArray[np.float32]) -> None:

@@ -10,14 +10,15 @@ import numpy as np
 import onnx
 import pytest
 
-from gemma_edge.export.emit.onnx.onnx_text import EmittedDecoder, emit_decoder
+from gemma_edge.export.emit.onnx.onnx_graph import EmittedGraph
+from gemma_edge.export.emit.onnx.onnx_text import emit_decoder
 from gemma_edge.export.emit.reference.reference_text import evaluate
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import PLE_NAME, tensor_specs
-from gemma_edge.export.model.tensor_spec import Part
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
+from gemma_edge.export.model.tensor_spec import PLE_NAME, Part
 from gemma_edge.export.weights.recipe import KvCache, Recipe, load_recipe
 from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder, physical_cores
 from gemma_edge.runtime.errors import BundleError, UsageError
-from gemma_edge.runtime.families.gemma3n_config import FULL
+from gemma_edge.runtime.families.config_fields import FULL
 from support.random_gemma3n_text import (
     VARIANTS,
     DictSource,
@@ -175,17 +176,17 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def emitted(source: DictSource, recipe: Recipe) -> EmittedDecoder:
+def emitted(source: DictSource, recipe: Recipe) -> EmittedGraph:
     return emit_decoder(source.config, recipe, "decoder.onnx.data")
 
 
-def test_weights_are_outside_the_graph(emitted: EmittedDecoder) -> None:
+def test_weights_are_outside_the_graph(emitted: EmittedGraph) -> None:
     for tensor in emitted.model.graph.initializer:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             assert tensor.ByteSize() < 4096 and tensor.name.startswith("const_")
 
 
-def test_regions_are_in_order_aligned_and_apart(emitted: EmittedDecoder) -> None:
+def test_regions_are_in_order_aligned_and_apart(emitted: EmittedGraph) -> None:
     end = 0
     for tensor in emitted.data.tensors:
         for region in filter(None, (tensor.data, tensor.scales)):
@@ -260,7 +261,7 @@ def test_inputs_depend_on_what_the_model_has() -> None:
     assert inputs("all_full") == common | full | {"ple_high"}
 
 
-def test_emission_is_the_same_every_time(emitted: EmittedDecoder, source: DictSource, recipe: Recipe) -> None:
+def test_emission_is_the_same_every_time(emitted: EmittedGraph, source: DictSource, recipe: Recipe) -> None:
     again = emit_decoder(source.config, recipe, "decoder.onnx.data")
     assert again.model.SerializeToString(deterministic=True) == emitted.model.SerializeToString(
         deterministic=True

@@ -10,9 +10,10 @@ import pytest
 
 from gemma_edge.export.emit.reference import reference_text as reference
 from gemma_edge.export.emit.reference.reference_text import LOGIT_ROWS, evaluate, evaluate_blocks, gather
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import PLE_NAME, tensor_specs, unused_names
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs, unused_names
+from gemma_edge.export.model.tensor_spec import PLE_NAME
 from gemma_edge.runtime.engines.rope import rotary_tables
-from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING
+from gemma_edge.runtime.families.config_fields import FULL, SLIDING
 from support.random_gemma3n_text import (
     SMALL,
     VARIANTS,

@@ -18,7 +18,7 @@ from support.random_gemma3n_vision import TowerSource, random_pixels, random_tow
 
 pytest.importorskip("ai_edge_litert")
 
-from gemma_edge.export.emit.reference.audio_folding import FoldedAudio
+from gemma_edge.export.emit.reference.encoder_weights import FoldedWeights
 from gemma_edge.export.emit.reference.reference_audio import evaluate_audio
 from gemma_edge.export.emit.reference.reference_vision import evaluate_vision
 from gemma_edge.export.emit.tflite.tflite_audio import audio_lengths, emit_audio
@@ -65,7 +65,7 @@ def write_vision(config: VisionConfig, source: TowerSource, folder: Path, recipe
 def write_audio(
     config: AudioConfig, source: AudioSource, folder: Path, recipe: str = "fp32", name: str = "audio.tflite"
 ) -> Path:
-    return write(emit_audio(config, load_recipe(recipe)), FoldedAudio(source, config), folder / name)
+    return write(emit_audio(config, load_recipe(recipe)), FoldedWeights(source, config), folder / name)
 
 
 def relative(got: Array, expected: Array) -> float:

@@ -21,8 +21,7 @@ from ai_edge_litert import schema_py_generated as schema
 from gemma_edge.export.emit.reference.reference_text import evaluate
 from gemma_edge.export.emit.tflite.tflite_file import TfliteFile, stored_precision
 from gemma_edge.export.emit.tflite.tflite_text import CacheLayout, emit_decoder, emit_per_layer_embedder
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME, head_name
-from gemma_edge.export.model.tensor_spec import Part
+from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, Part, head_name
 from gemma_edge.export.publish import HashingFile
 from gemma_edge.export.weights.quantize import dequantize, quantize
 from gemma_edge.export.weights.recipe import Precision, Recipe, load_recipe

@@ -4,7 +4,7 @@ Everything that can be wrong with a header, an index or a shape is found when th
 headers alone. Tensors are read with `os.preadv` into arrays of their own: memory is bounded by what is
 asked for, no mapped pages pile up, and any number of threads may read at once.
 
-Names are canonical (`gemma_edge.export.model.gemma3n.gemma3n_text_tensors`), whatever the layout: multimodal
+Names are canonical (`gemma_edge.export.model.tensor_spec`), whatever the layout: multimodal
 (`model.language_model.*`, the older `language_model.model.*`) or text-only (`model.*`, or no prefix). An
 encoder is there when config.json describes it and any of its tensors is stored; then all of them must be.
 """
@@ -40,7 +40,7 @@ from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.runtime.artifacts.modalities import KINDS, Kind
 from gemma_edge.runtime.errors import CheckpointError, GemmaEdgeError, UsageError
-from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.families.model_family import TextConfig
 from gemma_edge.runtime.text_files import read_bytes, read_json, read_text
 
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
@@ -80,7 +80,7 @@ class Checkpoint:
     def __init__(
         self,
         path: Path,
-        config: Gemma3nConfig,
+        config: TextConfig,
         shards: list[Shard],
         source: Path,
         encoders: Collection[Kind] = KINDS,
@@ -267,7 +267,7 @@ def has_weights(path: Path) -> bool:
     return any((path / name).exists() for name in (SINGLE_NAME, INDEX_NAME))
 
 
-def described(path: Path, encoders: Collection[Kind] = KINDS) -> tuple[Gemma3nConfig, dict[Kind, Tower]]:
+def described(path: Path, encoders: Collection[Kind] = KINDS) -> tuple[TextConfig, dict[Kind, Tower]]:
     """What config.json says of the text model, and of those of `encoders` that it describes.
 
     Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.checkpoint.side_files import SideFiles
-from gemma_edge.export.emit.reference.tower_weights import graph_weights, token_table
+from gemma_edge.export.emit.reference.encoder_weights import FoldedWeights, token_table
 from gemma_edge.export.formats.export_format import ExportFormat, ExportJob, Json
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.progress_bar import ProgressBar
@@ -71,14 +71,14 @@ class BundleFolder(ABC):
         with ProgressBar("writing encoders", total, progress, unit="weights") as bar:
             for kind, file in files.items():
                 tower = self.job.towers[kind]
-                file.write(self.writer, graph_weights(tower, checkpoint), recipe.clip, bar.advance)
+                file.write(self.writer, FoldedWeights(checkpoint, tower.config), recipe.clip, bar.advance)
                 tokens = self.write_tokens(tower, checkpoint)
                 modalities[kind] = tower.entry(file.graph, tokens, file.resident, file.activations)
         return modalities
 
     def write_tokens(self, tower: Tower, checkpoint: Checkpoint) -> Json:
         """Writes the rows of a modality's own token ids, fp32; returns their layout."""
-        table, file = token_table(tower, checkpoint), TOKENS[tower.kind]
+        table, file = token_table(checkpoint, tower.config), TOKENS[tower.kind]
         layout: Json = self.writer.write(
             file, lambda f: write_row_table(f, [table], table.shape[1], FP32, file=file)
         )

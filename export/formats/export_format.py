@@ -19,8 +19,9 @@ from gemma_edge.export.publish import BundleWriter
 from gemma_edge.export.weights.quantize import Clip
 from gemma_edge.export.weights.recipe import KvCache, Recipe
 from gemma_edge.export.weights.stored_tensor import StoredTensor
+from gemma_edge.runtime.artifacts.artifact_formats import ArtifactFormat
 from gemma_edge.runtime.artifacts.modalities import Kind
-from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.families.model_family import TextConfig
 
 Json = dict[str, Any]
 
@@ -33,7 +34,7 @@ class ExportJob:
     chunk: tokens of one prefill call.
     """
 
-    config: Gemma3nConfig
+    config: TextConfig
     recipe: Recipe
     context: int
     chunk: int
@@ -91,18 +92,16 @@ class Artifact(Protocol):
 
 
 class ExportFormat(Protocol):
-    """One way to store a model. `name` is the one that `runtime` opens artifacts by.
+    """One way to store a model.
 
-    suffix: of the artifact, which is one file; "" if it is a folder.
+    runtime: the runtime's half, with the name and the suffix of the artifact.
     kv_caches: precisions of the KV cache that the engine takes; the first replaces any other of a recipe.
     mapped: the engine leaves the decoder's weights in mapped pages of a file.
     base_bytes: anonymous memory of interpreter, engine and graph, without weights, cache and tokenizer.
     """
 
     @property
-    def name(self) -> str: ...
-    @property
-    def suffix(self) -> str: ...
+    def runtime(self) -> ArtifactFormat: ...
     @property
     def kv_caches(self) -> tuple[KvCache, ...]: ...
     @property
@@ -110,7 +109,7 @@ class ExportFormat(Protocol):
     @property
     def base_bytes(self) -> int: ...
 
-    def unsupported(self, config: Gemma3nConfig, recipe: Recipe) -> str | None:
+    def unsupported(self, config: TextConfig, recipe: Recipe) -> str | None:
         """Why the format cannot hold this model in this precision, or None."""
 
     def decoder_layout(self, job: ExportJob) -> WeightLayout:
@@ -119,7 +118,7 @@ class ExportFormat(Protocol):
     def encoder_file(self, tower: Tower, recipe: Recipe) -> EncoderFile:
         """An encoder as the format stores it; reads no weight."""
 
-    def has_embedder(self, config: Gemma3nConfig) -> bool:
+    def has_embedder(self, config: TextConfig) -> bool:
         """Whether the token embeddings are a table of their own, beside the head."""
 
     def kv_cache_bytes(self, job: ExportJob) -> int:

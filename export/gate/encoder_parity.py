@@ -9,7 +9,9 @@ a long clip.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +20,11 @@ from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.emit.reference.reference_audio import evaluate_audio
 from gemma_edge.export.emit.reference.reference_vision import evaluate_vision
 from gemma_edge.export.gate.engine_process import run_isolated
-from gemma_edge.export.model.tower import Tower
+from gemma_edge.export.model.tower import Inputs, Json, Tower
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.runtime.artifacts.bundle import Bundle
-from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
 from gemma_edge.runtime.families.log_mel import LogMel
+from gemma_edge.runtime.families.model_family import LogMelConfig, PixelsConfig
 from gemma_edge.runtime.media.encoder_pool import load_encoder
 
 Array = NDArray[np.float32]
@@ -56,10 +58,8 @@ def encoder_errors(
             theirs = np.load(out)
         total = sum(spec.size for spec in encoder.specs.values())
         with ProgressBar(f"running the {kind} reference", total, progress, "weights") as bar:
-            if isinstance(encoder.config, VisionConfig):
-                ours = evaluate_vision(checkpoint, encoder.config, sample, progress=bar.advance)
-            else:
-                ours = evaluate_audio(checkpoint, encoder.config, sample, progress=bar.advance)
+            evaluate = EVALUATORS[encoder.model.inputs]
+            ours = evaluate(checkpoint, encoder.config, sample, progress=bar.advance)
         errors[str(kind)] = relative_error(theirs, ours)
     return errors
 
@@ -71,24 +71,34 @@ def relative_error(got: Array, expected: Array) -> float:
 
 
 def sample_input(encoder: Tower) -> Array:
-    """What is encoded: (3, size, size) pixels, or (frames, bins) of log-mel; the same every time."""
-    random = np.random.default_rng(0)
-    if isinstance(encoder.config, VisionConfig):
-        size = encoder.config.image_size
-        # Smooth like a photograph, with some noise: waves of a few lengths and directions in each colour.
-        grid = np.mgrid[:size, :size] / size
-        waves = random.uniform(1, 24, (3, 8, 2))
-        phases = random.uniform(0, 2 * np.pi, (3, 8, 1, 1))
-        smooth = np.sin(2 * np.pi * np.tensordot(waves, grid, 1) + phases).mean(axis=1)
-        noisy = 0.5 + 0.5 * smooth + 0.02 * random.standard_normal(smooth.shape)
-        return np.clip(noisy, 0, 1).astype(np.float32)
-    extractor = LogMel.from_dict(encoder.preprocessor)
-    # A voice of sorts: harmonics of a pitch that glides, swelling and fading, and some noise.
+    """The input of both, the same every time: (3, size, size) pixels, or (frames, bins) of log-mel."""
+    return SAMPLES[encoder.model.inputs](encoder.config, encoder.preprocessor)
+
+
+def picture(config: PixelsConfig, _: Json) -> Array:
+    """Smooth like a photograph, with some noise: waves of a few lengths and directions in each colour."""
+    random, size = np.random.default_rng(0), config.image_size
+    grid = np.mgrid[:size, :size] / size
+    waves = random.uniform(1, 24, (3, 8, 2))
+    phases = random.uniform(0, 2 * np.pi, (3, 8, 1, 1))
+    smooth = np.sin(2 * np.pi * np.tensordot(waves, grid, 1) + phases).mean(axis=1)
+    noisy = 0.5 + 0.5 * smooth + 0.02 * random.standard_normal(smooth.shape)
+    return np.clip(noisy, 0, 1).astype(np.float32)
+
+
+def voice(config: LogMelConfig, preprocessor: Json) -> Array:
+    """A voice of sorts: harmonics of a pitch that glides, swelling and fading, and some noise."""
+    random, extractor = np.random.default_rng(0), LogMel.from_dict(preprocessor)
     time = np.arange(round(CLIP_SECONDS * extractor.sampling_rate)) / extractor.sampling_rate
     pitch = np.cumsum(120 + 60 * np.sin(2 * np.pi * 0.7 * time)) / extractor.sampling_rate
-    voice = sum(np.sin(2 * np.pi * k * pitch) / k for k in range(1, 20))
-    sound = 0.1 * voice * np.sin(2 * np.pi * 2.5 * time) ** 2 + 0.002 * random.standard_normal(len(time))
-    return extractor(sound.astype(np.float32))[0][: encoder.config.max_frames]
+    harmonics = sum(np.sin(2 * np.pi * k * pitch) / k for k in range(1, 20))
+    noise = 0.002 * random.standard_normal(len(time))
+    sound = 0.1 * harmonics * np.sin(2 * np.pi * 2.5 * time) ** 2 + noise
+    return extractor(sound.astype(np.float32))[0][: config.max_frames]
+
+
+EVALUATORS: dict[Inputs, Callable[..., Array]] = {"pixels": evaluate_vision, "log_mel": evaluate_audio}
+SAMPLES: dict[Inputs, Callable[[Any, Json], Array]] = {"pixels": picture, "log_mel": voice}
 
 
 def write_soft_tokens(path: Path, kind: str, given: Path, out: Path) -> None:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint, resolve
 from gemma_edge.export.emit.reference.reference_text import evaluate_blocks
+from gemma_edge.export.export_families import tensor_specs
 from gemma_edge.export.gate.encoder_parity import encoder_errors
 from gemma_edge.export.gate.engine_process import run_isolated
 from gemma_edge.export.gate.gate_prompts import prompt_ids
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.weights.recipe import Bounds
 from gemma_edge.runtime.artifacts.bundle import Bundle

@@ -1,10 +1,21 @@
-"""A tensor of a model: its canonical name, shape and part."""
+"""A tensor of a model: its canonical name, shape and part; the names that all families share."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+
+from gemma_edge.runtime.families.model_family import TextConfig
+
+EMBEDDING_NAME = "embed_tokens.weight"
+HEAD_NAME = "lm_head.weight"
+PLE_NAME = "embed_tokens_per_layer.weight"
+
+
+def head_name(config: TextConfig) -> str:
+    """The tensor that the output head multiplies with."""
+    return EMBEDDING_NAME if config.tie_word_embeddings else HEAD_NAME
 
 
 class Part(StrEnum):

@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.runtime.artifacts.modalities import Kind
-from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
-from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
+from gemma_edge.runtime.families.model_family import EncoderConfig
 
 Json = dict[str, Any]
+# What an encoder reads. Each engine, the reference and the gate have a table with a line for each of these.
+Inputs = Literal["pixels", "log_mel"]
+
+
+@dataclass(frozen=True)
+class EncoderModel:
+    """The description of an encoder; its functions take the encoder's config.
+
+    Attributes:
+        name: of its graph.
+        config_type: the class of its config.
+        inputs: selects the function that emits or evaluates it.
+        eps: of its RMS norms.
+        prefixes: first parts of the names of its tensors below `model.`.
+        specs: its tensors in a checkpoint, by name, in the order of use.
+        graph_specs: its tensors in a graph: those of `specs`, or folded from them.
+        soft_tokens: (ops, config, *inputs) -> (soft tokens, text hidden).
+        largest_map: elements of its largest feature map, which its memory follows.
+        token_table: (ops, source, config, first) -> the rows of its token ids from `first` up, (ids, text
+            hidden): unscaled inputs of the text model.
+        fold: (ops, source, config, name) -> a tensor of `graph_specs` that `specs` lacks.
+    """
+
+    name: str
+    config_type: type
+    inputs: Inputs
+    eps: float
+    prefixes: tuple[str, ...]
+    specs: Callable[[Any], dict[str, TensorSpec]]
+    graph_specs: Callable[[Any], dict[str, TensorSpec]]
+    soft_tokens: Callable[..., Any]
+    largest_map: Callable[[Any], int]
+    token_table: Callable[..., Any]
+    fold: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -19,18 +52,24 @@ class Tower:
     """The encoder of a modality, as a checkpoint describes it.
 
     Attributes:
-        specs: its tensors in a checkpoint, by name.
         preprocessor: how pixels or samples become its input, as the manifest records it.
+        size: pixels of a side of an image; None for audio.
         soft_id, begin_id, end_id: token ids, as in `gemma_edge.runtime.artifacts.modalities.Modality`.
     """
 
     kind: Kind
-    config: VisionConfig | AudioConfig
-    specs: Mapping[str, TensorSpec]
+    model: EncoderModel
+    config: EncoderConfig
     preprocessor: Json
+    size: int | None
     soft_id: int
     begin_id: int
     end_id: int
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Its tensors in a checkpoint, by name."""
+        return self.model.specs(self.config)
 
     def entry(self, graph: str, tokens: Json, resident: int, activations: int) -> Json:
         """The tower's entry in the manifest.
@@ -40,12 +79,11 @@ class Tower:
             tokens: the layout of its token table.
             resident, activations: bytes, see `Modality`.
         """
-        size = {"size": self.config.image_size} if isinstance(self.config, VisionConfig) else {}
         return {
             "graph": graph,
             "config": self.config.to_dict(),
             "preprocessor": self.preprocessor,
-            **size,
+            **({"size": self.size} if self.size else {}),
             "soft_tokens": self.config.soft_tokens,
             "soft_id": self.soft_id,
             "begin_id": self.begin_id,

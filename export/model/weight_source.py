@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.export.model.ops import Weight
-from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.families.model_family import TextConfig
 
 Array = NDArray[np.float32]
 
@@ -16,7 +16,7 @@ Array = NDArray[np.float32]
 class WeightSource(Protocol):
     """Where weights come from: a checkpoint, or a dictionary in a test."""
 
-    config: Gemma3nConfig
+    config: TextConfig
 
     def read(self, name: str) -> Array: ...
     def rows(self, name: str, start: int, stop: int) -> Array: ...

@@ -25,13 +25,8 @@ from numpy.typing import NDArray
 
 from gemma_edge.export.checkpoint.sentencepiece_model import Piece, build_model, synthetic_pieces
 from gemma_edge.export.checkpoint.shards import INDEX_NAME, SINGLE_NAME
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import (
-    EMBEDDING_NAME,
-    HEAD_NAME,
-    PLE_NAME,
-    tensor_specs,
-    unused_names,
-)
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs, unused_names
+from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, HEAD_NAME, PLE_NAME
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.synth.synth_towers import (
     TOWERS,
@@ -41,7 +36,8 @@ from gemma_edge.export.synth.synth_towers import (
     vision_json,
 )
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
-from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING, Gemma3nConfig
+from gemma_edge.runtime.families.config_fields import FULL, SLIDING
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
 SHARD_BYTES = 4_000_000_000  # a larger tensor (E4B's PLE table) is a shard of its own, as published
 BLOCK = 1 << 21  # elements drawn at a time; one seed each

@@ -24,7 +24,7 @@ from gemma_edge.export.checkpoint.sentencepiece_model import (
 )
 from gemma_edge.export.synth.synth_checkpoint import CHAT_TEMPLATE
 from gemma_edge.export.synth.synth_towers import audio_json, preprocessor_json, vision_json
-from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING
+from gemma_edge.runtime.families.config_fields import FULL, SLIDING
 
 Json = dict[str, Any]
 

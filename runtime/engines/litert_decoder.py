@@ -26,7 +26,7 @@ from gemma_edge.runtime.engines.decoder import check_room
 from gemma_edge.runtime.engines.litert_model import Buffer, load_model, run_first, run_signature
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.errors import BundleError, UsageError
-from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING
+from gemma_edge.runtime.families.config_fields import FULL, SLIDING
 
 Array = NDArray[np.float32]
 

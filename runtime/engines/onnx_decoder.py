@@ -18,7 +18,7 @@ from gemma_edge.runtime.engines.decoder import check_room
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.errors import BundleError, UsageError
-from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING
+from gemma_edge.runtime.families.config_fields import FULL, SLIDING
 
 Array = NDArray[np.float32]
 CHECK = "`gemma-edge inspect --check` finds damage; export the checkpoint again."

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 from gemma_edge.runtime.errors import ConfigError
 
+# Types of layers, as `layer_types` has them.
+FULL, SLIDING = "full_attention", "sliding_attention"
 # Far above any Gemma, and low enough for lists and sums over them to cost nothing.
 MAX_SIZE = (1 << 24) - 1
 MAX_LAYERS = 1024

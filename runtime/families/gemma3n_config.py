@@ -20,11 +20,17 @@ from statistics import NormalDist
 from typing import Any
 
 from gemma_edge.runtime.errors import ConfigError
-from gemma_edge.runtime.families.config_fields import MAX_LAYERS, MAX_SIZE, Fields, is_int, is_number
+from gemma_edge.runtime.families.config_fields import (
+    FULL,
+    MAX_LAYERS,
+    MAX_SIZE,
+    SLIDING,
+    Fields,
+    is_int,
+    is_number,
+)
 from gemma_edge.runtime.text_files import read_json
 
-SLIDING = "sliding_attention"
-FULL = "full_attention"
 DEFAULT_ROPE_THETA = {FULL: 1_000_000.0, SLIDING: 10_000.0}
 
 Json = dict[str, Any]

@@ -13,6 +13,11 @@ from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
 from gemma_edge.runtime.families.log_mel import LogMel
 
 Json = Mapping[str, Any]
+# The configs of all families. What is written against these uses the fields that all of them have.
+TextConfig = Gemma3nConfig
+PixelsConfig = VisionConfig
+LogMelConfig = AudioConfig
+EncoderConfig = PixelsConfig | LogMelConfig
 
 
 @dataclass(frozen=True)

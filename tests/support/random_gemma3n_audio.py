@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.export.emit.onnx.onnx_audio import emit_audio
-from gemma_edge.export.emit.reference.audio_folding import FoldedAudio
+from gemma_edge.export.emit.reference.encoder_weights import FoldedWeights
 from gemma_edge.export.model.gemma3n.gemma3n_audio_tensors import EMBEDDER, TOWER, audio_specs
 from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.export.weights.recipe import load_recipe
@@ -118,7 +118,7 @@ def write_audio(source: AudioSource, folder: Path, recipe: str = "fp32") -> Path
     """audio.onnx and its data in `folder`."""
     emitted = emit_audio(source.audio, load_recipe(recipe))
     with open(folder / "audio.onnx.data", "wb") as file:
-        emitted.data.write(file, FoldedAudio(source, source.audio), "none")
+        emitted.data.write(file, FoldedWeights(source, source.audio), "none")
     path = folder / "audio.onnx"
     path.write_bytes(emitted.model.SerializeToString())
     return path

@@ -18,12 +18,8 @@ from numpy.typing import NDArray
 
 from gemma_edge.export.emit.onnx.onnx_text import emit_decoder
 from gemma_edge.export.emit.reference.reference_text import gather
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import (
-    EMBEDDING_NAME,
-    HEAD_NAME,
-    PLE_NAME,
-    tensor_specs,
-)
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
+from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, HEAD_NAME, PLE_NAME
 from gemma_edge.export.synth.synth_checkpoint import BRANCH_NORMS
 from gemma_edge.export.weights.calibrate import KvScales
 from gemma_edge.export.weights.recipe import KvCache, load_recipe
@@ -31,7 +27,8 @@ from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.folder_bundle import FolderBundle
 from gemma_edge.runtime.artifacts.manifest import FileRecord
 from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder
-from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING, Gemma3nConfig
+from gemma_edge.runtime.families.config_fields import FULL, SLIDING
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
 Array = NDArray[np.float32]
 Json = dict[str, Any]

@@ -14,16 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from gemma_edge.export.emit.onnx.external_data import ExternalData
-from gemma_edge.export.emit.onnx.onnx_graph import ACCURACY_FP32, FLOAT, OnnxGraph
+from gemma_edge.export.emit.onnx.onnx_graph import ACCURACY_FP32, FLOAT, EmittedGraph, OnnxGraph
+from gemma_edge.export.export_families import encoder_model
 from gemma_edge.export.model.audio_ops import LocalWindow
-from gemma_edge.export.model.gemma3n import gemma3n_audio as audio
-from gemma_edge.export.model.gemma3n.gemma3n_audio_tensors import folded_specs
 from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.weights.recipe import Recipe
-from gemma_edge.runtime.families.gemma3n_audio_config import RMS_NORM_EPS, AudioConfig
+from gemma_edge.runtime.families.model_family import LogMelConfig
 from gemma_edge.runtime.media.audio_encoder import MAX_FRAMES
 
 BOOL = TensorProto.BOOL
@@ -31,30 +30,23 @@ END = 2**62
 MASKED = -1e30  # added to a logit, which is at most the cap
 
 
-@dataclass(frozen=True)
-class EmittedAudio:
-    """A graph without weights, and the layout of the weights it names.
+def emit_audio(config: LogMelConfig, recipe: Recipe, data_location: str = "audio.onnx.data") -> EmittedGraph:
+    """Emits the encoder of `config` with the precisions of `recipe`; reads no weight.
 
-    `data.write` takes a `FoldedAudio`: the graph's tensors are those of `folded_specs`.
+    `data.write` takes `FoldedWeights`.
     """
-
-    model: ModelProto
-    data: ExternalData
-
-
-def emit_audio(config: AudioConfig, recipe: Recipe, data_location: str = "audio.onnx.data") -> EmittedAudio:
-    """Emits the encoder of `config` with the precisions of `recipe`; reads no weight."""
-    data = ExternalData(data_location, folded_specs(config))
+    encoder = encoder_model(config)
+    data = ExternalData(data_location, encoder.graph_specs(config))
     ops = OnnxAudioOps(config, recipe, data)
     log_mel = ops.input("log_mel", FLOAT, [1, "frames", config.input_feat_size])
     valid = ops.input("valid", FLOAT, [1, "frames", 1])
     # One channel: the only feature map whose channels can be first without moving a number.
     image = ops.node("Unsqueeze", [log_mel, ops.constant([1], np.int64)])
-    audio.soft_tokens(ops, config, image, valid)
+    encoder.soft_tokens(ops, config, image, valid)
     ops.output("soft_tokens", FLOAT, [1, config.soft_tokens, config.text_hidden_size])
-    model = ops.model("gemma3n_audio")
+    model = ops.model(encoder.name)
     helper.set_model_props(model, {MAX_FRAMES: str(config.max_frames)})
-    return EmittedAudio(model, data)
+    return EmittedGraph(model, data)
 
 
 @dataclass(frozen=True)
@@ -78,8 +70,10 @@ class OnnxAudioOps(OnnxGraph):
     # 665 MiB of heap. 30 s of audio, 750 rows, took as long in either way, measured on a busy machine.
     accuracy_level = ACCURACY_FP32
 
-    def __init__(self, config: AudioConfig, recipe: Recipe, data: ExternalData) -> None:
-        super().__init__(folded_specs(config), recipe, data, RMS_NORM_EPS, config.text_hidden_size)
+    def __init__(self, config: LogMelConfig, recipe: Recipe, data: ExternalData) -> None:
+        encoder = encoder_model(config)
+        specs = encoder.graph_specs(config)
+        super().__init__(specs, recipe, data, encoder.eps, config.text_hidden_size)
         self.chunkings: dict[tuple[str, LocalWindow], _Chunking] = {}
 
     def convolve(self, x: str, weight: Weight, stride: tuple[int, int]) -> str:

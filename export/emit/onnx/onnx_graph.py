@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,14 @@ MS = "com.microsoft"
 FLOAT, INT8, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64
 # Activations inside MatMulNBits: int8, which for a few rows is several times faster than fp32.
 ACCURACY_INT8, ACCURACY_FP32 = 4, 1
+
+
+@dataclass(frozen=True)
+class EmittedGraph:
+    """A graph without weights, and the layout of the weights it names."""
+
+    model: ModelProto
+    data: ExternalData
 
 
 class OnnxGraph:

@@ -22,42 +22,42 @@ because the operator refuses to share a windowed cache. Those layers read a slic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, helper
+from onnx import helper
 
 from gemma_edge.export.emit.onnx.external_data import ExternalData
-from gemma_edge.export.emit.onnx.onnx_graph import FLOAT, INT8, INT32, INT64, MS, OnnxGraph, value_info
-from gemma_edge.export.model.gemma3n import gemma3n_text as text
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
+from gemma_edge.export.emit.onnx.onnx_graph import (
+    FLOAT,
+    INT8,
+    INT32,
+    INT64,
+    MS,
+    EmittedGraph,
+    OnnxGraph,
+    value_info,
+)
+from gemma_edge.export.export_families import family_with, tensor_specs
 from gemma_edge.export.model.ops import HeadProjection
 from gemma_edge.export.model.tensor_spec import Part
 from gemma_edge.export.weights.calibrate import KvScales
 from gemma_edge.export.weights.recipe import FP32, Recipe
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.families.gemma3n_config import FULL, Gemma3nConfig
+from gemma_edge.runtime.families.config_fields import FULL
+from gemma_edge.runtime.families.model_family import TextConfig
 
 HEAD_DIM_MULTIPLE = 16
 LAST_INDEX = 2**62
 
 
-@dataclass(frozen=True)
-class EmittedDecoder:
-    """A graph without weights, and the layout of the weights it names."""
-
-    model: ModelProto
-    data: ExternalData
-
-
 def emit_decoder(
-    config: Gemma3nConfig,
+    config: TextConfig,
     recipe: Recipe,
     data_location: str,
     kv_scales: Mapping[int, KvScales] | None = None,
-) -> EmittedDecoder:
+) -> EmittedGraph:
     """Emits the decoder of `config` with the precisions of `recipe`; reads no weight.
 
     Args:
@@ -77,12 +77,13 @@ def emit_decoder(
     if config.num_kv_shared_layers:
         high = ops.input("ple_high", FLOAT, [1, "wanted", config.num_kv_shared_layers * width])
     ops.declare_cache()
-    text.decoder(ops, config, embeddings, low, high)
+    family = family_with(config)
+    family.text.decoder(ops, config, embeddings, low, high)
     ops.output("logits", FLOAT, [1, "wanted", config.vocab_size])
-    return EmittedDecoder(ops.model("gemma3n_decoder"), ops.data)
+    return EmittedGraph(ops.model(f"{family.runtime.name}_decoder"), ops.data)
 
 
-def unsupported(config: Gemma3nConfig, recipe: Recipe) -> str | None:
+def unsupported(config: TextConfig, recipe: Recipe) -> str | None:
     """Why ONNX Runtime cannot run this model in this precision, or None."""
     if config.head_dim % HEAD_DIM_MULTIPLE:
         return (
@@ -101,7 +102,7 @@ class OnnxOps(OnnxGraph):
     """`Ops` over edge names. Hidden states are (1, tokens, width), streams (1, tokens, streams, width)."""
 
     def __init__(
-        self, config: Gemma3nConfig, recipe: Recipe, data: ExternalData, kv_scales: Mapping[int, KvScales]
+        self, config: TextConfig, recipe: Recipe, data: ExternalData, kv_scales: Mapping[int, KvScales]
     ) -> None:
         super().__init__(tensor_specs(config), recipe, data, config.rms_norm_eps, config.head_dim)
         self.config, self.kv_scales = config, kv_scales

@@ -10,44 +10,34 @@ more than a pixel have to transpose, and stay fp32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from onnx import ModelProto
 
 from gemma_edge.export.emit.onnx.external_data import ExternalData
-from gemma_edge.export.emit.onnx.onnx_graph import ACCURACY_FP32, FLOAT, MS, OnnxGraph
-from gemma_edge.export.model.gemma3n import gemma3n_vision as vision
-from gemma_edge.export.model.gemma3n.gemma3n_vision_tensors import vision_specs
+from gemma_edge.export.emit.onnx.onnx_graph import ACCURACY_FP32, FLOAT, MS, EmittedGraph, OnnxGraph
+from gemma_edge.export.export_families import encoder_model
 from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.weights.recipe import Recipe
-from gemma_edge.runtime.families.gemma3n_vision_config import RMS_NORM_EPS, VisionConfig
+from gemma_edge.runtime.families.model_family import PixelsConfig
 
 TO_CHANNELS_FIRST, TO_CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 
 
-@dataclass(frozen=True)
-class EmittedVision:
-    """A graph without weights, and the layout of the weights it names."""
-
-    model: ModelProto
-    data: ExternalData
-
-
 def emit_vision(
-    config: VisionConfig, recipe: Recipe, data_location: str = "vision.onnx.data"
-) -> EmittedVision:
+    config: PixelsConfig, recipe: Recipe, data_location: str = "vision.onnx.data"
+) -> EmittedGraph:
     """Emits the encoder of `config`; reads no weight.
 
     Convolutions stay fp32, linear layers have the precision that `recipe` gives small projections.
     """
-    data = ExternalData(data_location, vision_specs(config))
-    ops = OnnxVisionOps(vision_specs(config), recipe, data, RMS_NORM_EPS, config.text_hidden_size)
+    encoder = encoder_model(config)
+    specs = encoder.graph_specs(config)
+    data = ExternalData(data_location, specs)
+    ops = OnnxVisionOps(specs, recipe, data, encoder.eps, config.text_hidden_size)
     size = config.image_size
     pixels = ops.channels_last(ops.input("pixels", FLOAT, [1, 3, size, size]))
-    vision.soft_tokens(ops, config, pixels)
+    encoder.soft_tokens(ops, config, pixels)
     ops.output("soft_tokens", FLOAT, [1, config.soft_tokens, config.text_hidden_size])
-    return EmittedVision(ops.model("gemma3n_vision"), data)
+    return EmittedGraph(ops.model(encoder.name), data)
 
 
 class OnnxVisionOps(OnnxGraph):

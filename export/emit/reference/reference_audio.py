@@ -8,21 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.export.emit.reference.audio_folding import FoldedAudio
+from gemma_edge.export.emit.reference.encoder_weights import FoldedWeights
 from gemma_edge.export.emit.reference.reference_text import Array, ArrayOps
+from gemma_edge.export.export_families import encoder_model
 from gemma_edge.export.model.audio_ops import LocalWindow
-from gemma_edge.export.model.gemma3n import gemma3n_audio as audio
-from gemma_edge.export.model.gemma3n.gemma3n_audio_tensors import folded_specs
 from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.weight_source import WeightSource
-from gemma_edge.runtime.families.gemma3n_audio_config import RMS_NORM_EPS, AudioConfig
+from gemma_edge.runtime.families.model_family import LogMelConfig
 
 MASKED = np.finfo(np.float32).min
 
 
 def evaluate_audio(
     source: WeightSource,
-    config: AudioConfig,
+    config: LogMelConfig,
     log_mel: Array,
     mask: NDArray[np.bool_] | None = None,
     *,
@@ -31,7 +30,7 @@ def evaluate_audio(
     """Soft tokens of a clip, fp32.
 
     Args:
-        source: has the tensors of `audio_specs(config)`.
+        source: has the encoder's tensors.
         log_mel: (frames, bins), at most `config.max_frames` frames.
         mask: (frames,), True where a frame belongs to the clip; all of them if None.
         progress: given the number of weights read since its last call.
@@ -40,21 +39,24 @@ def evaluate_audio(
         (config.soft_tokens, config.text_hidden_size).
     """
     valid = np.ones(len(log_mel), bool) if mask is None else mask
-    ops = ReferenceAudioOps(FoldedAudio(source, config), config, progress)
-    return audio.soft_tokens(ops, config, log_mel[:, :, None], valid.astype(np.float32)[:, None])
+    ops = ReferenceAudioOps(FoldedWeights(source, config), config, progress)
+    rows = encoder_model(config).soft_tokens(
+        ops, config, log_mel[:, :, None], valid.astype(np.float32)[:, None]
+    )
+    return np.asarray(rows)
 
 
 @dataclass
 class ReferenceAudioOps(ArrayOps):
-    """`AudioOps` over arrays; `source` has the tensors of `folded_specs(config)`."""
+    """`AudioOps` over arrays; `source` has the tensors of the encoder's graph."""
 
     source: WeightSource
-    config: AudioConfig
+    config: LogMelConfig
     progress: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
-        self.specs = folded_specs(self.config)
-        self.eps = RMS_NORM_EPS
+        encoder = encoder_model(self.config)
+        self.specs, self.eps = encoder.graph_specs(self.config), encoder.eps
 
     def convolve(self, x: Array, weight: Weight, stride: tuple[int, int]) -> Array:
         kernels = self.load(weight)

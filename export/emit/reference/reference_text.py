@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.export.model.gemma3n import gemma3n_text as text
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME, tensor_specs
+from gemma_edge.export.export_families import family_with, tensor_specs
 from gemma_edge.export.model.ops import HeadProjection, Weight
-from gemma_edge.export.model.tensor_spec import TensorSpec
+from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, TensorSpec
 from gemma_edge.export.model.weight_source import WeightSource, read_weight
 from gemma_edge.runtime.engines.rope import rotary_tables
 
@@ -74,6 +73,7 @@ def evaluate_blocks(
     ple = gather(source, PLE_NAME, in_table) * np.float32(config.ple_scale)
     split = config.first_shared_layer * config.hidden_size_per_layer_input
     high = ops.last_rows(ple[:, split:]) if config.num_kv_shared_layers else None
+    text = family_with(config).text
     hidden = text.hidden_states(ops, config, embeddings, ple[:, :split], high)
     for row in range(0, len(hidden), LOGIT_ROWS):
         yield text.logits(ops, config, hidden[row : row + LOGIT_ROWS])

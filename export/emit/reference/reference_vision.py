@@ -13,13 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from gemma_edge.export.emit.reference.reference_text import ACTIVATIONS, BLOCK_BYTES, Array, ArrayOps
-from gemma_edge.export.model.gemma3n import gemma3n_vision as vision
-from gemma_edge.export.model.gemma3n import modality_embedder as embedder
-from gemma_edge.export.model.gemma3n.gemma3n_vision_tensors import EMBEDDER, vision_specs
-from gemma_edge.export.model.ops import Weight, Weights
+from gemma_edge.export.export_families import encoder_model
+from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.export.model.weight_source import WeightSource
-from gemma_edge.runtime.families.gemma3n_vision_config import RMS_NORM_EPS, VisionConfig
+from gemma_edge.runtime.families.model_family import PixelsConfig
 
 
 @dataclass
@@ -112,7 +110,7 @@ def pad_same(x: Array, kernel: int, stride: int) -> Array:
 
 def evaluate_vision(
     source: WeightSource,
-    config: VisionConfig,
+    config: PixelsConfig,
     pixels: Array,
     *,
     progress: Callable[[int], None] | None = None,
@@ -120,22 +118,14 @@ def evaluate_vision(
     """Soft tokens of an image, fp32.
 
     Args:
-        source: has the tensors of `vision_specs(config)`.
+        source: has the encoder's tensors.
         pixels: (3, image_size, image_size) in [0, 1].
         progress: given the number of weights read since its last call.
 
     Returns:
         (config.soft_tokens, config.text_hidden_size).
     """
-    ops = ReferenceVisionOps(source, vision_specs(config), RMS_NORM_EPS, progress)
-    return vision.soft_tokens(ops, config, np.ascontiguousarray(pixels.transpose(1, 2, 0), dtype=np.float32))
-
-
-def vision_token_table(source: WeightSource, config: VisionConfig) -> Array:
-    """What stands for the token ids vocab_offset ... vocab_offset + vocab_size - 1 in a prompt.
-
-    Returns:
-        (config.vocab_size, config.text_hidden_size), fp32.
-    """
-    ops = ReferenceVisionOps(source, vision_specs(config), RMS_NORM_EPS)
-    return embedder.hard_tokens(ops, Weights(EMBEDDER), source.read(EMBEDDER + embedder.TABLE))
+    encoder = encoder_model(config)
+    ops = ReferenceVisionOps(source, encoder.specs(config), encoder.eps, progress)
+    last = np.ascontiguousarray(pixels.transpose(1, 2, 0), dtype=np.float32)
+    return np.asarray(encoder.soft_tokens(ops, config, last))

@@ -20,13 +20,12 @@ import numpy as np
 
 from gemma_edge.export.emit.tflite.tflite_file import Graph, TfliteFile
 from gemma_edge.export.emit.tflite.tflite_ops import VALID, TfliteGraphOps
+from gemma_edge.export.export_families import encoder_model
 from gemma_edge.export.model.audio_ops import LocalWindow
-from gemma_edge.export.model.gemma3n import gemma3n_audio as audio
-from gemma_edge.export.model.gemma3n.gemma3n_audio_tensors import folded_specs
 from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.weights.recipe import Recipe
 from gemma_edge.runtime.artifacts.tflite_check import FEATURES, LOG_MEL, MASK
-from gemma_edge.runtime.families.gemma3n_audio_config import RMS_NORM_EPS, AudioConfig
+from gemma_edge.runtime.families.model_family import LogMelConfig
 
 # Orders of a kernel's axes: for all channels of a map, and for each column of a sequence.
 OUT_FIRST, CHANNELS_LAST = (0, 2, 3, 1), (1, 2, 0)
@@ -34,27 +33,27 @@ MASKED = -1e9  # added to a logit, which is at most the cap
 BOOL, FLOAT = 6, 0  # TensorType of the schema
 
 
-def audio_lengths(config: AudioConfig) -> tuple[int, ...]:
+def audio_lengths(config: LogMelConfig) -> tuple[int, ...]:
     """Frames of the signatures: the longest clip's (30 s as published), a half and a sixth of it."""
     unit = config.frames_per_token
     return tuple(sorted({-(-config.max_frames // part // unit) * unit for part in (1, 2, 6)}))
 
 
-def emit_audio(config: AudioConfig, recipe: Recipe, lengths: Sequence[int] | None = None) -> TfliteFile:
-    """Emits the encoder of `config`; reads no weight. Its tensors are those of `folded_specs`.
+def emit_audio(config: LogMelConfig, recipe: Recipe, lengths: Sequence[int] | None = None) -> TfliteFile:
+    """Emits the encoder of `config`; reads no weight. `file.write` takes `FoldedWeights`.
 
     Args:
         lengths: frames of each signature; None for `audio_lengths`.
     """
-    specs = folded_specs(config)
-    file = TfliteFile(specs)
+    encoder = encoder_model(config)
+    file = TfliteFile(encoder.graph_specs(config))
     for frames in lengths or audio_lengths(config):
         graph = file.graph(f"audio_{frames}")
         ops = TfliteAudioOps(graph, config, recipe)
         log_mel = graph.input(LOG_MEL, (1, frames, config.input_feat_size))
         mask = graph.input(MASK, (1, frames), "bool")
         valid = graph.op("CAST", [mask], (1, frames), "CastOptions", inDataType=BOOL, outDataType=FLOAT)
-        rows = audio.soft_tokens(
+        rows = encoder.soft_tokens(
             ops,
             config,
             ops.reshape(log_mel, (1, frames, config.input_feat_size, 1)),
@@ -70,8 +69,9 @@ def emit_audio(config: AudioConfig, recipe: Recipe, lengths: Sequence[int] | Non
 class TfliteAudioOps(TfliteGraphOps):
     """`AudioOps` over edges: sequences are (tokens, width), feature maps (1, time, frequency, channels)."""
 
-    def __init__(self, graph: Graph, config: AudioConfig, recipe: Recipe) -> None:
-        super().__init__(graph, folded_specs(config), recipe, RMS_NORM_EPS)
+    def __init__(self, graph: Graph, config: LogMelConfig, recipe: Recipe) -> None:
+        encoder = encoder_model(config)
+        super().__init__(graph, encoder.graph_specs(config), recipe, encoder.eps)
         self.masks: dict[tuple[int, LocalWindow], int] = {}
         self.filled = -1  # (soft tokens, 1): 1 where `fill` kept what it was given
 

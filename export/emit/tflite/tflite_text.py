@@ -34,14 +34,14 @@ import numpy as np
 
 from gemma_edge.export.emit.tflite.tflite_file import Graph, TfliteFile
 from gemma_edge.export.emit.tflite.tflite_ops import TfliteGraphOps
-from gemma_edge.export.model.gemma3n import gemma3n_text as text
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME, tensor_specs
+from gemma_edge.export.export_families import family_with, tensor_specs
 from gemma_edge.export.model.ops import HeadProjection, Weight
-from gemma_edge.export.model.tensor_spec import Part
+from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, Part
 from gemma_edge.export.weights.recipe import FP32, Recipe
 from gemma_edge.runtime.engines.kv_cache import window_capacity
 from gemma_edge.runtime.engines.rope import rotary_tables
-from gemma_edge.runtime.families.gemma3n_config import FULL, SLIDING, Gemma3nConfig
+from gemma_edge.runtime.families.config_fields import FULL, SLIDING
+from gemma_edge.runtime.families.model_family import TextConfig
 
 CacheLayout = Literal["windowed", "litertlm"]
 
@@ -51,7 +51,7 @@ EMBEDDER, PER_LAYER_EMBEDDER = "embedder", "per_layer_embedder"
 
 
 def emit_decoder(
-    config: Gemma3nConfig,
+    config: TextConfig,
     recipe: Recipe,
     *,
     context: int,
@@ -75,21 +75,21 @@ def emit_decoder(
     return file
 
 
-def emit_embedder(config: Gemma3nConfig, recipe: Recipe) -> TfliteFile:
+def emit_embedder(config: TextConfig, recipe: Recipe) -> TfliteFile:
     """token_ids i32 (1, 1) -> embeddings f32 (1, 1, hidden), scaled."""
     return _emit_lookup(
         config, recipe, EMBEDDER, EMBEDDING_NAME, config.embed_scale, (1, 1, config.hidden_size)
     )
 
 
-def emit_per_layer_embedder(config: Gemma3nConfig, recipe: Recipe) -> TfliteFile:
+def emit_per_layer_embedder(config: TextConfig, recipe: Recipe) -> TfliteFile:
     """token_ids i32 (1, 1) -> embeddings f32 (1, 1, layers, per-layer width), scaled; row 0 for other ids."""
     shape = (1, 1, config.num_hidden_layers, config.hidden_size_per_layer_input)
     return _emit_lookup(config, recipe, PER_LAYER_EMBEDDER, PLE_NAME, config.ple_scale, shape)
 
 
 def _emit_lookup(
-    config: Gemma3nConfig, recipe: Recipe, signature: str, name: str, scale: float, shape: tuple[int, ...]
+    config: TextConfig, recipe: Recipe, signature: str, name: str, scale: float, shape: tuple[int, ...]
 ) -> TfliteFile:
     file = TfliteFile(tensor_specs(config))
     graph = file.graph(signature)
@@ -114,7 +114,7 @@ class TfliteOps(TfliteGraphOps):
     def __init__(
         self,
         graph: Graph,
-        config: Gemma3nConfig,
+        config: TextConfig,
         recipe: Recipe,
         tokens: int,
         context: int,
@@ -149,6 +149,7 @@ class TfliteOps(TfliteGraphOps):
         if c.num_kv_shared_layers:
             high = self.columns(rows, split, c.ple_row_size)
         embeddings = self.reshape(embeddings, (n, c.hidden_size))
+        text = family_with(c).text
         return text.decoder(self, c, embeddings, self.columns(rows, 0, split), high)
 
     def capacity(self, layer_type: str) -> int:

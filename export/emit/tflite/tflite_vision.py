@@ -16,24 +16,24 @@ from typing import Any
 
 from gemma_edge.export.emit.tflite.tflite_file import TfliteFile
 from gemma_edge.export.emit.tflite.tflite_ops import SAME, VALID, TfliteGraphOps
-from gemma_edge.export.model.gemma3n import gemma3n_vision as vision
-from gemma_edge.export.model.gemma3n.gemma3n_vision_tensors import vision_specs
+from gemma_edge.export.export_families import encoder_model
 from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.weights.recipe import Recipe
 from gemma_edge.runtime.artifacts.tflite_check import FEATURES, IMAGES, VISION
-from gemma_edge.runtime.families.gemma3n_vision_config import RMS_NORM_EPS, VisionConfig
+from gemma_edge.runtime.families.model_family import PixelsConfig
 
 OUT_FIRST, CHANNELS_LAST = (0, 2, 3, 1), (1, 2, 3, 0)  # orders of a kernel's axes: full, depthwise
 
 
-def emit_vision(config: VisionConfig, recipe: Recipe) -> TfliteFile:
-    """Emits the encoder of `config`; reads no weight. Its tensors are those of `vision_specs`."""
-    specs = vision_specs(config)
+def emit_vision(config: PixelsConfig, recipe: Recipe) -> TfliteFile:
+    """Emits the encoder of `config`; reads no weight."""
+    encoder = encoder_model(config)
+    specs = encoder.graph_specs(config)
     file = TfliteFile(specs)
     graph = file.graph(VISION)
-    ops = TfliteVisionOps(graph, specs, recipe, RMS_NORM_EPS)
+    ops = TfliteVisionOps(graph, specs, recipe, encoder.eps)
     images = graph.input(IMAGES, (1, config.image_size, config.image_size, 3))
-    rows = vision.soft_tokens(ops, config, images)
+    rows = encoder.soft_tokens(ops, config, images)
     graph.outputs[FEATURES] = ops.reshape(rows, (1, config.soft_tokens, config.text_hidden_size))
     file.layout()
     return file

@@ -20,7 +20,7 @@ from litert_lm_builder import litertlm_builder as builder
 from gemma_edge.runtime.artifacts.litertlm_bundle import MANIFEST_KEY, TOKENIZER
 from gemma_edge.runtime.artifacts.litertlm_reader import CONFIG_KEY, HEADER_LIMIT, read_litertlm
 from gemma_edge.runtime.errors import ConfigError
-from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.families.model_family import TextConfig
 
 # JSON ignores the spaces around a value: the findings of the gate are written in their place.
 AGREEMENT, AGREEMENT_ROOM = "agreement of the parity gate", "null".ljust(400)
@@ -36,7 +36,7 @@ class Contents:
     manifest: what our runtime must know of the file; without one, only LiteRT-LM runs it.
     """
 
-    config: Gemma3nConfig
+    config: TextConfig
     tokenizer: bytes
     metadata: bytes
     manifest: Mapping[str, Any] | None = None

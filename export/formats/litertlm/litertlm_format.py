@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.checkpoint.side_files import SideFiles
-from gemma_edge.export.emit.reference.tower_weights import token_table
+from gemma_edge.export.emit.reference.encoder_weights import token_table
 from gemma_edge.export.emit.tflite.tflite_file import TfliteFile
 from gemma_edge.export.emit.tflite.tflite_text import emit_decoder
 from gemma_edge.export.formats.export_format import Artifact, EncoderFile, ExportJob, Json
@@ -31,22 +31,22 @@ from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.publish import FileWriter
 from gemma_edge.export.weights.recipe import KvCache, Recipe
+from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.artifacts.litertlm_bundle import TOKENIZER, TOKENS
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
-from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.families.model_family import TextConfig
 
 
 class LitertlmFormat:
     """The `ExportFormat` of LiteRT-LM."""
 
-    name = "litertlm"
-    suffix = ".litertlm"
+    runtime = ARTIFACT_FORMATS["litertlm"]
     kv_caches: tuple[KvCache, ...] = ("fp32",)
     mapped = True
     base_bytes = LITERT_BASE_BYTES
 
-    def unsupported(self, config: Gemma3nConfig, recipe: Recipe) -> str | None:
+    def unsupported(self, config: TextConfig, recipe: Recipe) -> str | None:
         return None
 
     def decoder_layout(self, job: ExportJob) -> TfliteFile:
@@ -56,7 +56,7 @@ class LitertlmFormat:
     def encoder_file(self, tower: Tower, recipe: Recipe) -> EncoderFile:
         return encoder_file(tower, recipe, one_length=True)
 
-    def has_embedder(self, config: Gemma3nConfig) -> bool:
+    def has_embedder(self, config: TextConfig) -> bool:
         return True
 
     def kv_cache_bytes(self, job: ExportJob) -> int:
@@ -76,7 +76,7 @@ class LitertlmArtifact:
 
     def __init__(self, job: ExportJob, files: SideFiles, facts: Json, target: Path) -> None:
         self.job, self.writer = job, FileWriter(target)
-        self.path = self.writer.folder / f"model{FORMAT.suffix}"
+        self.path = self.writer.folder / f"model{FORMAT.runtime.suffix}"
         added = files.tokenizer_files.added_tokens
         tokenizer = pad_tokenizer(files.tokenizer_files.model, added, job.config.vocab_size)
         llm = LlmFacts(
@@ -105,7 +105,7 @@ class LitertlmArtifact:
                 writer.write(name, produce)
         writer.write_bytes(TOKENIZER, self.contents.tokenizer)
         if self.job.towers:
-            tables = [token_table(tower, checkpoint) for tower in self.job.towers.values()]
+            tables = [token_table(checkpoint, tower.config) for tower in self.job.towers.values()]
             writer.write_bytes(TOKENS, b"".join(table.astype("<f4").tobytes() for table in tables))
         hashes = {name: record["sha256"] for name, record in writer.records.items()}
         contents = replace(self.contents, manifest={**(self.contents.manifest or {}), "sha256": hashes})

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.export.emit.reference.tower_weights import graph_weights, token_table
+from gemma_edge.export.emit.reference.encoder_weights import FoldedWeights, token_table
 from gemma_edge.export.emit.tflite.tflite_audio import BOOL, FLOAT
 from gemma_edge.export.emit.tflite.tflite_file import TfliteFile
 from gemma_edge.export.emit.tflite.tflite_text import emit_embedder, emit_per_layer_embedder
@@ -63,8 +63,8 @@ def model_sections(job: ExportJob, decoder: TfliteFile, checkpoint: WeightSource
         file: Section(model, checkpoint) for file, model in zip(section_types({}), models, strict=True)
     }
     for kind, tower in job.towers.items():
-        source = graph_weights(tower, checkpoint)
-        end = token_table(tower, checkpoint)[tower.end_id - tower.config.vocab_offset]
+        source = FoldedWeights(checkpoint, tower.config)
+        end = token_table(checkpoint, tower.config)[tower.end_id - tower.config.vocab_offset]
         rows = tower.config.soft_tokens
         # LiteRT-LM takes an audio encoder of one signature.
         encoder = emit_encoder(tower, job.recipe, one_length=True)

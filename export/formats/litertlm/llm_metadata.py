@@ -12,18 +12,16 @@ from google.protobuf.message import DecodeError
 from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
 
 from gemma_edge.export.checkpoint.sentencepiece_model import PieceKind, sentencepiece_proto
+from gemma_edge.export.export_families import family_with
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.runtime.artifacts.litertlm_bundle import TOKENIZER
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.errors import ConfigError, TokenizerError
-from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
-from gemma_edge.runtime.families.gemma3n_template import GEMMA3N_TEMPLATE
-from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
 from gemma_edge.runtime.families.log_mel import LogMel
+from gemma_edge.runtime.families.model_family import TextConfig
 from gemma_edge.runtime.prompt.tokenizer import BOS_PIECE
 from gemma_edge.runtime.sampling import Sampling
 
-USER, MODEL, END_OF_TURN = "<start_of_turn>user\n", "<start_of_turn>model\n", "<end_of_turn>\n"
 NEWLINES = "\n\n"  # around an image or a clip, as the model was trained
 
 
@@ -33,11 +31,11 @@ class LlmFacts:
 
     stop_ids: ids that end an answer.
     max_tokens: tokens of context, the length of the KV caches.
-    chat_template: Jinja source; None for Gemma 3's.
+    chat_template: Jinja source; None for the family's own.
     sampling: what LiteRT-LM samples with unless told otherwise.
     """
 
-    config: Gemma3nConfig
+    config: TextConfig
     stop_ids: Sequence[int]
     max_tokens: int
     chat_template: str | None = None
@@ -46,7 +44,7 @@ class LlmFacts:
 
 
 def llm_metadata(facts: LlmFacts, tokenizer: bytes = b"") -> bytes:
-    """The serialized LlmMetadata of a Gemma 3n model.
+    """The serialized LlmMetadata of a model.
 
     Args:
         tokenizer: the SentencePiece model that spells the tokens around images and clips.
@@ -54,7 +52,7 @@ def llm_metadata(facts: LlmFacts, tokenizer: bytes = b"") -> bytes:
     Raises:
         ConfigError: the config has no bos token.
     """
-    config, sampling = facts.config, facts.sampling
+    config, sampling, family = facts.config, facts.sampling, family_with(facts.config)
     if config.bos_token_id is None:
         raise ConfigError("config.json", "bos_token_id", "the id that a prompt begins with", None)
     metadata: Any = llm_metadata_pb2.LlmMetadata()
@@ -62,13 +60,14 @@ def llm_metadata(facts: LlmFacts, tokenizer: bytes = b"") -> bytes:
     for stop_id in facts.stop_ids:
         metadata.stop_tokens.add().token_ids.ids.append(stop_id)
     metadata.max_num_tokens = facts.max_tokens
-    describe_towers(metadata, facts.towers, _pieces(tokenizer))
+    describe_towers(metadata, family.runtime.name, facts.towers, _pieces(tokenizer))
     # LiteRT-LM puts the start token in front; a template's bos_token is empty there, a literal one a second.
-    template = GEMMA3N_TEMPLATE if facts.chat_template is None else facts.chat_template
+    template = family.runtime.chat_template if facts.chat_template is None else facts.chat_template
     metadata.jinja_prompt_template = template.removeprefix(BOS_PIECE)
     # For sessions that do not render Jinja.
-    metadata.prompt_templates.user.prefix, metadata.prompt_templates.user.suffix = USER, END_OF_TURN
-    metadata.prompt_templates.model.prefix, metadata.prompt_templates.model.suffix = MODEL, END_OF_TURN
+    user, model, end = family.turns
+    metadata.prompt_templates.user.prefix, metadata.prompt_templates.user.suffix = user, end
+    metadata.prompt_templates.model.prefix, metadata.prompt_templates.model.suffix = model, end
     metadata.supports_thinking = metadata.supports_function_calling = False
     parameters, kinds = metadata.sampler_params, sampler_params_pb2.SamplerParameters
     parameters.type = kinds.TOP_P if sampling.temperature else kinds.GREEDY
@@ -85,32 +84,35 @@ def _pieces(tokenizer: bytes) -> dict[int, str]:
     }
 
 
-def describe_towers(metadata: Any, towers: Mapping[Kind, Tower], pieces: Mapping[int, str]) -> None:
+def describe_towers(
+    metadata: Any, family: str, towers: Mapping[Kind, Tower], pieces: Mapping[int, str]
+) -> None:
     """Tells LiteRT-LM how images and clips are prepared and surrounded.
 
-    With images alone the model is `gemma3n`. With audio it is a `generic_model` that says all there is to
-    say: what LiteRT-LM hears for `gemma3n` is normalized by constants that no checkpoint has.
+    Without audio the model has the type of its family. With audio it is a `generic_model` that says all there
+    is to say: what LiteRT-LM hears for `gemma3n` is normalized by constants that no checkpoint has.
 
     Args:
         metadata: the LlmMetadata.
+        family: the name of the model family, which is LiteRT-LM's too.
         pieces: texts of the tokens around and instead of images and clips, by id.
     """
     if not towers:
-        metadata.llm_model_type.gemma3n.SetInParent()
+        getattr(metadata.llm_model_type, family).SetInParent()
         return
     vision, audio = towers.get("vision"), towers.get("audio")
-    if vision and not audio and isinstance(vision.config, VisionConfig):
-        described = metadata.llm_model_type.gemma3n
-        described.image_tensor_height = described.image_tensor_width = vision.config.image_size
+    if vision and not audio:
+        described = getattr(metadata.llm_model_type, family)
+        described.image_tensor_height = described.image_tensor_width = vision.size
         described.start_of_image_token.token_str = pieces[vision.begin_id]
         described.end_of_image_token.token_str = pieces[vision.end_id]
         return
     generic = metadata.llm_model_type.generic_model
     generic.delimiter_regex = "(" + "|".join(re.escape(pieces[e.soft_id]) for e in towers.values()) + ")"
-    if vision and isinstance(vision.config, VisionConfig):
+    if vision:
         generic.image_enabled = True
         generic.image_token_regex = re.escape(pieces[vision.soft_id])
-        generic.image_tensor_height = generic.image_tensor_width = vision.config.image_size
+        generic.image_tensor_height = generic.image_tensor_width = vision.size
         generic.start_of_image_token.token_str = pieces[vision.begin_id]
         generic.end_of_image_token.token_str = pieces[vision.end_id]
         generic.image_prefix = generic.image_suffix = NEWLINES

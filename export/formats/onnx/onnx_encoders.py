@@ -3,50 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-from onnx import ModelProto
+from typing import Any
 
 from gemma_edge.export.emit.onnx.external_data import ExternalData
 from gemma_edge.export.emit.onnx.onnx_audio import emit_audio
-from gemma_edge.export.emit.onnx.onnx_graph import serialize
+from gemma_edge.export.emit.onnx.onnx_graph import EmittedGraph, serialize
 from gemma_edge.export.emit.onnx.onnx_vision import emit_vision
 from gemma_edge.export.formats.export_format import EncoderFile
-from gemma_edge.export.model.gemma3n.gemma3n_vision_tensors import largest_map
-from gemma_edge.export.model.tower import Tower
+from gemma_edge.export.model.tower import Inputs, Tower
 from gemma_edge.export.model.weight_source import WeightSource
 from gemma_edge.export.publish import BundleWriter
 from gemma_edge.export.weights.quantize import Clip
 from gemma_edge.export.weights.recipe import Recipe
 from gemma_edge.runtime.artifacts.modalities import Kind
-from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
 
 GRAPHS: dict[Kind, str] = {"vision": "vision.onnx", "audio": "audio.onnx"}
 # Measured with ONNX Runtime 1.31 on encoders of published size at int8. Loaded: 10 MiB (audio), 26 (images).
 # A run: 332 MiB for an image, whose largest map has 108; 202 to 489 for 30 s of audio, whose first has 47.
 GRAPH_BYTES = 16 << 20
-VISION_MAPS, AUDIO_MAPS = 3.2, 10
+MAPS: dict[Inputs, float] = {"pixels": 3.2, "log_mel": 10}
+EMITTERS: dict[Inputs, Callable[[Any, Recipe, str], EmittedGraph]] = {
+    "pixels": emit_vision,
+    "log_mel": emit_audio,
+}
 
 
 def encoder_file(tower: Tower, recipe: Recipe) -> EncoderFile:
     """An encoder's graph and the layout of its weights; reads none."""
     graph = GRAPHS[tower.kind]
-    model, data = emit_encoder(tower, recipe)
+    emitted = emit_encoder(tower, recipe)
+    data = emitted.data
 
     def write(writer: BundleWriter, source: WeightSource, clip: Clip, advance: Callable[[int], None]) -> None:
         writer.write(data.location, lambda file: data.write(file, source, clip, advance))
-        writer.write_bytes(graph, serialize(model))
+        writer.write_bytes(graph, serialize(emitted.model))
 
     return EncoderFile(graph, data, *encoder_memory(tower, data), write)
 
 
-def emit_encoder(tower: Tower, recipe: Recipe) -> tuple[ModelProto, ExternalData]:
+def emit_encoder(tower: Tower, recipe: Recipe) -> EmittedGraph:
     """The graph and the layout of its weights; reads none."""
-    location = f"{GRAPHS[tower.kind]}.data"
-    if isinstance(tower.config, VisionConfig):
-        vision = emit_vision(tower.config, recipe, location)
-        return vision.model, vision.data
-    audio = emit_audio(tower.config, recipe, location)
-    return audio.model, audio.data
+    return EMITTERS[tower.model.inputs](tower.config, recipe, f"{GRAPHS[tower.kind]}.data")
 
 
 def encoder_memory(tower: Tower, data: ExternalData) -> tuple[int, int]:
@@ -57,13 +54,5 @@ def encoder_memory(tower: Tower, data: ExternalData) -> tuple[int, int]:
     measured on the published encoders with ONNX Runtime 1.31.
     """
     packed = sum(t.data.length for t in data.tensors if t.precision.bits == 32)
-    if isinstance(tower.config, VisionConfig):
-        activations = int(VISION_MAPS * 4 * largest_map(tower.config))
-    else:
-        audio = tower.config
-        frames, bins = audio.sscp_conv_stride_size[0]
-        first = (
-            (audio.max_frames // frames) * (audio.input_feat_size // bins) * audio.sscp_conv_channel_size[0]
-        )
-        activations = int(AUDIO_MAPS * 4 * first)
-    return GRAPH_BYTES + packed, activations
+    largest = tower.model.largest_map(tower.config)
+    return GRAPH_BYTES + packed, int(MAPS[tower.model.inputs] * 4 * largest)

@@ -17,16 +17,17 @@ from gemma_edge.export.emit.onnx.onnx_text import emit_decoder, unsupported
 from gemma_edge.export.formats.bundle_folder import BundleFolder
 from gemma_edge.export.formats.export_format import Artifact, EncoderFile, ExportJob, Json
 from gemma_edge.export.formats.onnx.onnx_encoders import encoder_file
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME, head_name
 from gemma_edge.export.model.ops import Weight
+from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, head_name
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.weights.calibrate import kv_scales
 from gemma_edge.export.weights.recipe import KvCache, Recipe
 from gemma_edge.export.weights.row_table_writer import write_row_table
 from gemma_edge.export.weights.stored_tensor import check_magnitude
+from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
-from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.families.model_family import TextConfig
 
 DECODER, DECODER_DATA, PLE, EMBEDDINGS = "decoder.onnx", "decoder.onnx.data", "ple.bin", "embeddings.bin"
 TABLE_CHUNK = 1 << 20  # elements of a table in memory at once
@@ -35,15 +36,14 @@ TABLE_CHUNK = 1 << 20  # elements of a table in memory at once
 class OnnxFormat:
     """The `ExportFormat` of ONNX Runtime, which packs the decoder's weights on the heap."""
 
-    name = "onnx"
-    suffix = ""
+    runtime = ARTIFACT_FORMATS["onnx"]
     kv_caches: tuple[KvCache, ...] = ("fp32", "int8")
     mapped = False
     # Measured as RssAnon with ONNX Runtime 1.31 and CPython 3.11 on x86-64: interpreter, NumPy and engine
     # 21 MiB, E2B's graph of 1,750 nodes 16 MiB, buffers of one step the rest.
     base_bytes = 44 << 20
 
-    def unsupported(self, config: Gemma3nConfig, recipe: Recipe) -> str | None:
+    def unsupported(self, config: TextConfig, recipe: Recipe) -> str | None:
         return unsupported(config, recipe)
 
     def decoder_layout(self, job: ExportJob) -> ExternalData:
@@ -52,7 +52,7 @@ class OnnxFormat:
     def encoder_file(self, tower: Tower, recipe: Recipe) -> EncoderFile:
         return encoder_file(tower, recipe)
 
-    def has_embedder(self, config: Gemma3nConfig) -> bool:
+    def has_embedder(self, config: TextConfig) -> bool:
         return not config.tie_word_embeddings
 
     def kv_cache_bytes(self, job: ExportJob) -> int:
@@ -119,7 +119,7 @@ class OnnxFolder(BundleFolder):
         return layout
 
 
-def head_rows(config: Gemma3nConfig, data: ExternalData) -> Json:
+def head_rows(config: TextConfig, data: ExternalData) -> Json:
     """The layout of token embeddings inside the tied head's data: no second copy of the table."""
     head = next(t for t in data.tensors if t.weights == (Weight(head_name(config)),))
     rows, columns = head.shape

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from gemma_edge.export.emit.tflite.tflite_audio import emit_audio
 from gemma_edge.export.emit.tflite.tflite_file import TfliteFile
 from gemma_edge.export.emit.tflite.tflite_vision import emit_vision
 from gemma_edge.export.formats.export_format import EncoderFile
-from gemma_edge.export.model.gemma3n.gemma3n_vision_tensors import largest_map
-from gemma_edge.export.model.tower import Tower
+from gemma_edge.export.model.tower import Inputs, Tower
 from gemma_edge.export.model.weight_source import WeightSource
 from gemma_edge.export.publish import BundleWriter
 from gemma_edge.export.weights.quantize import Clip
 from gemma_edge.export.weights.recipe import Recipe
 from gemma_edge.runtime.artifacts.modalities import Kind
-from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
 
 GRAPHS: dict[Kind, str] = {"vision": "vision.tflite", "audio": "audio.tflite"}
 # Measured with LiteRT 2.3 on encoders of published size at int8. Loaded: 16 MB (images), 34 (audio). A run:
 # 259 MB for an image, whose largest map has 113; 160 for 30 s of audio, whose first has 49.
-LOADED_BYTES, VISION_MAPS, AUDIO_MAPS = 34 << 20, 2.4, 3.4
+LOADED_BYTES = 34 << 20
+MAPS: dict[Inputs, float] = {"pixels": 2.4, "log_mel": 3.4}
+EMITTERS: dict[Inputs, Callable[[Any, Recipe, bool], TfliteFile]] = {
+    "pixels": lambda config, recipe, _: emit_vision(config, recipe),
+    "log_mel": lambda config, recipe, one: emit_audio(config, recipe, [config.max_frames] if one else None),
+}
 
 
 def encoder_file(tower: Tower, recipe: Recipe, one_length: bool = False) -> EncoderFile:
@@ -39,9 +43,7 @@ def emit_encoder(tower: Tower, recipe: Recipe, one_length: bool = False) -> Tfli
     Args:
         one_length: an audio encoder has one signature, for the longest clip.
     """
-    if isinstance(tower.config, VisionConfig):
-        return emit_vision(tower.config, recipe)
-    return emit_audio(tower.config, recipe, [tower.config.max_frames] if one_length else None)
+    return EMITTERS[tower.model.inputs](tower.config, recipe, one_length)
 
 
 def encoder_memory(tower: Tower) -> tuple[int, int]:
@@ -49,9 +51,4 @@ def encoder_memory(tower: Tower) -> tuple[int, int]:
 
     The weights are pages of the packed file. A run holds a few of its largest feature maps at once.
     """
-    config = tower.config
-    if isinstance(config, VisionConfig):
-        return LOADED_BYTES, int(VISION_MAPS * 4 * largest_map(config))
-    frames = -(-config.max_frames // config.sscp_conv_stride_size[0][0])
-    first = frames * config.frequencies()[1] * config.sscp_conv_channel_size[0]
-    return LOADED_BYTES, int(AUDIO_MAPS * 4 * first)
+    return LOADED_BYTES, int(MAPS[tower.model.inputs] * 4 * tower.model.largest_map(tower.config))

@@ -18,12 +18,13 @@ from gemma_edge.export.formats.bundle_folder import BundleFolder
 from gemma_edge.export.formats.export_format import Artifact, EncoderFile, ExportJob, Json
 from gemma_edge.export.formats.tflite.litert_facts import LITERT_BASE_BYTES, prefill_sizes
 from gemma_edge.export.formats.tflite.tflite_encoders import encoder_file
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import EMBEDDING_NAME, PLE_NAME, head_name
+from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, head_name
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.weights.recipe import KvCache, Recipe
+from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.engines.kv_cache import windowed_cache_bytes
-from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.families.model_family import TextConfig
 
 DECODER, PER_LAYER_EMBEDDER, EMBEDDER = "decoder.tflite", "per_layer_embedder.tflite", "embedder.tflite"
 
@@ -31,13 +32,12 @@ DECODER, PER_LAYER_EMBEDDER, EMBEDDER = "decoder.tflite", "per_layer_embedder.tf
 class TfliteFormat:
     """The `ExportFormat` of LiteRT, which maps the decoder's packed weights; its attention reads fp32."""
 
-    name = "tflite"
-    suffix = ""
+    runtime = ARTIFACT_FORMATS["tflite"]
     kv_caches: tuple[KvCache, ...] = ("fp32",)
     mapped = True
     base_bytes = LITERT_BASE_BYTES
 
-    def unsupported(self, config: Gemma3nConfig, recipe: Recipe) -> str | None:
+    def unsupported(self, config: TextConfig, recipe: Recipe) -> str | None:
         return None
 
     def decoder_layout(self, job: ExportJob) -> TfliteFile:
@@ -46,7 +46,7 @@ class TfliteFormat:
     def encoder_file(self, tower: Tower, recipe: Recipe) -> EncoderFile:
         return encoder_file(tower, recipe)
 
-    def has_embedder(self, config: Gemma3nConfig) -> bool:
+    def has_embedder(self, config: TextConfig) -> bool:
         return not config.tie_word_embeddings
 
     def kv_cache_bytes(self, job: ExportJob) -> int:

@@ -1,7 +1,7 @@
 """Every tensor of the audio encoder and its embedder, in checkpoint and graph.
 
 Names are those of a multimodal checkpoint below `model.`: `audio_tower.*` and `embed_audio.*`. A graph has a
-few tensors less: what depends on weights alone is computed once (`export/emit/audio_folding.py`), so that a
+few tensors less: what depends on weights alone is computed once (`fold_audio`), so that a
 twenty-fifth of the encoder, the projections of relative positions, is never shipped.
 """
 
@@ -43,6 +43,12 @@ def folded_specs(config: AudioConfig) -> dict[str, TensorSpec]:
             new = spec
         specs[new.name] = new
     return specs
+
+
+def largest_map(config: AudioConfig) -> int:
+    """Elements of the largest feature map of the longest clip: the first convolution's."""
+    frames = -(-config.max_frames // config.sscp_conv_stride_size[0][0])
+    return frames * config.frequencies()[1] * config.sscp_conv_channel_size[0]
 
 
 def layer_of(name: str) -> str:

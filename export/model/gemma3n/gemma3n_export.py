@@ -1,37 +1,22 @@
-"""Gemma 3n as an `ExportFamily`."""
+"""Gemma 3n, multimodal and text-only, as an `ExportFamily`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
-from gemma_edge.export.model.gemma3n import gemma3n_text_tensors as text_tensors
-from gemma_edge.export.model.gemma3n import gemma3n_towers as towers
-from gemma_edge.export.model.tensor_spec import TensorSpec
-from gemma_edge.export.model.tower import Json, Tower
-from gemma_edge.runtime.artifacts.modalities import Kind
+from gemma_edge.export.model.export_family import ExportFamily
+from gemma_edge.export.model.gemma3n import gemma3n_text
+from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs, unused_names
+from gemma_edge.export.model.gemma3n.gemma3n_towers import ENCODERS, read_tower
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.families.gemma3n_family import GEMMA3N
 
-
-class Gemma3nExport:
-    """Gemma 3n, multimodal and text-only."""
-
-    name = GEMMA3N.name
-
-    def read_config(self, folder: Path) -> Gemma3nConfig:
-        return Gemma3nConfig.from_file(folder)
-
-    def tensor_specs(self, config: Gemma3nConfig) -> dict[str, TensorSpec]:
-        return text_tensors.tensor_specs(config)
-
-    def unused_names(self, config: Gemma3nConfig) -> set[str]:
-        return text_tensors.unused_names(config)
-
-    def tower_of(self, name: str) -> Kind | None:
-        return towers.tower_of(name)
-
-    def read_tower(
-        self, kind: Kind, data: Json, path: Path, processors: Callable[[str], Json], text: Gemma3nConfig
-    ) -> Tower:
-        return towers.read_tower(kind, data, path, processors, text)
+GEMMA3N_EXPORT = ExportFamily(
+    runtime=GEMMA3N,
+    config_type=Gemma3nConfig,
+    read_config=Gemma3nConfig.from_file,
+    tensor_specs=tensor_specs,
+    unused_names=unused_names,
+    text=gemma3n_text,
+    encoders=ENCODERS,
+    read_tower=read_tower,
+    turns=("<start_of_turn>user\n", "<start_of_turn>model\n", "<end_of_turn>\n"),
+)

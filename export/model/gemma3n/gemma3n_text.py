@@ -16,8 +16,8 @@ import math
 from dataclasses import replace
 from typing import TypeVar
 
-from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import head_name
 from gemma_edge.export.model.ops import HeadProjection, Ops, Weight, Weights
+from gemma_edge.export.model.tensor_spec import head_name
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
 T = TypeVar("T")
@@ -60,6 +60,19 @@ def logits(ops: Ops[T], config: Gemma3nConfig, hidden: T) -> T:
     raw = ops.linear(hidden, Weight(head_name(config)))
     cap = config.final_logit_softcapping
     return ops.scale(ops.tanh(ops.scale(raw, 1.0 / cap)), cap) if cap else raw
+
+
+def activation_bytes(config: Gemma3nConfig, chunk: int) -> int:
+    """Largest set of tensors alive at once in a prefill call of `chunk` tokens, and one row of logits.
+
+    In the feed-forward block: gate, up and two temporaries of its width, beside the streams before and after
+    prediction, their updates, and the per-layer inputs of the call.
+    """
+    width = max(config.intermediate_size)
+    streams = config.altup_num_inputs * config.hidden_size
+    per_token = 4 * width + 4 * streams + 6 * config.hidden_size + 3 * config.ple_row_size
+    attention = config.num_attention_heads * (config.sliding_window + chunk)
+    return 4 * (chunk * (per_token + attention) + 3 * config.vocab_size)
 
 
 def per_layer_inputs(

@@ -9,22 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gemma_edge.export.model.tensor_spec import Part, TensorSpec
+from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, HEAD_NAME, PLE_NAME, Part, TensorSpec
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
-
-EMBEDDING_NAME = "embed_tokens.weight"
-HEAD_NAME = "lm_head.weight"
-PLE_NAME = "embed_tokens_per_layer.weight"
 
 
 def tensor_specs(config: Gemma3nConfig) -> dict[str, TensorSpec]:
     """All tensors that the model of `config` reads, by canonical name, in the order of use."""
     return {spec.name: spec for spec in _specs(config)}
-
-
-def head_name(config: Gemma3nConfig) -> str:
-    """The tensor that the output head multiplies with."""
-    return EMBEDDING_NAME if config.tie_word_embeddings else HEAD_NAME
 
 
 def unused_names(config: Gemma3nConfig) -> set[str]:

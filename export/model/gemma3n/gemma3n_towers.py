@@ -1,4 +1,4 @@
-"""Gemma 3n's encoders of images and audio, read from a checkpoint's config files.
+"""Gemma 3n's encoders of images and audio: their descriptions, and their configs read from a checkpoint.
 
 A checkpoint has an encoder if config.json describes it and its tensors are stored.
 """
@@ -7,23 +7,73 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gemma_edge.export.model.gemma3n import gemma3n_audio as audio
 from gemma_edge.export.model.gemma3n import gemma3n_audio_tensors as audio_tensors
+from gemma_edge.export.model.gemma3n import gemma3n_vision as vision
 from gemma_edge.export.model.gemma3n import gemma3n_vision_tensors as vision_tensors
-from gemma_edge.export.model.tower import Json, Tower
-from gemma_edge.runtime.artifacts.modalities import KINDS, Kind
+from gemma_edge.export.model.gemma3n import modality_embedder as embedder
+from gemma_edge.export.model.ops import BaseOps, Weight, Weights
+from gemma_edge.export.model.tower import EncoderModel, Json, Tower
+from gemma_edge.export.model.weight_source import WeightSource
+from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.families.config_fields import Fields, is_int
+from gemma_edge.runtime.families.gemma3n_audio_config import RMS_NORM_EPS as AUDIO_EPS
 from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
-from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.families.gemma3n_vision_config import RMS_NORM_EPS as VISION_EPS
 from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
 from gemma_edge.runtime.families.log_mel import LogMel
+from gemma_edge.runtime.families.model_family import EncoderConfig, TextConfig
 
-# The first parts of the names of an encoder's tensors, below `model.`.
-TOWERS: dict[Kind, tuple[str, str]] = {
-    "vision": (vision_tensors.TOWER.split(".")[0], vision_tensors.EMBEDDER.rstrip(".")),
-    "audio": (audio_tensors.TOWER.rstrip("."), audio_tensors.EMBEDDER.rstrip(".")),
+
+def token_table(
+    prefix: str, ops: BaseOps[Any], source: WeightSource, config: EncoderConfig, first: int
+) -> Any:
+    """See `EncoderModel`; `prefix` is that of the embedder."""
+    rows = source.rows(prefix + embedder.TABLE, first, config.vocab_size)
+    return embedder.hard_tokens(ops, Weights(prefix), rows)
+
+
+def fold_audio(ops: BaseOps[Any], source: WeightSource, config: AudioConfig, name: str) -> Any:
+    """A weight-only part of the audio encoder; see `EncoderModel`."""
+    layer = audio_tensors.layer_of(name)
+    if name.endswith(audio_tensors.QUERY_SCALE):
+        return audio.query_scale(config, source.read(layer + audio_tensors.PER_DIM_SCALE))
+    if name.endswith(audio_tensors.POSITIONS):
+        return ops.linear(audio.relative_positions(config), Weight(layer + audio_tensors.POSITION_PROJECTION))
+    # Whatever is padded has the embedding of the last id of the vocabulary, an audio one.
+    return token_table(audio_tensors.EMBEDDER, ops, source, config, config.vocab_size - 1)[0]
+
+
+ENCODERS: dict[Kind, EncoderModel] = {
+    "vision": EncoderModel(
+        name="gemma3n_vision",
+        config_type=VisionConfig,
+        inputs="pixels",
+        eps=VISION_EPS,
+        prefixes=(vision_tensors.TOWER.split(".")[0], vision_tensors.EMBEDDER.rstrip(".")),
+        specs=vision_tensors.vision_specs,
+        graph_specs=vision_tensors.vision_specs,
+        soft_tokens=vision.soft_tokens,
+        largest_map=vision_tensors.largest_map,
+        token_table=partial(token_table, vision_tensors.EMBEDDER),
+    ),
+    "audio": EncoderModel(
+        name="gemma3n_audio",
+        config_type=AudioConfig,
+        inputs="log_mel",
+        eps=AUDIO_EPS,
+        prefixes=(audio_tensors.TOWER.rstrip("."), audio_tensors.EMBEDDER.rstrip(".")),
+        specs=audio_tensors.audio_specs,
+        graph_specs=audio_tensors.folded_specs,
+        soft_tokens=audio.soft_tokens,
+        largest_map=audio_tensors.largest_map,
+        token_table=partial(token_table, audio_tensors.EMBEDDER),
+        fold=fold_audio,
+    ),
 }
 # Fields of config.json: soft token, begin and end; with the values that transformers has for absent ones.
 IDS: dict[Kind, dict[str, tuple[str, int]]] = {
@@ -41,7 +91,7 @@ IDS: dict[Kind, dict[str, tuple[str, int]]] = {
 
 
 def read_tower(
-    kind: Kind, data: Json, path: Path, processors: Callable[[str], Json], text: Gemma3nConfig
+    kind: Kind, data: Json, path: Path, processors: Callable[[str], Json], text: TextConfig
 ) -> Tower:
     """From a checkpoint's config files.
 
@@ -59,16 +109,16 @@ def read_tower(
         ids[field] = fields.get(key, default, lambda v: is_int(v) and 0 <= v < text.vocab_size, expected)
     if kind == "vision":
         section, _ = _section(processors, "image_processor")
-        vision = VisionConfig.from_dict(data, path, section or None)
-        specs = vision_tensors.vision_specs(vision)
-        return Tower(kind, vision, specs, vision.to_dict()["image_processor"], **ids)
+        config = VisionConfig.from_dict(data, path, section or None)
+        processor, size = config.to_dict()["image_processor"], config.image_size
+        return Tower(kind, ENCODERS[kind], config, processor, size, **ids)
     section, name = _section(processors, "feature_extractor")
     log_mel = LogMel.from_dict(section, path.with_name(name))
-    audio = AudioConfig.from_dict(data, path)
-    if log_mel.feature_size != audio.input_feat_size:
-        expected = f"{audio.input_feat_size}, as in config.json"
+    heard = AudioConfig.from_dict(data, path)
+    if log_mel.feature_size != heard.input_feat_size:
+        expected = f"{heard.input_feat_size}, as in config.json"
         Fields({}, path.with_name(name)).fail("feature_size", expected, log_mel.feature_size)
-    return Tower(kind, audio, audio_tensors.audio_specs(audio), _json(asdict(log_mel)), **ids)
+    return Tower(kind, ENCODERS[kind], heard, _json(asdict(log_mel)), None, **ids)
 
 
 def _section(processors: Callable[[str], Json], key: str) -> tuple[Json, str]:
@@ -85,9 +135,3 @@ def _section(processors: Callable[[str], Json], key: str) -> tuple[Json, str]:
 
 def _json(values: Mapping[str, Any]) -> Json:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-
-def tower_of(name: str) -> Kind | None:
-    """Whose tensor a name below `model.` is: an encoder's, or none of them."""
-    first = name.partition(".")[0]
-    return next((kind for kind in KINDS if first in TOWERS[kind]), None)
