@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from gemma_edge.export.synth.synth_checkpoint import SIZES, synthesize
+from gemma_edge.export.synth.synth_checkpoint import synthesize
+from gemma_edge.export.synth.synth_gemma3n import SIZES
 from gemma_edge.runtime.errors import UsageError
 
 

@@ -217,4 +217,5 @@ def _table_part(spec: TensorSpec, recipe: Recipe) -> PartPlan:
         blocks = precision.blocks(columns)
         row_bytes = blocks * ((precision.group or columns) * precision.bits // 8 + 2)
     total = rows * row_bytes
-    return PartPlan(spec.part.value, "mapped", rows * columns, total, 0, 8 * row_bytes / columns)
+    part = Part.EMBEDDING if spec.name == EMBEDDING_NAME else spec.part  # a tied head is a part of its own
+    return PartPlan(part.value, "mapped", rows * columns, total, 0, 8 * row_bytes / columns)

@@ -22,7 +22,8 @@ from gemma_edge.export.model.gemma3n.gemma3n_towers import read_tower
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan import Plan
 from gemma_edge.export.plan_table import format_plan
-from gemma_edge.export.synth.synth_checkpoint import synthesize, text_config
+from gemma_edge.export.synth.synth_checkpoint import synthesize
+from gemma_edge.export.synth.synth_gemma3n import text_config
 from gemma_edge.export.synth.synth_towers import audio_json, preprocessor_json, vision_json
 from gemma_edge.export.weights.recipe import Bounds, load_recipe
 from gemma_edge.runtime.artifacts.bundle import Bundle

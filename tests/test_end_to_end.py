@@ -21,7 +21,8 @@ import pytest
 
 from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import INT8_CACHE_BOUNDS, export_bundle
-from gemma_edge.export.synth.synth_checkpoint import synthesize, text_config
+from gemma_edge.export.synth.synth_checkpoint import synthesize
+from gemma_edge.export.synth.synth_gemma3n import text_config
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.model import Model
 from support import small_disk as disk

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.export.synth.synth_checkpoint import text_config
+from gemma_edge.export.synth.synth_gemma3n import text_config
 from gemma_edge.runtime.errors import ConfigError
 from gemma_edge.runtime.families.config_fields import FULL, SLIDING
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig, Rope

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gemma_edge.export.emit.reference.reference_text import evaluate
-from gemma_edge.export.synth.synth_checkpoint import text_config
+from gemma_edge.export.synth.synth_gemma3n import text_config
 from gemma_edge.export.weights.calibrate import KvScales, kv_scales
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder

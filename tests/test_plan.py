@@ -16,7 +16,8 @@ from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
 from gemma_edge.export.model.tensor_spec import Part
 from gemma_edge.export.plan import Plan, check_ceiling, make_plan
 from gemma_edge.export.plan_table import format_plan
-from gemma_edge.export.synth.synth_checkpoint import synthesize, text_config
+from gemma_edge.export.synth.synth_checkpoint import synthesize
+from gemma_edge.export.synth.synth_gemma3n import text_config
 from gemma_edge.export.weights.recipe import KvCache, Recipe, load_recipe
 from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
@@ -250,3 +251,8 @@ def test_format_plan_names_every_part_and_the_peak() -> None:
         "peak",
     ):
         assert words in text
+
+
+def test_the_embedder_of_a_tied_model_is_no_second_head() -> None:
+    parts = [part.part for part in plan_export(E2B, recipe("int4"), 64, 16, "litertlm").parts]
+    assert parts.count("head") == parts.count("embedding") == 1

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gemma_edge.export.checkpoint.tokenizer_files import convert
-from gemma_edge.export.synth.synth_checkpoint import CHAT_TEMPLATE
+from gemma_edge.export.synth.synth_gemma3n import CHAT_TEMPLATE
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.media.attachments import Attachment, Reader
 from gemma_edge.runtime.model import Model

@@ -120,7 +120,7 @@ def test_no_file_is_two_rooms_in_one() -> None:
 
 
 def test_formats_are_objects_not_names_to_compare() -> None:
-    pattern = re.compile(r"(?<!for )\bformat\b\s*(==|!=|\bin\b|\bnot in\b)\s*[\"'(]")
+    pattern = re.compile(r"\bformat\b\s*(==|!=|\bin\b|\bnot in\b)\s*[\"'(]")
     found = [
         f"{name}:{number}"
         for name, path in SOURCES.items()

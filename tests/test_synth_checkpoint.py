@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from gemma_edge.cli import synth as verb
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.checkpoint.sentencepiece_model import build_model, synthetic_pieces
 from gemma_edge.export.synth import synth_checkpoint as synth
+from gemma_edge.export.synth.synth_gemma3n import random_tensors, text_config
 from gemma_edge.runtime.errors import ConfigError, GemmaEdgeError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
@@ -65,12 +67,12 @@ def test_tiny_has_every_mechanism(tiny: Path) -> None:
 def test_published_shapes(
     size: str, layers: int, width: int, owners: int, sparse: int, parameters: int | None
 ) -> None:
-    config = Gemma3nConfig.from_dict(synth.text_config(size))
+    config = Gemma3nConfig.from_dict(text_config(size))
     assert config.num_hidden_layers == layers and set(config.intermediate_size) == {width}
     assert len(config.kv_layers) == owners
     assert config.activation_sparsity == (0.95,) * sparse + (0.0,) * (layers - sparse)
     assert (config.vocab_size, config.vocab_size_per_layer_input) == (262_400, 262_144)
-    total = sum(tensor.size for tensor in synth._tensors(config))
+    total = sum(math.prod(shape) for _, shape, _, _ in random_tensors(config))
     assert total == parameters or (parameters is None and 6.8e9 < total < 6.95e9)
 
 

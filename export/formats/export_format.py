@@ -1,7 +1,8 @@
 """The protocol of an export format, which plans, checks, writes and publishes an artifact.
 
 A format is a folder beside this file with an object `FORMAT` that has this protocol, and a line in
-`registry.py`. The plan, the exporter and the command line ask the object and never compare names.
+the runtime's `artifact_formats.py`. The plan, the exporter and the command line ask the object and never
+compare names.
 """
 
 from __future__ import annotations

@@ -1,19 +1,14 @@
-"""The export formats by name. A new one is a folder beside this file and a line here."""
+"""The export formats by name: those of the runtime, each in a folder beside this file."""
 
 from __future__ import annotations
 
 import importlib
 
 from gemma_edge.export.formats.export_format import ExportFormat
+from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.errors import UsageError
 
-# Imported on demand: each format needs packages that the others do without. The first one is the default.
-MODULES = {
-    "onnx": "gemma_edge.export.formats.onnx.onnx_format",
-    "tflite": "gemma_edge.export.formats.tflite.tflite_format",
-    "litertlm": "gemma_edge.export.formats.litertlm.litertlm_format",
-}
-FORMAT_NAMES = tuple(MODULES)
+FORMAT_NAMES = tuple(ARTIFACT_FORMATS)
 DEFAULT_FORMAT = FORMAT_NAMES[0]
 
 
@@ -23,10 +18,12 @@ def export_format(name: str) -> ExportFormat:
     Raises:
         UsageError: the name is unknown, or a package that the format needs is not installed.
     """
-    if name not in MODULES:
+    if name not in ARTIFACT_FORMATS:
         raise UsageError(f"unknown format {name!r}: choose from {', '.join(FORMAT_NAMES)}")
     try:
-        found: ExportFormat = importlib.import_module(MODULES[name]).FORMAT
+        # On demand: each format needs packages that the others do without.
+        module = importlib.import_module(f"gemma_edge.export.formats.{name}.{name}_format")
+        found: ExportFormat = module.FORMAT
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("gemma_edge"):
             raise

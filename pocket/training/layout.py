@@ -22,7 +22,7 @@ from gemma_edge.export.checkpoint.sentencepiece_model import (
     PieceKind,
     build_model,
 )
-from gemma_edge.export.synth.synth_checkpoint import CHAT_TEMPLATE
+from gemma_edge.export.synth.synth_gemma3n import CHAT_TEMPLATE
 from gemma_edge.export.synth.synth_towers import audio_json, preprocessor_json, vision_json
 from gemma_edge.runtime.families.config_fields import FULL, SLIDING
 

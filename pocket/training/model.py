@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, Gemma3nForConditionalGeneration
 
-from gemma_edge.export.synth.synth_checkpoint import BRANCH_NORMS
+from gemma_edge.export.synth.synth_gemma3n import BRANCH_NORMS
 
 WORDS = sorted(
     {word for said in (*DIGITS["en"], *DIGITS["es"], *COMMANDS, *COMMANDS.values()) for word in said.split()}

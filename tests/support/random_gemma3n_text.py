@@ -20,7 +20,7 @@ from gemma_edge.export.emit.onnx.onnx_text import emit_decoder
 from gemma_edge.export.emit.reference.reference_text import gather
 from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, HEAD_NAME, PLE_NAME
-from gemma_edge.export.synth.synth_checkpoint import BRANCH_NORMS
+from gemma_edge.export.synth.synth_gemma3n import BRANCH_NORMS
 from gemma_edge.export.weights.calibrate import KvScales
 from gemma_edge.export.weights.recipe import KvCache, load_recipe
 from gemma_edge.runtime.artifacts.bundle import Bundle
