@@ -42,11 +42,15 @@ static void hide(unsigned leaf, unsigned subleaf, unsigned r[4]) {
   }
 }
 
+typedef int Sigaction(int, const struct sigaction *, struct sigaction *);
+static Sigaction *real;
+
 static void on_fault(int number, siginfo_t *info, void *context) {
   greg_t *g = ((ucontext_t *)context)->uc_mcontext.gregs;
   (void)info;
   if (memcmp((const void *)g[REG_RIP], "\x0f\xa2", 2)) { /* a fault of its own: die of it */
-    signal(number, SIG_DFL);
+    struct sigaction action = {.sa_handler = SIG_DFL};
+    real(number, &action, NULL);
     return;
   }
   unsigned leaf = g[REG_RAX], subleaf = g[REG_RCX], r[4];
@@ -58,13 +62,15 @@ static void on_fault(int number, siginfo_t *info, void *context) {
   g[REG_RIP] += 2;
 }
 
-typedef int Sigaction(int, const struct sigaction *, struct sigaction *);
-static Sigaction *real;
-
-/* Handlers of others (Python's faulthandler) would lose the trap. */
+/* Handlers of others (Python's faulthandler, GCC's signal) would lose the trap. */
 int sigaction(int number, const struct sigaction *action, struct sigaction *old) {
   if (!real) real = (Sigaction *)dlsym(RTLD_NEXT, "sigaction");
   return real(number, number == SIGSEGV ? NULL : action, old);
+}
+
+void (*signal(int number, void (*handler)(int)))(int) {
+  struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART}, old;
+  return sigaction(number, &action, &old) ? SIG_ERR : old.sa_handler;
 }
 
 __attribute__((constructor)) static void begin(void) {
