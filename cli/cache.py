@@ -14,8 +14,8 @@ import argparse
 import json
 import time
 
-from gemma_edge.runtime.cache_folder import cache_folder, cache_limit, set_cache_limit
-from gemma_edge.runtime.kept_files import clear, kept_files, prune
+from gemma_edge.runtime.files.cache_folder import cache_folder, cache_limit, set_cache_limit
+from gemma_edge.runtime.files.kept_files import clear, kept_files, prune
 from gemma_edge.runtime.units import format_size, parse_size
 
 

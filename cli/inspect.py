@@ -11,7 +11,7 @@ from gemma_edge.export.plan_table import NAMES, PLAN_SHAPE, format_plan
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import BundleError, printable
-from gemma_edge.runtime.json_shape import misfit
+from gemma_edge.runtime.files.json_shape import misfit
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from gemma_edge.export.model.tower import EncoderModel
 from gemma_edge.runtime.errors import ConfigError
 from gemma_edge.runtime.families.family_registry import family_of
 from gemma_edge.runtime.families.model_family import EncoderConfig, TextConfig
-from gemma_edge.runtime.text_files import read_json
+from gemma_edge.runtime.files.text_files import read_json
 
 EXPORT_FAMILIES: tuple[ExportFamily, ...] = (GEMMA3N_EXPORT,)
 

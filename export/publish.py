@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol, Self
 from gemma_edge.runtime.artifacts.litertlm_reader import MAGIC as LITERTLM_MAGIC
 from gemma_edge.runtime.artifacts.manifest import MANIFEST
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
-from gemma_edge.runtime.file_digest import sha256
+from gemma_edge.runtime.files.file_digest import sha256
 
 Json = dict[str, Any]
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2

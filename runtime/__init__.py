@@ -7,15 +7,15 @@
         print(piece, end="", flush=True)
 
 Importing this package loads none of its modules; a name does when it is first used. It switches the telemetry
-of engines off (`offline`).
+of engines off (`host.offline`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gemma_edge.runtime.host.offline import silence_telemetry
 from gemma_edge.runtime.lazy import lazy_names
-from gemma_edge.runtime.offline import silence_telemetry
 
 if TYPE_CHECKING:
     from gemma_edge.runtime.artifacts.bundle import Bundle

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from gemma_edge.runtime.artifacts.manifest import is_token_id
 from gemma_edge.runtime.errors import BundleError, UsageError
+from gemma_edge.runtime.files.text_files import read_json
 from gemma_edge.runtime.sampling import Sampling
-from gemma_edge.runtime.text_files import read_json
 
 GENERATION_CONFIG = "generation_config.json"
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

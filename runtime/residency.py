@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.available_memory import available_memory
 from gemma_edge.runtime.engines.decoder import Decoder
 from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
 from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.host.available_memory import available_memory
 from gemma_edge.runtime.media.attachments import Attachment
 
 Rows = NDArray[np.float32]

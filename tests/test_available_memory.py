@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gemma_edge.runtime.available_memory import available_memory
+from gemma_edge.runtime.host.available_memory import available_memory
 
 MIB = 1 << 20
 

@@ -16,7 +16,7 @@ from gemma_edge.runtime.artifacts import folder_bundle as bundle_module
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import BundleError, ConfigError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
-from gemma_edge.runtime.file_digest import sha256
+from gemma_edge.runtime.files.file_digest import sha256
 from gemma_edge.runtime.model import Model
 from support.random_gemma3n_text import SMALL, Json
 

@@ -30,7 +30,7 @@ from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.modalities import KINDS, Kind
 from gemma_edge.runtime.errors import BundleError, ConfigError, ParityError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
-from gemma_edge.runtime.file_digest import sha256
+from gemma_edge.runtime.files.file_digest import sha256
 from gemma_edge.runtime.media.audio_encoder import AudioEncoder
 from gemma_edge.runtime.media.image_encoder import VisionEncoder
 from support.random_gemma3n_audio import AudioSource, TransformersAudio

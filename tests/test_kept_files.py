@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from gemma_edge.cli.main import main
-from gemma_edge.runtime import file_digest, kept_files
-from gemma_edge.runtime.cache_folder import LIMIT_VARIABLE, cache_folder, cache_limit
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.file_digest import remembered_sha256, sha256
-from gemma_edge.runtime.kept_files import clear, keep, kept
+from gemma_edge.runtime.files import file_digest, kept_files
+from gemma_edge.runtime.files.cache_folder import LIMIT_VARIABLE, cache_folder, cache_limit
+from gemma_edge.runtime.files.file_digest import remembered_sha256, sha256
+from gemma_edge.runtime.files.kept_files import clear, keep, kept
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +143,7 @@ def test_what_a_killed_maker_left_goes_at_the_next_look(folder: Path, tmp_path: 
 def test_a_maker_waits_for_another_and_takes_what_that_made(folder: Path) -> None:
     path = make("a-", b"weights")
     code = (
-        "from pathlib import Path; from gemma_edge.runtime.kept_files import keep\n"
+        "from pathlib import Path; from gemma_edge.runtime.files.kept_files import keep\n"
         "print('waits', flush=True); print(keep('a-', '.x', 7, lambda path: 1 / 0))"
     )
     with open(folder / ".lock", "ab") as lock:

@@ -18,11 +18,11 @@ pytest.importorskip("litert_lm_builder", reason="litert-lm-builder is not instal
 from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.weights.recipe import load_recipe
-from gemma_edge.runtime import cache_folder as cache
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.litertlm_bundle import MANIFEST_KEY
 from gemma_edge.runtime.artifacts.litertlm_reader import read_litertlm
 from gemma_edge.runtime.errors import BundleError, ParityError, UsageError
+from gemma_edge.runtime.files import cache_folder as cache
 from gemma_edge.runtime.model import Model
 
 

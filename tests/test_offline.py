@@ -15,7 +15,7 @@ import pytest
 from gemma_edge.benchmarks.devices.local import LocalDevice
 from gemma_edge.cli.main import VERBS
 from gemma_edge.export.exporter import export_bundle
-from gemma_edge.runtime.offline import SILENCED, offline_variables, silence_telemetry
+from gemma_edge.runtime.host.offline import SILENCED, offline_variables, silence_telemetry
 
 POCKET = Path(__file__).parents[1] / "pocket" / "checkpoint"
 CALLS = "socket,connect,bind,sendto,sendmsg,?open,openat,?creat,?mkdir,mkdirat,?rename,?renameat,renameat2"

@@ -29,7 +29,7 @@ from gemma_edge.runtime.model import Model
 
 LOAD = """
 import sys
-from gemma_edge.runtime import kept_files
+from gemma_edge.runtime.files import kept_files
 from gemma_edge.runtime.model import Model
 kept_files.ROOM = -1 << 40  # the room was there when packing began
 print("answered:", Model.load(sys.argv[1], threads=1).generate("Hello", max_tokens=4).text)
@@ -152,9 +152,9 @@ def test_a_swapped_tokenizer_does_not_run(
 def test_a_reused_file_is_neither_hashed_nor_packed_again(
     copies: dict[str, Path], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gemma_edge.runtime.file_digest.SETTLED_NS", -1)
+    monkeypatch.setattr("gemma_edge.runtime.files.file_digest.SETTLED_NS", -1)
     expected = answer(copies["litertlm"])
-    monkeypatch.setattr("gemma_edge.runtime.file_digest.sha256", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr("gemma_edge.runtime.files.file_digest.sha256", lambda *_: pytest.fail("hashed again"))
     monkeypatch.setattr(subprocess, "run", lambda *_: pytest.fail("packed again"))
     assert answer(copies["litertlm"]) == expected
 
@@ -249,7 +249,7 @@ def test_two_processes_with_one_cold_cache(made: dict[str, Path], cache: Path, f
 
 def test_a_process_that_packs_ends_with_its_parent(tmp_path: Path) -> None:
     child = (
-        "import os, sys, time; from gemma_edge.runtime.parent_process import end_with_parent\n"
+        "import os, sys, time; from gemma_edge.runtime.host.parent_process import end_with_parent\n"
         "end_with_parent(int(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(60)"
     )
     parent = (

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from gemma_edge.benchmarks.devices.base import DeviceFacts
 from gemma_edge.benchmarks.devices.push import FileDevice
-from gemma_edge.runtime.cache_folder import cache_folder
 from gemma_edge.runtime.errors import DeviceError
+from gemma_edge.runtime.files.cache_folder import cache_folder
 
 INSTALL_S = 900.0  # seconds that an SD card may take
 _OLDEST_PYTHON = (3, 11)

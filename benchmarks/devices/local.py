@@ -9,8 +9,8 @@ from pathlib import Path
 
 from gemma_edge.benchmarks.devices.base import Progress
 from gemma_edge.benchmarks.devices.shell import ShellDevice
-from gemma_edge.runtime.cache_folder import cache_folder
 from gemma_edge.runtime.errors import DeviceError, UsageError
+from gemma_edge.runtime.files.cache_folder import cache_folder
 
 
 class LocalDevice(ShellDevice):

@@ -27,7 +27,7 @@ from gemma_edge.benchmarks.devices.base import DeviceFacts, DeviceRun, Kind, Mem
 from gemma_edge.benchmarks.devices.facts import parse_facts
 from gemma_edge.benchmarks.machine.memory import PeakMemory
 from gemma_edge.runtime.errors import DeviceError
-from gemma_edge.runtime.offline import offline_variables
+from gemma_edge.runtime.host.offline import offline_variables
 
 ANSWER_S = 30.0  # seconds that a short script may take, and that a transfer may stand still
 PULSE_S = 5.0  # seconds between two signs of life during a run

@@ -20,8 +20,8 @@ from gemma_edge.benchmarks.records.environment import Environment
 from gemma_edge.benchmarks.records.measurement import KernelTest, TurnSizes
 from gemma_edge.benchmarks.records.run_report import Latency, MemoryReport, RunReport, SensorsAround
 from gemma_edge.benchmarks.typed_json import FieldError
-from gemma_edge.runtime.cache_folder import cache_folder
 from gemma_edge.runtime.errors import DeviceError, UsageError
+from gemma_edge.runtime.files.cache_folder import cache_folder
 
 _RUNNER = "gemma-bench"
 _ENGINE = "liblitert-lm.so"

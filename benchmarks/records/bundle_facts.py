@@ -9,7 +9,7 @@ from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.manifest import EXPORT_AGAIN, MANIFEST
 from gemma_edge.runtime.engines.engine_registry import engine_of
 from gemma_edge.runtime.errors import BundleError
-from gemma_edge.runtime.kept_files import made_from
+from gemma_edge.runtime.files.kept_files import made_from
 
 
 class BundleFacts(NamedTuple):

@@ -41,7 +41,7 @@ from gemma_edge.export.model.tower import Tower
 from gemma_edge.runtime.artifacts.modalities import KINDS, Kind
 from gemma_edge.runtime.errors import CheckpointError, GemmaEdgeError, UsageError
 from gemma_edge.runtime.families.model_family import TextConfig
-from gemma_edge.runtime.text_files import read_bytes, read_json, read_text
+from gemma_edge.runtime.files.text_files import read_bytes, read_json, read_text
 
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 from gemma_edge.runtime.errors import CheckpointError
-from gemma_edge.runtime.text_files import is_name, read_json
+from gemma_edge.runtime.files.text_files import is_name, read_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"

@@ -17,7 +17,7 @@ import sentencepiece
 from gemma_edge.export.checkpoint.checkpoint import MAX_SIDE_BYTES, Checkpoint
 from gemma_edge.export.checkpoint.sentencepiece_model import BYTE_PIECES, SPACE, Piece, PieceKind, build_model
 from gemma_edge.runtime.errors import TokenizerError
-from gemma_edge.runtime.text_files import read_bytes
+from gemma_edge.runtime.files.text_files import read_bytes
 
 ORIGINAL = "Put the original tokenizer.model of the model beside it."
 SPACE_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_edge.runtime.errors import BundleError
-from gemma_edge.runtime.parent_process import end_with_parent
+from gemma_edge.runtime.host.parent_process import end_with_parent
 
 
 def run_isolated(path: Path, function: Callable[..., None], *args: Any) -> None:

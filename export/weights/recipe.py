@@ -28,7 +28,7 @@ from typing import Any, Literal, NoReturn, TypeGuard, cast
 from gemma_edge.export.model.tensor_spec import Part, TensorSpec
 from gemma_edge.export.weights.quantize import Clip
 from gemma_edge.runtime.errors import ConfigError, UsageError
-from gemma_edge.runtime.text_files import read_json
+from gemma_edge.runtime.files.text_files import read_json
 
 RECIPES = Path(__file__).parent / "recipes"
 PARTS = tuple(part for part in Part if part != Part.VECTOR)

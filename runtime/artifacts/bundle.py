@@ -22,7 +22,7 @@ from gemma_edge.runtime.errors import BundleError
 from gemma_edge.runtime.families.family_registry import family_of
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.families.model_family import ModelFamily
-from gemma_edge.runtime.text_files import read_text
+from gemma_edge.runtime.files.text_files import read_text
 
 
 @dataclass(frozen=True)

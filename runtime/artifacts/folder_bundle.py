@@ -19,8 +19,8 @@ from gemma_edge.runtime.artifacts.manifest import (
     member,
 )
 from gemma_edge.runtime.errors import BundleError
-from gemma_edge.runtime.file_digest import sha256
-from gemma_edge.runtime.text_files import is_name, read_json
+from gemma_edge.runtime.files.file_digest import sha256
+from gemma_edge.runtime.files.text_files import is_name, read_json
 
 
 class Container(Protocol):

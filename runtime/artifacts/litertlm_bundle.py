@@ -43,11 +43,11 @@ from gemma_edge.runtime.artifacts.manifest import (
 )
 from gemma_edge.runtime.artifacts.row_table import RowLayout
 from gemma_edge.runtime.artifacts.tflite_check import embedding_table
-from gemma_edge.runtime.cache_folder import CACHE_VARIABLE, cache_folder
 from gemma_edge.runtime.errors import BundleError
-from gemma_edge.runtime.file_digest import identity, remember, remembered_sha256, sha256
-from gemma_edge.runtime.kept_files import keep, kept
-from gemma_edge.runtime.text_files import parse_json
+from gemma_edge.runtime.files.cache_folder import CACHE_VARIABLE, cache_folder
+from gemma_edge.runtime.files.file_digest import identity, remember, remembered_sha256, sha256
+from gemma_edge.runtime.files.kept_files import keep, kept
+from gemma_edge.runtime.files.text_files import parse_json
 
 MANIFEST_KEY = "gemma_edge.manifest"  # of the system metadata: what a bundle's manifest.json holds, as JSON
 FORMAT = "litertlm"  # in `ARTIFACT_FORMATS`

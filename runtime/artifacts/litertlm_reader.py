@@ -33,7 +33,7 @@ from gemma_edge.runtime.artifacts.tflite_check import (
 from gemma_edge.runtime.artifacts.tflite_reader import TfliteModel, read_tflite
 from gemma_edge.runtime.errors import BundleError, ConfigError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
-from gemma_edge.runtime.text_files import parse_json
+from gemma_edge.runtime.files.text_files import parse_json
 
 MAGIC = b"LITERTLM"
 MAJOR_VERSION = 1

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from gemma_edge.runtime.engines.packed_weights import REFUSED, packed_weights
 from gemma_edge.runtime.errors import BundleError
-from gemma_edge.runtime.parent_process import end_with_parent
+from gemma_edge.runtime.host.parent_process import end_with_parent
 
 NOWHERE = os.path.join(os.devnull, "none")  # accelerators are looked for in folders: none of them is wanted
 SLACK = 256  # bytes that the engine may add to a buffer to align it

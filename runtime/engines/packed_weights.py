@@ -15,10 +15,10 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 
-from gemma_edge.runtime.cache_folder import CACHE_VARIABLE, cache_folder
 from gemma_edge.runtime.errors import BundleError, DeviceError
-from gemma_edge.runtime.file_digest import remembered_sha256
-from gemma_edge.runtime.kept_files import keep, kept
+from gemma_edge.runtime.files.cache_folder import CACHE_VARIABLE, cache_folder
+from gemma_edge.runtime.files.file_digest import remembered_sha256
+from gemma_edge.runtime.files.kept_files import keep, kept
 
 PACKED_FACTOR = 1.2  # packed weights are a little larger than the file: sums of rows
 REFUSED = 3  # exit code: the engine does not take the model

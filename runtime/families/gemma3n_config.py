@@ -29,7 +29,7 @@ from gemma_edge.runtime.families.config_fields import (
     is_int,
     is_number,
 )
-from gemma_edge.runtime.text_files import read_json
+from gemma_edge.runtime.files.text_files import read_json
 
 DEFAULT_ROPE_THETA = {FULL: 1_000_000.0, SLIDING: 10_000.0}
 

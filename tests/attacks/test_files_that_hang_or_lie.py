@@ -34,9 +34,9 @@ from gemma_edge.runtime.errors import (
 )
 from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.files.text_files import MAX_TEXT_BYTES, read_json
 from gemma_edge.runtime.media.recordings import read_audio
 from gemma_edge.runtime.prompt.chat_template import ChatTemplate
-from gemma_edge.runtime.text_files import MAX_TEXT_BYTES, read_json
 
 USER = {"role": "user", "content": "x"}
 

@@ -170,7 +170,7 @@ def convert_tokenizer(folder: Path) -> None:
     from gemma_edge.export.checkpoint.checkpoint import MAX_SIDE_BYTES
     from gemma_edge.export.checkpoint.tokenizer_files import convert
     from gemma_edge.runtime.errors import TokenizerError
-    from gemma_edge.runtime.text_files import read_json
+    from gemma_edge.runtime.files.text_files import read_json
 
     path = folder / "tokenizer.json"
     convert(read_json(path, TokenizerError, limit=MAX_SIDE_BYTES), {}, path)
@@ -216,7 +216,7 @@ def read_table(folder: Path) -> None:
 def read_layout(folder: Path) -> None:
     from gemma_edge.runtime.artifacts.row_table import RowTable
     from gemma_edge.runtime.errors import BundleError
-    from gemma_edge.runtime.text_files import read_json
+    from gemma_edge.runtime.files.text_files import read_json
 
     layout = read_json(folder / "layout.json", BundleError)
     table = RowTable(folder / "ple.bin", layout)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gemma_edge.runtime.cache_folder import cache_folder
+from gemma_edge.runtime.files.cache_folder import cache_folder
 
 SETTLED_NS = 2_000_000_000
 _NOTES = ".hashes"

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma_edge.runtime.cache_folder import cache_folder, cache_limit
-from gemma_edge.runtime.file_digest import (
+from gemma_edge.runtime.files.cache_folder import cache_folder, cache_limit
+from gemma_edge.runtime.files.file_digest import (
     forget_missing,
     identity,
     note_of,

@@ -1,0 +1,1 @@
+"""The machine around the process: memory, parents, network."""
