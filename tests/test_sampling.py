@@ -139,7 +139,7 @@ def test_the_likeliest_always_stays(
     ids, probabilities = sampler(top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature).distribution(
         array
     )
-    assert array[ids].max() == array.max()
+    assert array[ids].max() == pytest.approx(array.max(), abs=1e-6)  # closer logits may be equally likely
     assert probabilities.sum() == pytest.approx(1.0)
 
 
