@@ -35,7 +35,7 @@ time.sleep({SECONDS_UNTIL_TELEMETRY})
 """
 
 PICTURE, SOUND = "samples/image-what-0.png", "samples/speech-commands-0.wav"
-SIZES = "-p 16 -n 4 -r 1 --requests 1 --prompt 16 --answer 4 --bandwidth 0s"
+SIZES = "-p 16 -n 4 -r 1 --requests 1 --prompt 16 --tokens 4 --bandwidth 0s"
 # Every verb, at least once. {onnx} and {litertlm} are bundles of the checkpoint {pocket}.
 COMMANDS = {
     "demo": "demo",
