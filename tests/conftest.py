@@ -44,6 +44,7 @@ SLOW_FILES = frozenset(
 SLOW_FIXTURES = frozenset(("adb_server", "live_case", "server", "sshd"))
 SLOW_NAMES = re.compile(
     r"transformers|timm|litert_lm|true_size|test_live|processor|browser|full_disk|_is_ended_cleans_up|flipped_bit|"
+    r"three_hours|random_bytes|killed_before_every|safetensors_library|192_|repeats_one_table|on_any_text|"
     r"_logits_are_the_references\[(?!as_it_is)"
 )
 WITHOUT_FAST = pytest.StashKey[set[str]]()
