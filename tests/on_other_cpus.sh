@@ -28,6 +28,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 export PYTHONDONTWRITEBYTECODE=1
+export GEMMA_EDGE_CACHE="$work/cache"  # weights packed for one CPU are not for another
 
 skip() {
   echo "$cpu: skipped: $1"

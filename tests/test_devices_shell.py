@@ -110,7 +110,7 @@ def gone(number: str) -> None:
 
 def test_run_returns_code_both_streams_and_memory(device: ShellDevice) -> None:
     # It lasts until it was sampled twice.
-    sampled = 'until [ "$(cat run-* | wc -l)" -ge 2 ]; do sleep 0.1; done'
+    sampled = 'until [ "$(cat run-* 2>/dev/null | wc -l)" -ge 2 ]; do sleep 0.1; done'
     script = f'echo "$WORD"; echo "to stderr" >&2; {sampled}; exit 7'
     began = time.monotonic()
     run = device.run(["sh", "-c", script], timeout=60, env={"WORD": 'it\'s "two" words'}, interval=0.1)

@@ -261,3 +261,18 @@ def test_a_process_that_packs_ends_with_its_parent(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert process.stdout.read() == ""  # ends when the child has ended: it holds the other end of the pipe
+
+
+def test_another_cpu_packs_weights_of_its_own(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path))
+    cpus = {"aaaaaaaa", "bbbbbbbb"}
+    for cpu in cpus:
+        monkeypatch.setattr("gemma_edge.runtime.engines.packed_weights.cpu_fingerprint", lambda cpu=cpu: cpu)
+        Model.load(made["tflite"], threads=1).generate("Hello", max_tokens=2)
+    names = [path.name for path in tmp_path.glob("*.xnnpack")]
+    assert {cpu for cpu in ("aaaaaaaa", "bbbbbbbb") for name in names if cpu in name} == {
+        "aaaaaaaa",
+        "bbbbbbbb",
+    }

@@ -19,6 +19,7 @@ from gemma_edge.runtime.errors import BundleError, DeviceError
 from gemma_edge.runtime.files.cache_folder import CACHE_VARIABLE, cache_folder
 from gemma_edge.runtime.files.file_digest import remembered_sha256
 from gemma_edge.runtime.files.kept_files import keep, kept
+from gemma_edge.runtime.host.cpu_fingerprint import cpu_fingerprint
 
 PACKED_FACTOR = 1.2  # packed weights are a little larger than the file: sums of rows
 REFUSED = 3  # exit code: the engine does not take the model
@@ -46,7 +47,9 @@ def packed_weights(path: Path, recorded: str, threads: int) -> Path | None:
         if recorded and digest != recorded:
             remedy = "The file was altered: copy the bundle again."
             raise BundleError(path, "sha256", recorded, digest, remedy)
-        before, after = f"{digest[:32]}-{version('ai-edge-litert')}-", ".xnnpack"
+        # For this CPU's kernels: XNNPACK rewrites a file made for others, under whoever has it mapped.
+        before = f"{digest[:32]}-{version('ai-edge-litert')}-{cpu_fingerprint()}-"
+        after = ".xnnpack"
         size = int(PACKED_FACTOR * path.stat().st_size)
         return kept(before, after) or keep(
             before, after, size, lambda building: _pack_apart(path, building, threads)
