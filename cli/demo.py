@@ -26,6 +26,7 @@ from gemma_edge.export.gate.parity import Agreement
 from gemma_edge.export.plan import Plan
 from gemma_edge.export.plan_table import format_count, format_plan
 from gemma_edge.export.weights.recipe import load_recipe
+from gemma_edge.runtime.console import without_controls
 from gemma_edge.runtime.engines.cores import physical_cores
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.generate import Usage
@@ -105,11 +106,6 @@ def demonstrate(folder: Path, *, kept: bool = True) -> Demonstration:
     return Demonstration(exported, usage, seconds)
 
 
-def printable(piece: str) -> str:
-    """A piece of a model's text without characters that control the terminal."""
-    return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in piece)
-
-
 def _print_checkpoint(folder: Path) -> None:
     with Checkpoint.open(folder) as checkpoint:
         config = checkpoint.config
@@ -129,7 +125,7 @@ def _answer(bundle: Path, questions: Iterable[Question], prefix: str) -> Usage:
         options = "".join(f" -a {prefix}{file}" for file in files)
         print(f"$ gemma-edge run {prefix}out{options} {shlex.quote(text)}")
         said = ask(model, question)
-        print(printable(said.text))
+        print(without_controls(said.text))
         given = Answered(question.task, question.answer.strip(), said.text.strip())
         print("  right" if given.right else f"  wrong; the right answer: {question.answer}", flush=True)
     return said.usage

@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import unicodedata
 from typing import Any, TextIO
 
 from gemma_edge.cli.bundle_options import add_attachments, add_loading, add_words, loading, take_bundle
+from gemma_edge.runtime.console import for_stdout
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.generate import Completion, Stream, Usage
 from gemma_edge.runtime.media.attachments import kind_of
@@ -112,10 +112,9 @@ def print_answer(stream: Stream, *, as_json: bool = False, usage: bool = False) 
     A terminal gets no control characters but newlines and tabs, so that no answer moves its cursor or sets
     its title. A pipe gets every character.
     """
-    at_terminal = sys.stdout.isatty()
     for piece in stream:
         if not as_json:
-            print(without_controls(piece) if at_terminal else piece, end="", flush=True)
+            print(for_stdout(piece), end="", flush=True)
     completion = stream.completion
     if as_json:
         print(json.dumps(completion.to_dict(), ensure_ascii=False), flush=True)
@@ -124,11 +123,6 @@ def print_answer(stream: Stream, *, as_json: bool = False, usage: bool = False) 
     if usage:
         print(usage_line(completion.usage, completion.finish_reason), file=sys.stderr)
     return completion
-
-
-def without_controls(text: str) -> str:
-    """`text` without control characters (Unicode's Cc) other than newline and tab."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 def usage_line(usage: Usage, finish_reason: str) -> str:

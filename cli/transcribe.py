@@ -12,7 +12,7 @@ import json
 import time
 
 from gemma_edge.cli.bundle_options import add_loading, add_words, loading, take_bundle
-from gemma_edge.runtime.console import tell
+from gemma_edge.runtime.console import for_stdout, tell
 from gemma_edge.runtime.errors import MediaError, UsageError
 from gemma_edge.runtime.media.attachments import kind_of
 from gemma_edge.runtime.media.srt import stitch, subtitle, timestamp
@@ -66,14 +66,15 @@ def speech_verb(args: argparse.Namespace, prompt: str) -> int:
         for cue in spoken(model, file, prompt, max_tokens=args.max_tokens):
             cues.append(cue)
             if args.srt and cue.line:
-                print(subtitle(cue, sum(1 for each in cues if each.line)), flush=True)
+                print(for_stdout(subtitle(cue, sum(1 for each in cues if each.line))), flush=True)
             elif cue.line and not (args.text or args.json):
-                print(f"[{timestamp(cue.start)} --> {timestamp(cue.end)}] {cue.line}", flush=True)
+                line = f"[{timestamp(cue.start)} --> {timestamp(cue.end)}] {cue.line}"
+                print(for_stdout(line), flush=True)
         seconds, duration = time.perf_counter() - started, cues[-1].end if cues else 0.0
         if args.json:
             print(json.dumps(transcript(file, cues, seconds), ensure_ascii=False), flush=True)
         elif args.text:
-            print(stitch(cues), flush=True)
+            print(for_stdout(stitch(cues)), flush=True)
         if not any(cue.line for cue in cues):
             tell(f"{file}: no speech found")
         if args.usage:

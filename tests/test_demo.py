@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from gemma_edge.cli.demo import CONTEXT, printable
+from gemma_edge.cli.demo import CONTEXT
 from gemma_edge.cli.main import main
 from gemma_edge.runtime.artifacts.bundle import Bundle
 
@@ -79,7 +79,3 @@ def test_its_lines_fit_a_terminal(demo: Demo) -> None:
 def test_a_kept_folder_is_not_overwritten(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--keep", str(demo.folder)]) == 2
     assert "not an empty folder" in capsys.readouterr().err
-
-
-def test_noise_cannot_control_the_terminal() -> None:
-    assert printable("a\x1b[2J\r\nb\N{REPLACEMENT CHARACTER}東") == "a·[2J··b\N{REPLACEMENT CHARACTER}東"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 
 from gemma_edge.runtime.errors import DeviceError
+from gemma_edge.runtime.host.cpu_fingerprint import CPUINFO
 
-CPUINFO = Path("/proc/cpuinfo")
 LITERT_LM = "litert-lm"
 # Required by an engine's aarch64 build: the flag in /proc/cpuinfo and its name.
 REQUIRED_FLAGS = {LITERT_LM: ("atomics", "LSE atomics (Armv8.1)")}

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 
-from gemma_edge.benchmarks.machine.cpu_features import CPUINFO
 from gemma_edge.benchmarks.machine.cpu_info import cpu_flags, pairs
+from gemma_edge.runtime.host.cpu_fingerprint import CPUINFO
 
 _PACKAGES = ("gemma-edge", "numpy", "onnxruntime", "ai-edge-litert", "sentencepiece")
 

@@ -14,6 +14,7 @@ The manifest's `modalities` has "vision", "audio", both, or is absent from a bun
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ PREPROCESSOR = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
-class Modality:
+class Modality(ABC):
     """What images and audio have in common.
 
     Attributes:
@@ -72,9 +73,9 @@ class Modality:
         """The token ids that have a row in the modality's own table."""
         return range(self.first_id, self.first_id + int(self.tokens["rows"]))
 
+    @abstractmethod
     def encoder_inputs(self, data: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """The arguments of the encoder's `encode` for what an `Attachment` holds."""
-        raise NotImplementedError
 
     def token_table(self) -> RowTable:
         """Rows of `ids`, counted from `first_id`: of the text model's width, not to be scaled."""

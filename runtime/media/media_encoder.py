@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -12,7 +13,7 @@ from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.engines.engine_registry import engine_for_graph
 
 
-class MediaEncoder:
+class MediaEncoder(ABC):
     """One loaded encoder: a context manager that releases it.
 
     Args:
@@ -38,9 +39,9 @@ class MediaEncoder:
             self.kind, self.path, threads=threads, digest=digest
         )
 
+    @abstractmethod
     def encode(self, *inputs: Any, **named: Any) -> NDArray[np.float32]:
         """Rows f32 (soft_tokens, hidden_size) of `Modality.encoder_inputs`, not to be scaled."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Gives the memory of the weights back; `encode` raises ValueError from then on."""
