@@ -18,10 +18,10 @@ from types import FrameType
 
 from gemma_edge.cli.bundle_options import add_words, loading, take_bundle
 from gemma_edge.cli.run import add_options, generate_options, print_answer, read_utf8
+from gemma_edge.runtime.answers import Stream
 from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.conversation import Conversation
 from gemma_edge.runtime.errors import FileError, UsageError
-from gemma_edge.runtime.generate import Stream
 from gemma_edge.runtime.model import Model
 
 HELP = """\

@@ -29,9 +29,9 @@ from gemma_edge.export.weights.recipe import load_recipe
 from gemma_edge.runtime.console import without_controls
 from gemma_edge.runtime.engines.cores import physical_cores
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.generate import Usage
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.units import format_size
+from gemma_edge.runtime.usage import Usage
 
 RECIPE, CONTEXT = "int8", 1024
 SAMPLES = "samples"  # in Pocket's folder: the questions that are asked, and their files

@@ -13,11 +13,12 @@ import sys
 from typing import Any, TextIO
 
 from gemma_edge.cli.bundle_options import add_attachments, add_loading, add_words, loading, take_bundle
+from gemma_edge.runtime.answers import Completion, Stream
 from gemma_edge.runtime.console import for_stdout
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.generate import Completion, Stream, Usage
 from gemma_edge.runtime.media.attachments import kind_of
 from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.usage import Usage
 
 # Options of `Model.generate` that the verbs take, with their types and help.
 OPTIONS: dict[str, tuple[type, str]] = {

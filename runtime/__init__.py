@@ -18,14 +18,15 @@ from gemma_edge.runtime.host.offline import silence_telemetry
 from gemma_edge.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from gemma_edge.runtime.answers import Completion, Stream
     from gemma_edge.runtime.artifacts.bundle import Bundle
     from gemma_edge.runtime.errors import GemmaEdgeError
     from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
-    from gemma_edge.runtime.generate import Completion, Stream, Usage
     from gemma_edge.runtime.model import Model
     from gemma_edge.runtime.prompt.chat_template import ChatTemplate
     from gemma_edge.runtime.prompt.tokenizer import Tokenizer
     from gemma_edge.runtime.sampling import Sampling
+    from gemma_edge.runtime.usage import Usage
     from gemma_edge.runtime.version import __version__
 else:
     __getattr__, __dir__ = lazy_names(
@@ -33,14 +34,14 @@ else:
         {
             "Bundle": "artifacts.bundle",
             "ChatTemplate": "prompt.chat_template",
-            "Completion": "generate",
+            "Completion": "answers",
             "Gemma3nConfig": "families.gemma3n_config",
             "GemmaEdgeError": "errors",
             "Model": "model",
             "Sampling": "sampling",
-            "Stream": "generate",
+            "Stream": "answers",
             "Tokenizer": "prompt.tokenizer",
-            "Usage": "generate",
+            "Usage": "usage",
             "__version__": "version",
         },
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gemma_edge.runtime.generate import Stream
+from gemma_edge.runtime.answers import Stream
 from gemma_edge.runtime.media.attachments import Part
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.prompt_builder import bare, whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.runtime.generate import Stream
+from gemma_edge.runtime.answers import Stream
 from gemma_edge.runtime.media.attachments import kind_of
 from gemma_edge.runtime.model import Model
 

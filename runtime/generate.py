@@ -1,31 +1,28 @@
-"""Prefill, decode and streaming: prompt ids to token ids, token ids to text.
+"""Prefill and decode: prompt ids to token ids.
 
 `TokenGenerator` knows nothing of text: it feeds ids, and rows of attachments in the place of their soft
-tokens, to the decoder, and keeps the KV cache for the next prompt that starts the same way. `Stream` knows
-nothing of the decoder: it turns ids into text and looks for the end.
+tokens, to the decoder, and keeps the KV cache for the next prompt that starts the same way. `answers` turns
+its ids into text.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.prompt.prompt_builder import Prompt
 from gemma_edge.runtime.residency import Residency
 from gemma_edge.runtime.sampling import Sampler
+from gemma_edge.runtime.usage import GenerationProgress
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from gemma_edge.runtime.engines.decoder import Decoder
-    from gemma_edge.runtime.prompt.tokenizer import StreamDecoder
 
 Floats = NDArray[np.float32]
 
@@ -35,69 +32,6 @@ class Table(Protocol):
 
     def lookup(self, ids: NDArray[np.int64], /) -> Floats:
         """f32 (T, columns) of int64 (T,)."""
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a completion took. A rate is None where nothing was measured.
-
-    `completion_tokens` counts every token sampled, the end token included. `cached_tokens` of the prompt were
-    in the KV cache already; `soft_tokens` of it stand for images and clips, and `encode_s` is what their
-    encoders took, loading included. The time to the first token has everything in it but the loading of the
-    decoder. Times are seconds of work: those in which the caller holds the stream do not
-    count.
-    """
-
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    time_to_first_token_s: float | None
-    prefill_tokens_per_s: float | None
-    decode_tokens_per_s: float | None
-    soft_tokens: int = 0
-    encode_s: float | None = None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """An answer. `finish_reason` is "stop" (end token or stop string), "length" or "cancelled"."""
-
-    text: str
-    usage: Usage
-    finish_reason: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values: text, finish_reason, usage."""
-        return {"text": self.text, "finish_reason": self.finish_reason, "usage": asdict(self.usage)}
-
-
-@dataclass
-class GenerationProgress:
-    """Counters and seconds of one generation, filled while it runs."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    soft_tokens: int = 0
-    tokenize_s: float = 0.0  # the template and reading attachments included
-    encode_s: float = 0.0
-    prefill_s: float = 0.0
-    first_token_s: float = 0.0  # sampling it, after the prefill
-    decode_s: float = 0.0  # tokens after the first
-
-    def usage(self) -> Usage:
-        started = self.completion_tokens > 0
-        prefilled, decoded = self.prompt_tokens - self.cached_tokens, self.completion_tokens - 1
-        return Usage(
-            self.prompt_tokens,
-            self.cached_tokens,
-            self.completion_tokens,
-            self.tokenize_s + self.encode_s + self.prefill_s + self.first_token_s if started else None,
-            prefilled / self.prefill_s if started and self.prefill_s else None,
-            decoded / self.decode_s if decoded > 0 and self.decode_s else None,
-            self.soft_tokens,
-            self.encode_s or None,
-        )
 
 
 class TokenGenerator:
@@ -271,144 +205,3 @@ class TokenGenerator:
         known.extend(prompt.keys[start:stop])
         self._cached = known
         return logits[-1] if wanted else None
-
-
-class StopStrings:
-    """Finds stop strings in text that comes in pieces, and lets nothing of them through.
-
-    The result does not depend on how the text is cut: the stop string that is complete first counts.
-
-    Raises:
-        UsageError: a stop string is empty.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        if not all(isinstance(stop, str) and stop for stop in stops):
-            raise UsageError("a stop string must be a text of one character or more")
-        self._stops = tuple(stops)
-        self._held = ""
-        self.found = False
-
-    def push(self, text: str) -> str:
-        """The text that is now known not to belong to a stop string; "" for good once one is found."""
-        if self.found:
-            return ""
-        self._held += text
-        matches = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if matches:
-            self.found = True
-            return self._held[: min(matches)[1]]
-        size = len(self._held)
-        longest = min(size, max(map(len, self._stops), default=1) - 1)
-        keep = next((n for n in range(longest, 0, -1) if self._may_start(self._held[size - n :])), 0)
-        text, self._held = self._held[: size - keep], self._held[size - keep :]
-        return text
-
-    def _may_start(self, suffix: str) -> bool:
-        return any(stop.startswith(suffix) for stop in self._stops)
-
-    def flush(self) -> str:
-        """What was held back, when no more text comes."""
-        return "" if self.found else self._held
-
-
-class Stream(Iterator[str]):
-    """An answer on its way: an iterator of pieces of text, none empty.
-
-    Once it has ended, `completion` is there; its text is what the pieces join to. `cancel` or `close`, from
-    any thread, ends it early and frees the model; so does dropping it.
-    """
-
-    def __init__(
-        self,
-        tokens: Generator[int, None, None],
-        text: StreamDecoder,
-        stops: StopStrings,
-        end_ids: Collection[int],
-        progress: GenerationProgress,
-        cancelled: threading.Event,
-    ) -> None:
-        self._answer = _Answer(progress, cancelled)
-        # It must not refer to the stream: in a cycle of references, dropping the stream would free nothing.
-        self._pieces = _pieces(tokens, text, stops, end_ids, self._answer)
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    @property
-    def completion(self) -> Completion:
-        """The whole answer.
-
-        Raises:
-            GemmaEdgeError: the stream has not ended.
-        """
-        if self._answer.completion is None:
-            raise GemmaEdgeError("the answer is not complete: read the stream to its end, or cancel it")
-        return self._answer.completion
-
-    def cancel(self) -> None:
-        """Ends the answer; nothing happens to one that has ended.
-
-        An answer that is being computed in another thread, or below a signal handler, ends at its next token.
-        """
-        self._answer.cancelled.set()
-        try:
-            self._pieces.close()
-        except ValueError:  # running now: it will see the event
-            return
-        if self._answer.completion is None:  # it never began
-            self._answer.finish("cancelled")
-
-    close = cancel
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-
-class _Answer:
-    """What a stream and its generator share."""
-
-    def __init__(self, progress: GenerationProgress, cancelled: threading.Event) -> None:
-        self.progress, self.cancelled = progress, cancelled
-        self.emitted: list[str] = []
-        self.completion: Completion | None = None
-
-    def finish(self, reason: str) -> None:
-        self.completion = Completion("".join(self.emitted), self.progress.usage(), reason)
-
-
-def _pieces(
-    tokens: Generator[int, None, None],
-    text: StreamDecoder,
-    stops: StopStrings,
-    end_ids: Collection[int],
-    answer: _Answer,
-) -> Generator[str, None, None]:
-    def emit(piece: str) -> Iterator[str]:
-        if piece:
-            answer.emitted.append(piece)
-            yield piece
-
-    reason = ""
-    try:
-        for token in tokens:
-            if token in end_ids:
-                reason = "stop"
-                break
-            yield from emit(stops.push(text.push(token)))
-            if stops.found:
-                break
-        reason = reason or ("cancelled" if answer.cancelled.is_set() else "length")
-        yield from emit(stops.push(text.flush()))
-        yield from emit(stops.flush())
-        answer.finish("stop" if stops.found else reason)
-    except GeneratorExit:
-        answer.finish(reason or "cancelled")
-        raise
-    finally:
-        tokens.close()

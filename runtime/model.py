@@ -11,21 +11,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
+from gemma_edge.runtime.answers import Completion, StopStrings, Stream
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.engines.decoder import Decoder
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.generate import (
-    Completion,
-    GenerationProgress,
-    StopStrings,
-    Stream,
-    Table,
-    TokenGenerator,
-)
+from gemma_edge.runtime.generate import Table, TokenGenerator
+from gemma_edge.runtime.generate_options import GenerateOptions, check_names, sampling_from
 from gemma_edge.runtime.media.attachments import MODALITY, Attachment, Part, Reader
 from gemma_edge.runtime.model_parts import (
     bundle_decoder,
@@ -46,6 +40,7 @@ from gemma_edge.runtime.prompt.prompt_builder import (
 from gemma_edge.runtime.prompt.tokenizer import StreamDecoder, Tokenizer
 from gemma_edge.runtime.residency import AttachmentEncoder, Residency
 from gemma_edge.runtime.sampling import Sampler, Sampling
+from gemma_edge.runtime.usage import GenerationProgress
 
 Question = str | Sequence[Message]
 
@@ -232,28 +227,17 @@ class Model:
         )
 
     @overload
-    def generate(self, prompt: Question, *, stream: Literal[True], **options: Any) -> Stream: ...
+    def generate(
+        self, prompt: Question, *, stream: Literal[True], **options: Unpack[GenerateOptions]
+    ) -> Stream: ...
 
     @overload
-    def generate(self, prompt: Question, *, stream: Literal[False] = False, **options: Any) -> Completion: ...
+    def generate(
+        self, prompt: Question, *, stream: Literal[False] = False, **options: Unpack[GenerateOptions]
+    ) -> Completion: ...
 
-    # The overloads tell the result's type; what the options are is said once, here.
-    def generate(  # type: ignore[misc]
-        self,
-        prompt: Question,
-        *,
-        system: str | None = None,
-        stream: bool = False,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] | str | None = None,
-        attach: Sequence[str | Path | Attachment] = (),
-        raw: bool = False,
+    def generate(
+        self, prompt: Question, *, stream: bool = False, **options: Unpack[GenerateOptions]
     ) -> Completion | Stream:
         """Answers a prompt.
 
@@ -261,37 +245,31 @@ class Model:
             prompt: one user turn, or messages, each with a text or with parts as `transformers` has them:
                 {"type": "text", "text": ...}, {"type": "image", "path": ...}, "audio" and "video"; see
                 `Reader.part`.
-            system: a system message before them.
             stream: return a `Stream` of pieces of text instead of the `Completion`.
-            max_tokens: None for as many as the context has room for.
-            temperature, top_k, top_p, min_p, repetition_penalty, seed: see `Sampling`; None for the bundle's.
-            stop: text that ends the answer and is not part of it; one or several.
-            attach: files that go before the text of the last message: images, recordings, videos.
-            raw: complete the prompt as it is, without the chat template.
+            options: see `GenerateOptions`.
 
         Raises:
             UsageError: an option is out of range, or the prompt does not fit the context.
             MediaError: an attachment cannot be used.
             BundleError: the bundle has no encoder for one.
         """
-        options: dict[str, Any] = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "seed": seed,
-        }
-        sampling = replace(self.sampling, **{k: v for k, v in options.items() if v is not None})
+        check_names(options)
+        sampler = Sampler(sampling_from(options, self.sampling))
+        stop = options.get("stop")
         stops = StopStrings([stop] if isinstance(stop, str) else list(stop or ()))
         started = time.perf_counter()
-        made = self.prompt(prompt, system=system, attach=attach, raw=raw)
+        made = self.prompt(
+            prompt,
+            system=options.get("system"),
+            attach=options.get("attach") or (),
+            raw=options.get("raw") or False,
+        )
         progress = GenerationProgress(tokenize_s=time.perf_counter() - started)
         cancelled = threading.Event()
         tokens = self._generator.stream_tokens(
             made,
-            Sampler(sampling),
-            max_tokens=max_tokens,
+            sampler,
+            max_tokens=options.get("max_tokens"),
             end_ids=self.end_ids,
             cancelled=cancelled.is_set,
             progress=progress,

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemma_edge.runtime.answers import StopStrings
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
-from gemma_edge.runtime.generate import GenerationProgress, StopStrings, TokenGenerator
+from gemma_edge.runtime.generate import TokenGenerator
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.residency import Residency
 from gemma_edge.runtime.sampling import Sampler, Sampling
+from gemma_edge.runtime.usage import GenerationProgress
 from support.rule_decoder import IdTable, Rule, RuleDecoder, answers, hash_rule, tiny_model
 from support.tiny_tokenizer import BOS, END_OF_TURN, EOS, tiny_tokenizer
 

@@ -16,9 +16,9 @@ from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime import residency
 from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.generate import GenerationProgress
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.prompt_builder import Prompt
+from gemma_edge.runtime.usage import GenerationProgress
 from support.audio_clips import write_wav
 from support.margins import FP32, assert_decided, recorded
 from support.multimodal_conversation import (

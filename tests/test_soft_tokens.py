@@ -16,7 +16,7 @@ from gemma_edge.runtime.artifacts.modalities import Modality
 from gemma_edge.runtime.artifacts.token_rows import TokenRows
 from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.generate import GenerationProgress, TokenGenerator
+from gemma_edge.runtime.generate import TokenGenerator
 from gemma_edge.runtime.media import encoder_pool as encoders_module
 from gemma_edge.runtime.media.attachments import Attachment, Reader
 from gemma_edge.runtime.media.encoder_pool import Encoded, Encoders
@@ -25,6 +25,7 @@ from gemma_edge.runtime.prompt.prompt_builder import Placed, Prompt
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.residency import Residency
 from gemma_edge.runtime.sampling import Sampler, Sampling
+from gemma_edge.runtime.usage import GenerationProgress
 from support.rule_decoder import IdTable, RowDecoder, hash_rule
 from support.stub_modalities import IMAGE_TOKENS, modalities
 from support.tiny_tokenizer import EOS, write_tokenizer

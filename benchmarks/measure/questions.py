@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from gemma_edge.benchmarks.records.record import Score
+from gemma_edge.runtime.answers import Completion
 from gemma_edge.runtime.errors import MediaError, UsageError
-from gemma_edge.runtime.generate import Completion
 from gemma_edge.runtime.model import Model
 
 Json = dict[str, Any]

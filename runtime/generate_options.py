@@ -1,0 +1,54 @@
+"""`GenerateOptions`: the keyword arguments of `Model.generate`, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+from gemma_edge.runtime.media.attachments import Attachment
+from gemma_edge.runtime.sampling import Sampling
+
+SAMPLING_OPTIONS = frozenset(field.name for field in fields(Sampling))
+
+
+class GenerateOptions(TypedDict, total=False):
+    """How to answer. An option that is None, or left out, has its default.
+
+    Keys:
+        system: a system message before the prompt.
+        attach: files that go before the text of the last message: images, recordings, videos.
+        raw: complete the prompt as it is, without the chat template.
+        max_tokens: most tokens of the answer; default: as many as the context has room for.
+        stop: text that ends the answer and is not part of it; one or several.
+        temperature, top_k, top_p, min_p, repetition_penalty, seed: see `Sampling`; default: the bundle's.
+    """
+
+    system: str | None
+    attach: Sequence[str | Path | Attachment]
+    raw: bool
+    max_tokens: int | None
+    stop: Sequence[str] | str | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+
+
+def check_names(options: Mapping[str, Any]) -> None:
+    """Raises TypeError for an option that does not exist, as a call with a wrong name does."""
+    if unknown := sorted(options.keys() - GenerateOptions.__annotations__.keys()):
+        raise TypeError(f"generate() got an unexpected keyword argument {unknown[0]!r}")
+
+
+def sampling_from(options: Mapping[str, Any], default: Sampling) -> Sampling:
+    """`default`, but for what `options` say of sampling.
+
+    Raises:
+        UsageError: an option is out of its range.
+    """
+    given = {name: value for name, value in options.items() if name in SAMPLING_OPTIONS and value is not None}
+    return replace(default, **given)

@@ -1,0 +1,55 @@
+"""`Usage`: what an answer took; `GenerationProgress`: the counters that it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a completion took. A rate is None where nothing was measured.
+
+    `completion_tokens` counts every token sampled, the end token included. `cached_tokens` of the prompt were
+    in the KV cache already; `soft_tokens` of it stand for images and clips, and `encode_s` is what their
+    encoders took, loading included. The time to the first token has everything in it but the loading of the
+    decoder. Times are seconds of work: those in which the caller holds the stream do not
+    count.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    time_to_first_token_s: float | None
+    prefill_tokens_per_s: float | None
+    decode_tokens_per_s: float | None
+    soft_tokens: int = 0
+    encode_s: float | None = None
+
+
+@dataclass
+class GenerationProgress:
+    """Counters and seconds of one generation, filled while it runs."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    soft_tokens: int = 0
+    tokenize_s: float = 0.0  # the template and reading attachments included
+    encode_s: float = 0.0
+    prefill_s: float = 0.0
+    first_token_s: float = 0.0  # sampling it, after the prefill
+    decode_s: float = 0.0  # tokens after the first
+
+    def usage(self) -> Usage:
+        started = self.completion_tokens > 0
+        prefilled, decoded = self.prompt_tokens - self.cached_tokens, self.completion_tokens - 1
+        return Usage(
+            self.prompt_tokens,
+            self.cached_tokens,
+            self.completion_tokens,
+            self.tokenize_s + self.encode_s + self.prefill_s + self.first_token_s if started else None,
+            prefilled / self.prefill_s if started and self.prefill_s else None,
+            decoded / self.decode_s if decoded > 0 and self.decode_s else None,
+            self.soft_tokens,
+            self.encode_s or None,
+        )
