@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,22 +50,40 @@ def test_links_and_named_files_exist(document: Path) -> None:
     assert missing + [name for name in named if not (ROOT / name).exists()] == []
 
 
+# How a reader runs what is printed: a file, a pipe, a notebook. A notebook's __main__ has no file, no child
+# inherits its output, and its code runs inside an event loop.
+NOTEBOOK = """
+import asyncio, contextlib, io, sys
+async def cell():
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(source, "<cell>", "exec"), vars(sys.modules["__main__"]))
+    print(out.getvalue())
+source = open("printed.py").read()
+asyncio.run(cell())
+"""
+WAYS = {
+    "script": (["printed.py"], None),
+    "stdin": (["-"], "printed.py"),
+    "notebook": (["-c", NOTEBOOK], None),
+}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("document", "printed"), [(README, ""), (GUIDE, "Agreement(")], ids=["README", "guide"]
 )
-def test_printed_python_runs(
-    document: Path,
-    printed: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_printed_python_runs(document: Path, printed: str, way: str, tmp_path: Path) -> None:
     (code,) = blocks(document, "python")
-    monkeypatch.chdir(tmp_path)
-    synthesize("ckpt", "tiny", progress=False)
-    exec(compile(code, "printed.py", "exec"), {})
-    assert printed in capsys.readouterr().out
+    (tmp_path / "printed.py").write_text(code)
+    synthesize(tmp_path / "ckpt", "tiny", progress=False)
+    arguments, piped = WAYS[way]
+    with open(tmp_path / piped if piped else os.devnull) as stdin:
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, stdin=stdin, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    assert printed in done.stdout and done.stdout.strip()
 
 
 def test_generated_documents_are_current() -> None:

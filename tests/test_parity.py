@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import numpy as np
@@ -159,15 +160,28 @@ def test_an_engine_that_dies_takes_only_its_own_process_with_it(
 
 
 def test_ctrl_c_while_the_process_starts_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = SpawnProcess.start
+    started = []
 
-    def interrupted(process: SpawnProcess) -> None:
-        start(process)
+    def interrupted(*args: Any, **options: Any) -> Any:
+        started.append(Popen(*args, **options))
         os.kill(os.getpid(), signal.SIGINT)
+        return started[-1]
 
-    monkeypatch.setattr(SpawnProcess, "start", interrupted)
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_isolated(tmp_path, os.listdir)
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def fail(path: Path, size: int) -> None:
+    raise BundleError(path, "field", "x" * size, "y")
+
+
+def test_an_error_of_any_size_comes_back(tmp_path: Path) -> None:
+    """Larger than what a pipe holds, too."""
+    with pytest.raises(BundleError) as caught:
+        run_isolated(tmp_path, fail, 1 << 20)
+    assert caught.value.expected == "x" * (1 << 20)
 
 
 # Bounds. ------------------------------------------------------------------------------------------

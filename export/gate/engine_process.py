@@ -3,44 +3,74 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from gemma_edge.runtime.errors import BundleError
 from gemma_edge.runtime.host.parent_process import end_with_parent
 
+# The child finds modules where this process does, and runs nothing of the caller's: multiprocessing's "spawn"
+# would import the caller's script, and with it run the call that started the child.
+_CHILD = """
+import pickle, sys
+sys.path[:] = pickle.load(sys.stdin.buffer)
+from gemma_edge.export.gate.engine_process import work
+work()
+"""
+
 
 def run_isolated(path: Path, function: Callable[..., None], *args: Any) -> None:
     """Calls `function(path, *args)` in a process of its own, and raises here what it raises there.
 
+    Args:
+        function: of a module that the process can import.
+
     Raises:
         BundleError: the process died; `path` is the bundle's.
     """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(os.getpid(), sender, function, path, *args))
-    try:
+    receiver, sender = os.pipe()
+    with contextlib.ExitStack() as stack:
+        answer, ours = (stack.enter_context(open(*end)) for end in ((receiver, "rb"), (sender, "wb")))
         with _interrupts_wait():  # which the process inherits: Ctrl-C is for this one to handle
-            process.start()
-        sender.close()
-        error = receiver.recv()
-    except EOFError:
-        process.join()
-        raise _death(path, process.exitcode) from None
-    finally:
-        if process.pid is not None:
-            process.kill()
-            process.join()
-        receiver.close()
+            command = [sys.executable, "-P", "-c", _CHILD]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[sender])
+            stack.callback(_end, process)
+        ours.close()  # the process has the only other end: `answer` ends when it does
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as job:
+            pickle.dump(sys.path, job)
+            pickle.dump((os.getpid(), sender, function, path, *args), job)
+        told = answer.read()
+        if not told:
+            raise _death(path, process.wait())
+    error = pickle.loads(told)
     if error is not None:
         raise error
+
+
+def work() -> None:
+    """In the other process, which ends with its parent: sends what the function raises, or None."""
+    parent, sender, function, *args = pickle.load(sys.stdin.buffer)
+    end_with_parent(parent)
+    raised = None
+    try:
+        function(*args)
+    except Exception as error:
+        raised = error
+    with contextlib.suppress(BrokenPipeError), open(sender, "wb") as answer:  # the parent has just ended
+        pickle.dump(raised, answer)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def _death(path: Path, code: int | None) -> BundleError:
@@ -54,22 +84,9 @@ def _death(path: Path, code: int | None) -> BundleError:
     return BundleError(path, "engine", "a run to its end", got, remedy)
 
 
-def _work(parent: int, sender: Connection, function: Callable[..., None], *args: Any) -> None:
-    """In the other process, which ends with its parent: sends what the function raises, or None."""
-    end_with_parent(parent)
-    raised = None
-    try:
-        function(*args)
-    except Exception as error:
-        raised = error
-    with contextlib.suppress(BrokenPipeError):  # the parent has just ended
-        sender.send(raised)
-
-
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[None]:
     """Ctrl-C waits until the block ends; a process that is started within never gets one."""
-    resource_tracker.ensure_running()  # it would end the waiting when the first process starts it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     came: list[int] = []  # by way of an engine's thread, which does not block SIGINT
     main = threading.current_thread() is threading.main_thread()
