@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # helpers of the tests
 
-from .campaign import WORKERS, campaign
+from .campaign import WORKERS, campaign, campaign_in_parts
 from .corpus import keep, read_corpus
 from .subjects import subjects
 
@@ -22,9 +22,17 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], choices=sorted(subjects()), help="a subject")
     parser.add_argument("--workers", type=int, default=WORKERS, metavar="N")
     parser.add_argument("--minutes", type=float, default=60.0, metavar="M", help="end after so long")
+    parser.add_argument(
+        "--ledger",
+        type=Path,
+        metavar="FILE",
+        help="long runs: counts by block; the same call goes on from it",
+    )
     parser.add_argument("--corpus", action="store_true", help="the past findings too")
     parser.add_argument("--keep", metavar="NAME", help="add the case of --seed to the corpus under this name")
     args = parser.parse_args()
+    if args.ledger and (args.seed is None or args.only):
+        parser.error("--ledger needs --seed, and takes every subject")
     seed = int.from_bytes(os.urandom(5)) if args.seed is None else args.seed
     if args.keep:
         print(keep(seed, args.only, args.keep))
@@ -41,14 +49,12 @@ def main() -> int:
             flush=True,
         )
         bad += len(findings)
-    outcome = campaign(
-        range(seed, seed + args.count), only=args.only, workers=args.workers, minutes=args.minutes
-    )
-    for name, count in sorted(outcome.cases.items()):
-        found = sum(finding.subject == name for finding in outcome.findings)
-        print(f"{name:18} {count:9,} read, {outcome.accepted[name]:9,} accepted, {found} findings")
-    total = sum(outcome.cases.values())
-    print(f"{total:,} cases in {outcome.seconds:.0f} s: {len(outcome.findings)} findings")
+    seeds = range(seed, seed + args.count)
+    if args.ledger:
+        outcome = campaign_in_parts(seeds, args.ledger, workers=args.workers)
+    else:
+        outcome = campaign(seeds, only=args.only, workers=args.workers, minutes=args.minutes)
+    print(outcome.summary())
     return 1 if outcome.findings or bad else 0
 
 

@@ -11,9 +11,10 @@ success or one of our errors, in time, in memory, and on one line:
 | memory | a peak of more than 64 MiB beyond the valid input's |
 | descriptor | files left open |
 | crash | the worker died of a signal |
-| hang | the worker was killed after 10 s of CPU or 120 s |
+| hang | the worker was killed after 10 s of CPU, or after 120 s in which it had nothing to compute |
 
 Workers are forked once and read thousands of cases each; one that dies is replaced: its case is the finding.
+Time is the worker's own CPU time and memory its own peak, so that a busy machine is no finding.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import math
 import mmap
 import os
 import resource
@@ -43,11 +45,14 @@ from gemma_edge.runtime.errors import GemmaEdgeError
 from .subjects import MODELS, Files, Subject, make_valid, subjects
 
 CPU_SECONDS, MEMORY = 2.0, 64 << 20
-HANG_CPU, HANG_WALL = 10.0, 120.0
+HANG_CPU, HANG_IDLE = 10.0, 120.0
+CACHE_CASES = 64  # after so many the cache is emptied
 MESSAGE_CHARACTERS = 700  # 300 of foreign text, and our own words; the path is not counted
 ADDRESS_SPACE = 6 << 30  # what a bomb gets before MemoryError
-SLOT = struct.Struct("<qdq")  # seed of the running case, its beginning, cases done
+SLOT = struct.Struct("<q")  # seed of the running case
 WORKERS = 2
+PASS = 0.05  # seconds between two looks at the workers
+BLOCK = 20_000  # cases between two lines of a ledger
 REPOSITORY = str(Path(__file__).parents[2])
 
 
@@ -68,6 +73,24 @@ class Outcome:
     cases: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def add(self, other: Outcome) -> None:
+        self.findings += other.findings
+        self.cases += other.cases
+        self.accepted += other.accepted
+        self.seconds += other.seconds
+        self.cpu_seconds += other.cpu_seconds
+
+    def summary(self) -> str:
+        """A line for each subject, and one for all."""
+        found = Counter(finding.subject for finding in self.findings)
+        lines = [
+            f"{name:18} {self.cases[name]:9,} read, {self.accepted[name]:9,} accepted, {found[name]} findings"
+            for name in sorted(self.cases | found)
+        ]
+        total = f"{self.cases.total():,} cases in {self.seconds:,.0f} s ({self.cpu_seconds:,.0f} s of CPU)"
+        return "\n".join([*lines, f"{total}: {len(self.findings)} findings"])
 
 
 @contextlib.contextmanager
@@ -105,6 +128,7 @@ class Reader:
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
         self.valid: dict[str, Files] = {}
         self.costs: dict[str, tuple[float, int]] = {}
+        self.judged = 0
         warnings.simplefilter("ignore")
 
     def place(self, subject: Subject) -> tuple[Path, Files]:
@@ -119,6 +143,7 @@ class Reader:
             began = time.process_time()
             peak = peak_of(lambda: subject.read(here))
             self.costs[subject.name] = time.process_time() - began, peak
+            gc.freeze()  # modules and valid files: no collection looks at them again
         return here, self.valid[subject.name]
 
     def case(self, seed: int, only: Sequence[str] = ()) -> tuple[str, Finding | None, bool]:
@@ -157,7 +182,9 @@ class Reader:
             (here / name).unlink(missing_ok=True)
             if name in valid:
                 (here / name).write_bytes(valid[name])
-        shutil.rmtree(self.folder / "cache", ignore_errors=True)
+        self.judged += 1
+        if self.judged % CACHE_CASES == 0:
+            shutil.rmtree(self.folder / "cache", ignore_errors=True)
         if len(os.listdir("/proc/self/fd")) > descriptors:
             gc.collect()
             if (
@@ -179,19 +206,19 @@ PEAK = [0]
 
 def peak_of(action: Callable[[], object]) -> int:
     """Bytes that the peak of resident memory rose by during `action`; in PEAK too, if it raises."""
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    before = status("VmRSS")
+    with open("/proc/self/clear_refs", "wb", buffering=0) as file:
+        file.write(b"5")  # the peak is now what is resident
+    before = peak_memory()
     try:
         action()
     finally:
-        PEAK[0] = max(0, status("VmHWM") - before)
+        PEAK[0] = max(0, peak_memory() - before)
     return PEAK[0]
 
 
-def status(key: str) -> int:
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith(key + ":"))
+def peak_memory() -> int:
+    with open("/proc/self/status", "rb", buffering=0) as file:
+        return int(file.read(4096).partition(b"VmHWM:")[2].split(None, 1)[0]) << 10
 
 
 def judged_message(text: str, here: Path) -> tuple[str, str, str] | None:
@@ -230,7 +257,7 @@ class Pool:
 
     def start(self, worker: int, seeds: range) -> None:
         self.generation += 1
-        SLOT.pack_into(self.shared, SLOT.size * worker, -1, time.monotonic(), 0)
+        SLOT.pack_into(self.shared, SLOT.size * worker, -1)
         pid = os.fork()
         if pid == 0:
             try:
@@ -255,38 +282,37 @@ class Pool:
         counts: Counter[str] = Counter()
         accepted: Counter[str] = Counter()
         with self.notes.open("a", encoding="utf-8", buffering=1) as notes:
-            for done, seed in enumerate(seeds):
-                SLOT.pack_into(self.shared, SLOT.size * worker, seed, time.monotonic(), done)
+            for done, seed in enumerate(seeds, start=1):
+                SLOT.pack_into(self.shared, SLOT.size * worker, seed)
                 name, finding, taken = reader.case(seed, self.only)
                 counts[name] += 1
                 accepted[name] += taken
                 if finding:
                     notes.write(json.dumps(asdict(finding)) + "\n")
-                if done % 64 == 63:
+                if done % 64 == 0:
                     notes.write(json.dumps({"counts": counts, "accepted": accepted}) + "\n")
                     counts.clear()
                     accepted.clear()
             notes.write(json.dumps({"counts": counts, "accepted": accepted}) + "\n")
 
     def run(self, seeds: range, outcome: Outcome, minutes: float) -> None:
-        began = time.monotonic()
+        began, used = time.monotonic(), children_seconds()
         shares = [seeds[worker :: self.workers] for worker in range(self.workers)]
         for worker, share in enumerate(shares):
             self.start(worker, share)
         read = 0
-        clocks: dict[int, tuple[int, float]] = {}
+        watched: dict[int, Watch] = {}
         while self.pids:
-            time.sleep(0.05)
+            time.sleep(PASS)
             read = self.collect(read, outcome)
             for worker, pid in list(self.pids.items()):
-                seed, since, _ = SLOT.unpack_from(self.shared, SLOT.size * worker)
+                (seed,) = SLOT.unpack_from(self.shared, SLOT.size * worker)
                 ended, code = os.waitpid(pid, os.WNOHANG)
                 hung = False
                 if not ended and seed in shares[worker]:  # it may be read while it is written
-                    cpu = cpu_seconds(pid)
-                    if clocks.get(worker, (None,))[0] != seed:
-                        clocks[worker] = seed, cpu
-                    hung = cpu - clocks[worker][1] > HANG_CPU or time.monotonic() - since > HANG_WALL
+                    if worker not in watched or watched[worker].seed != seed:
+                        watched[worker] = Watch(pid, seed)
+                    hung = watched[worker].hangs()
                     if hung:
                         os.kill(pid, signal.SIGKILL)
                         ended, code = os.waitpid(pid, 0)
@@ -315,6 +341,7 @@ class Pool:
                         self.start(worker, left)
         self.collect(read, outcome)
         outcome.seconds = time.monotonic() - began
+        outcome.cpu_seconds = children_seconds() - used
 
     def collect(self, read: int, outcome: Outcome) -> int:
         with self.notes.open(encoding="utf-8") as notes:
@@ -341,13 +368,37 @@ class Pool:
         outcome.findings.append(finding)
 
 
-def cpu_seconds(pid: int) -> float:
+class Watch:
+    """How long a worker has computed, and waited without computing, at one case."""
+
+    def __init__(self, pid: int, seed: int) -> None:
+        self.pid, self.seed, self.idle = pid, seed, 0.0
+        self.first, _ = process_clock(pid)
+
+    def hangs(self) -> bool:
+        cpu, sleeps = process_clock(self.pid)
+        self.idle += PASS if sleeps else 0  # one that waits for a CPU does not sleep
+        return cpu - self.first > HANG_CPU or self.idle > HANG_IDLE
+
+
+def process_clock(pid: int) -> tuple[float, bool]:
+    """Seconds of CPU that a process took, and whether it sleeps."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
     except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return 0.0, False
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), fields[0] != "R"
+
+
+def children_seconds() -> float:
+    """CPU of the children that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def print_error(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def campaign(
@@ -356,10 +407,38 @@ def campaign(
     only: Sequence[str] = (),
     workers: int = WORKERS,
     minutes: float = 60.0,
-    log: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+    log: Callable[[str], None] = print_error,
 ) -> Outcome:
     """Reads one case a seed; ends after `minutes` at the latest."""
     outcome = Outcome()
     with valid_files() as folder:
         Pool(folder, workers, only, log).run(seeds, outcome, minutes)
     return outcome
+
+
+def campaign_in_parts(
+    seeds: range, ledger: Path, *, workers: int = WORKERS, log: Callable[[str], None] = print_error
+) -> Outcome:
+    """Reads the cases in blocks and appends each block's counts to `ledger`; goes on where that file ends."""
+    total, first = Outcome(), seeds.start
+    for line in ledger.read_text(encoding="utf-8").splitlines() if ledger.exists() else ():
+        block = json.loads(line)
+        if block.pop("first") != first:
+            raise SystemExit(f"{ledger}: its blocks do not begin at seed {seeds.start}: name another file")
+        first = block.pop("next")
+        findings = [Finding(**finding) for finding in block.pop("findings")]
+        total.add(Outcome(findings, Counter(block.pop("cases")), Counter(block.pop("accepted")), **block))
+    with valid_files() as folder:
+        for start in range(first, seeds.stop, BLOCK):
+            block, stop = Outcome(), min(start + BLOCK, seeds.stop)
+            (folder / str(start)).mkdir()
+            Pool(folder / str(start), workers, (), log).run(range(start, stop), block, math.inf)
+            shutil.rmtree(folder / str(start))
+            with ledger.open("a", encoding="utf-8") as file:
+                found = [asdict(finding) for finding in block.findings]
+                file.write(
+                    json.dumps({"first": start, "next": stop, **vars(block), "findings": found}) + "\n"
+                )
+            total.add(block)
+            log(f"{total.cases.total():,} cases in {total.seconds:,.0f} s: {len(total.findings)} findings")
+    return total

@@ -6,8 +6,8 @@ same damage. Values are those that readers get wrong: edges of integers, other t
 
 from __future__ import annotations
 
-import copy
 import json
+import marshal
 import struct
 from collections.abc import Callable
 from random import Random
@@ -84,7 +84,7 @@ def places(node: Any) -> list[tuple[Any, Any]]:
 
 def damaged_json(rng: Random, data: Any) -> Any:
     """One to three values replaced, removed, renamed, repeated or added."""
-    data = copy.deepcopy(data)
+    data = marshal.loads(marshal.dumps(data))  # a copy, ten times as fast as copy.deepcopy
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         spots = places(data)
         if not spots:
@@ -378,8 +378,8 @@ EXPRESSIONS = (
     ),
 )
 BLOCKS = (
-    "{{% for y in range(60000) %}}{0}{{% endfor %}}",
-    "{{% for y in range(400) %}}{{% for z in range(400) %}}{0}{{% endfor %}}{{% endfor %}}",
+    "{{% for y in range(600) %}}{0}{{% endfor %}}",
+    "{{% for y in range(40) %}}{{% for z in range(40) %}}{0}{{% endfor %}}{{% endfor %}}",
     "{{% set x %}}{0}{{% endset %}}",
     "{{% set x = {1} %}}{0}",
     "{{% macro m(x) %}}{0}{{% endmacro %}}{{{{ m('a') }}}}",
@@ -407,6 +407,8 @@ def random_template(rng: Random, depth: int = 3) -> str:
         for _ in range(rng.randint(0, depth)):
             inner = rng.choice(BLOCKS).format(inner, rng.choice(EXPRESSIONS))
         text += inner
+    if rng.random() < 0.1:  # loops that only a budget ends, at a second a case
+        text = text.replace("range(600)", "range(60000)").replace("range(40)", "range(400)")
     return text
 
 
