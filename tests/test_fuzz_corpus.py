@@ -67,7 +67,7 @@ def test_waiting_for_a_cpu_is_no_hang() -> None:
             assert not watch[0].hangs() and not watch[1].hangs()
         assert watch[0].idle == 0 and watch[1].idle > 0
         watch[1].idle = campaign.HANG_IDLE
-        watch[0].first -= campaign.HANG_CPU
+        watch[0].first -= campaign.HANG_CPU + 1
         assert watch[0].hangs() and watch[1].hangs()
     finally:
         computes.kill(), sleeps.kill()
