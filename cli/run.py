@@ -29,6 +29,7 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "repetition_penalty": (float, "values above 1 make tokens that already occurred less likely"),
     "seed": (int, "seed of the sampling; the same seed gives the same answer"),
     "max_tokens": (int, "most tokens of the answer (default: the room left in the context)"),
+    "logprobs": (int, "with --json: report each token's log-probability, and N of the likeliest, 0 to 20"),
 }
 
 
@@ -66,6 +67,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable"
     )
+    parser.add_argument(
+        "--logit-bias",
+        action="append",
+        metavar="TOKEN=N",
+        help="add -100 to 100 to the logit of a token, a text or id:NUMBER; repeatable",
+    )
     parser.add_argument("-u", "--usage", action="store_true", help="report tokens and speed on stderr")
     parser.add_argument("--json", action="store_true", help="print each answer as one JSON object")
     add_attachments(parser)
@@ -73,8 +80,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def generate_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `Model.generate` from those of `add_options`."""
-    return {**{name: getattr(args, name) for name in OPTIONS}, "stop": args.stop}
+    """Keyword arguments of `Model.generate` from those of `add_options`.
+
+    Raises:
+        UsageError: an option is malformed.
+    """
+    if args.logprobs is not None and not args.json:
+        raise UsageError("--logprobs reports within --json: give both")
+    return {
+        **{name: getattr(args, name) for name in OPTIONS},
+        "stop": args.stop,
+        "logit_bias": dict(map(_bias, args.logit_bias or ())),
+    }
+
+
+def _bias(text: str) -> tuple[str, float]:
+    token, _, number = text.rpartition("=")
+    try:
+        return token, float(number)
+    except ValueError:
+        raise UsageError(f"--logit-bias must be TOKEN=N, such as yes=5, not {text!r}") from None
 
 
 def piped_text(stdin: TextIO | None) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+from gemma_edge.runtime.logprobs import TokenLogprob
 from gemma_edge.runtime.usage import GenerationProgress, Usage
 
 if TYPE_CHECKING:
@@ -18,15 +19,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer. `finish_reason` is "stop" (end token or stop string), "length" or "cancelled"."""
+    """An answer. `finish_reason` is "stop" (end token or stop string), "length" or "cancelled".
+
+    `logprobs`, if they were asked for, has an entry for each of `usage.completion_tokens`.
+    """
 
     text: str
     usage: Usage
     finish_reason: str
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values: text, finish_reason, usage."""
-        return {"text": self.text, "finish_reason": self.finish_reason, "usage": asdict(self.usage)}
+        """JSON values: text, finish_reason, usage, and logprobs if there are any."""
+        values: dict[str, Any] = {
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "usage": asdict(self.usage),
+        }
+        if self.logprobs is not None:
+            values["logprobs"] = [token.to_dict() for token in self.logprobs]
+        return values
 
 
 class StopStrings:
@@ -83,8 +95,10 @@ class Stream(Iterator[str]):
         end_ids: Collection[int],
         progress: GenerationProgress,
         cancelled: threading.Event,
+        *,
+        logprobs: list[TokenLogprob] | None = None,
     ) -> None:
-        self._answer = _Answer(progress, cancelled)
+        self._answer = _Answer(progress, cancelled, logprobs)
         # It must not refer to the stream: in a cycle of references, dropping the stream would free nothing.
         self._pieces = _pieces(tokens, text, stops, end_ids, self._answer)
 
@@ -101,6 +115,11 @@ class Stream(Iterator[str]):
         if self._answer.completion is None:
             raise GemmaEdgeError("the answer is not complete: read the stream to its end, or cancel it")
         return self._answer.completion
+
+    @property
+    def logprobs(self) -> Sequence[TokenLogprob]:
+        """Those of the tokens so far; empty unless they were asked for."""
+        return self._answer.logprobs or ()
 
     def cancel(self) -> None:
         """Ends the answer; nothing happens to one that has ended.
@@ -129,13 +148,19 @@ class Stream(Iterator[str]):
 class _Answer:
     """What a stream and its generator share."""
 
-    def __init__(self, progress: GenerationProgress, cancelled: threading.Event) -> None:
-        self.progress, self.cancelled = progress, cancelled
+    def __init__(
+        self,
+        progress: GenerationProgress,
+        cancelled: threading.Event,
+        logprobs: list[TokenLogprob] | None,
+    ) -> None:
+        self.progress, self.cancelled, self.logprobs = progress, cancelled, logprobs
         self.emitted: list[str] = []
         self.completion: Completion | None = None
 
     def finish(self, reason: str) -> None:
-        self.completion = Completion("".join(self.emitted), self.progress.usage(), reason)
+        logprobs = None if self.logprobs is None else tuple(self.logprobs)
+        self.completion = Completion("".join(self.emitted), self.progress.usage(), reason, logprobs)
 
 
 def _pieces(

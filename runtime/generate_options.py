@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+from gemma_edge.runtime.logprobs import Bias
 from gemma_edge.runtime.media.attachments import Attachment
 from gemma_edge.runtime.sampling import Sampling
 
@@ -22,6 +23,9 @@ class GenerateOptions(TypedDict, total=False):
         raw: complete the prompt as it is, without the chat template.
         max_tokens: most tokens of the answer; default: as many as the context has room for.
         stop: text that ends the answer and is not part of it; one or several.
+        logprobs: report the log-probability of each token, and this many of the likeliest, 0 to 20.
+        logit_bias: a number from -100 to 100 by token, added to its logit; a token is an id, a text such as
+            "id:5", or a text that is one token.
         temperature, top_k, top_p, min_p, repetition_penalty, seed: see `Sampling`; default: the bundle's.
     """
 
@@ -30,6 +34,8 @@ class GenerateOptions(TypedDict, total=False):
     raw: bool
     max_tokens: int | None
     stop: Sequence[str] | str | None
+    logprobs: int | None
+    logit_bias: Bias | None
     temperature: float | None
     top_k: int | None
     top_p: float | None

@@ -20,6 +20,7 @@ from gemma_edge.runtime.engines.decoder import Decoder
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.generate import Table, TokenGenerator
 from gemma_edge.runtime.generate_options import GenerateOptions, check_names, sampling_from
+from gemma_edge.runtime.logprobs import LogprobRecorder, bias_by_id
 from gemma_edge.runtime.media.attachments import MODALITY, Attachment, Part, Reader
 from gemma_edge.runtime.model_parts import (
     bundle_decoder,
@@ -254,7 +255,10 @@ class Model:
             BundleError: the bundle has no encoder for one.
         """
         check_names(options)
-        sampler = Sampler(sampling_from(options, self.sampling))
+        count = options.get("logprobs")
+        recorder = None if count is None else LogprobRecorder(self.tokenizer, count)
+        bias = bias_by_id(options.get("logit_bias") or {}, self.tokenizer)
+        sampler = Sampler(sampling_from(options, self.sampling), bias=bias, observe=recorder)
         stop = options.get("stop")
         stops = StopStrings([stop] if isinstance(stop, str) else list(stop or ()))
         started = time.perf_counter()
@@ -274,7 +278,15 @@ class Model:
             cancelled=cancelled.is_set,
             progress=progress,
         )
-        answer = Stream(tokens, StreamDecoder(self.tokenizer), stops, self.end_ids, progress, cancelled)
+        answer = Stream(
+            tokens,
+            StreamDecoder(self.tokenizer),
+            stops,
+            self.end_ids,
+            progress,
+            cancelled,
+            logprobs=None if recorder is None else recorder.tokens,
+        )
         if stream:
             return answer
         for _ in answer:

@@ -1,13 +1,13 @@
 """Logits to the next token id.
 
-The order is that of `transformers`: repetition penalty, temperature, top-k, top-p, min-p. Each looks only at
-what the one before it kept.
+The order is that of `transformers`: biases, repetition penalty, temperature, top-k, top-p, min-p. Each looks
+only at what the one before it kept.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -60,11 +60,25 @@ class Sampling:
 
 
 class Sampler:
-    """Picks tokens; one random generator, so that a seed fixes the whole answer."""
+    """Picks tokens; one random generator, so that a seed fixes the whole answer.
 
-    def __init__(self, sampling: Sampling) -> None:
+    Args:
+        bias: is added to the logits of these ids.
+        observe: is told of every pick: the logits as they came, and the token.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        *,
+        bias: Mapping[int, float] | None = None,
+        observe: Callable[[NDArray[np.float32], int], None] | None = None,
+    ) -> None:
         self.sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
+        self._biased = np.array([*(bias or {})], np.int64)
+        self._bias = np.array([*(bias or {}).values()], np.float32)
+        self._observe = observe
 
     def pick(self, logits: NDArray[np.float32], history: Collection[int] = ()) -> int:
         """The next token id.
@@ -76,37 +90,40 @@ class Sampler:
         Raises:
             GemmaEdgeError: the logits hold NaN or +inf, or forbid every token.
         """
-        logits = self._penalized(logits, history)
-        if self.sampling.temperature == 0:
-            best = int(np.argmax(logits))
-            _check_highest(float(logits[best]))
-            return best
-        ids, probabilities = self._kept(logits)
-        cumulative = np.cumsum(probabilities)
+        ids, weights = self._kept(self._adjusted(logits, history))
+        cumulative = np.cumsum(weights)
         index = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
-        return int(ids[min(int(index), len(ids) - 1)])
+        token = int(ids[min(int(index), len(ids) - 1)])
+        if self._observe is not None:
+            self._observe(logits, token)
+        return token
 
     def distribution(self, logits: NDArray[np.float32], history: Collection[int] = ()) -> tuple[Ids, Floats]:
         """The ids that may be picked and their probabilities, which sum to 1. Arguments as for `pick`."""
-        logits = self._penalized(logits, history)
-        if self.sampling.temperature == 0:
-            return np.array([self.pick(logits)]), np.ones(1)
-        ids, probabilities = self._kept(logits)
-        return ids, probabilities / probabilities.sum()
+        ids, weights = self._kept(self._adjusted(logits, history))
+        return ids, weights / weights.sum()
 
-    def _penalized(self, logits: NDArray[np.float32], history: Collection[int]) -> NDArray[np.float32]:
+    def _adjusted(self, logits: NDArray[np.float32], history: Collection[int]) -> NDArray[np.float32]:
+        """The logits with biases and the repetition penalty; a copy if there are any."""
         penalty = self.sampling.repetition_penalty
-        if penalty == 1 or not history:
+        penalized = penalty != 1 and bool(history)
+        if not (penalized or len(self._biased)):
             return logits
-        seen = np.unique(np.fromiter(history, np.int64, len(history)))
         logits = logits.copy()
-        values = logits[seen]
-        logits[seen] = np.where(values < 0, values * penalty, values / penalty)
+        logits[self._biased] += self._bias
+        if penalized:
+            seen = np.unique(np.fromiter(history, np.int64, len(history)))
+            values = logits[seen]
+            logits[seen] = np.where(values < 0, values * penalty, values / penalty)
         return logits
 
     def _kept(self, logits: NDArray[np.float32]) -> tuple[Ids, Floats]:
-        """Ids that survive top-k, top-p and min-p, and their weights: exp(logit - highest)."""
+        """Ids that may be picked, and their weights: exp(logit - highest) over the temperature."""
         s, size = self.sampling, logits.shape[0]
+        if s.temperature == 0:
+            best = np.argmax(logits)
+            _check_highest(float(logits[best]))
+            return np.array([best]), np.ones(1)
         highest = float(logits.max())  # NaN, if there is one
         _check_highest(highest)
         if 0 < s.top_k < size:

@@ -233,6 +233,35 @@ def test_run_names_an_option_out_of_range(
     assert "top_p must be" in capsys.readouterr().err
 
 
+def test_run_reports_logprobs_and_takes_biases(
+    model: Model, stdin: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["run", "b", "hi", "--json", "--logprobs", "2"]
+    assert cli.main([*argv, "--logit-bias", "the=-100", "--logit-bias", "id:5=100"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["text"] == "" and [token["id"] for token in answer["logprobs"]] == [5]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--logprobs", "2"], "--logprobs reports within --json"),
+        (["--logit-bias", "the"], "--logit-bias must be TOKEN=N, such as yes=5, not 'the'"),
+        (["--logit-bias", "the=x"], "must be TOKEN=N"),
+        (["--logit-bias", "theeth=1"], "is not one token but"),
+    ],
+)
+def test_run_names_a_bias_or_a_report_that_cannot_be(
+    model: Model,
+    stdin: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    assert cli.main(["run", "b", "hi", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 # chat ---------------------------------------------------------------------------------------------
 
 
