@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_edge.runtime.engines.kv_snapshot import KvSnapshot
 from gemma_edge.runtime.errors import UsageError
 
 Array = NDArray[np.float32]
@@ -22,6 +23,10 @@ class Decoder(Protocol):
     context: int  # tokens that the KV cache holds
     chunk: int  # most tokens that one call takes; bounds the memory of activations
     position: int  # tokens in the cache
+
+    @property
+    def earliest(self) -> int:
+        """The least position that `truncate` can go back to, beside 0: windows keep only what they see."""
 
     def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
         """Appends T tokens to the cache and returns the logits of the last `n_logits` of them.
@@ -42,6 +47,48 @@ class Decoder(Protocol):
 
     def reset(self) -> None:
         """Empties the cache."""
+
+    def truncate(self, position: int) -> None:
+        """Takes the cache back to a position, as if the tokens from there on had never been fed.
+
+        Raises:
+            UsageError: `can_truncate` says no.
+        """
+
+    def snapshot(self) -> KvSnapshot:
+        """A copy of what the cache holds."""
+
+    def snapshot_bytes(self, position: int) -> int:
+        """What a snapshot at a position takes; 0 where the decoder is not loaded."""
+
+    def restore(self, snapshot: KvSnapshot) -> None:
+        """Puts the cache where a snapshot was taken, bit for bit.
+
+        Raises:
+            UsageError: it is of another model or engine, or longer than the context; nothing is changed then.
+        """
+
+
+def can_truncate(decoder: Decoder, position: int) -> bool:
+    """Whether `Decoder.truncate` can take the cache back to a position."""
+    return position == 0 or decoder.earliest <= position <= decoder.position
+
+
+def check_truncation(decoder: Decoder, position: int) -> None:
+    """Raises UsageError where `can_truncate` says no."""
+    if not can_truncate(decoder, position):
+        raise UsageError(
+            f"a cache of {decoder.position} tokens cannot go back to {position}: its windows have moved on, "
+            f"and reach back to {decoder.earliest}"
+        )
+
+
+def check_fit(decoder: Decoder, snapshot: KvSnapshot) -> None:
+    """Raises UsageError for a snapshot that is longer than the decoder's context."""
+    if not 0 <= snapshot.position <= decoder.context:
+        raise UsageError(
+            f"a KV snapshot of {snapshot.position} tokens does not fit a context of {decoder.context}"
+        )
 
 
 def check_room(decoder: Decoder, tokens: int, n_logits: int) -> None:

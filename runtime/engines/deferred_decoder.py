@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from gemma_edge.runtime.engines.cores import release_free_memory
 from gemma_edge.runtime.engines.decoder import Array, Decoder
+from gemma_edge.runtime.engines.kv_snapshot import KvSnapshot
 
 
 class DeferredDecoder:
@@ -49,3 +50,25 @@ class DeferredDecoder:
         if self._decoder is not None:
             self._decoder.reset()
         self.position = 0
+
+    @property
+    def earliest(self) -> int:
+        return self._decoder.earliest if self._decoder is not None else 0
+
+    def truncate(self, position: int) -> None:
+        if position != self.position:
+            self.load().truncate(position)
+            self.position = position
+
+    def snapshot(self) -> KvSnapshot:
+        return self.load().snapshot()
+
+    def snapshot_bytes(self, position: int) -> int:
+        return self._decoder.snapshot_bytes(position) if self._decoder is not None else 0
+
+    def restore(self, snapshot: KvSnapshot) -> None:
+        decoder = self.load()
+        try:
+            decoder.restore(snapshot)
+        finally:
+            self.position = decoder.position

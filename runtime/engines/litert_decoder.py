@@ -13,6 +13,7 @@ memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 
 import numpy as np
 from ai_edge_litert.compiled_model import TensorBuffer
@@ -22,7 +23,8 @@ from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.tflite_check import check_decoder
 from gemma_edge.runtime.artifacts.tflite_reader import read_tflite
 from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
-from gemma_edge.runtime.engines.decoder import check_room
+from gemma_edge.runtime.engines.decoder import check_fit, check_room, check_truncation
+from gemma_edge.runtime.engines.kv_snapshot import EveryPosition, KvBuffers, KvSnapshot, Ring
 from gemma_edge.runtime.engines.litert_model import Buffer, load_model, run_first, run_signature
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.errors import BundleError, UsageError
@@ -80,11 +82,20 @@ class LitertDecoder:
         """Buffers of every layer that owns KV."""
         c = self.config
         self.caches: dict[str, Buffer] = {}
+        self.buffers = KvBuffers(f"ai-edge-litert {version('ai-edge-litert')}")
         for i in c.kv_layers:
-            shape = (1, c.num_key_value_heads, self.capacity[c.layer_types[i]], c.head_dim)
+            kind = c.layer_types[i]
+            shape = (1, c.num_key_value_heads, self.capacity[kind], c.head_dim)
             transposed = shape if self.windowed else (*shape[:2], shape[3], shape[2])
-            for name, size in ((f"kv_cache_k_{i}", shape), (f"kv_cache_v_{i}", transposed)):
-                self.caches[name] = Buffer(self.model.create_input_buffer_by_name("decode", name), size)
+            kept = Ring(shape[2]) if self.windowed and kind == SLIDING else EveryPosition()
+            values_axis = 2 if self.windowed else 3
+            for name, size, axis in (
+                (f"kv_cache_k_{i}", shape, 2),
+                (f"kv_cache_v_{i}", transposed, values_axis),
+            ):
+                buffer = Buffer(self.model.create_input_buffer_by_name("decode", name), size)
+                self.caches[name] = buffer
+                self.buffers.add(name, buffer.array, kept, axis)
 
     def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
         tokens = len(embeddings)
@@ -120,6 +131,25 @@ class LitertDecoder:
 
     def reset(self) -> None:
         self.position = 0
+
+    @property
+    def earliest(self) -> int:
+        return self.buffers.earliest(self.position)
+
+    def truncate(self, position: int) -> None:
+        check_truncation(self, position)
+        self.position = position
+
+    def snapshot(self) -> KvSnapshot:
+        return self.buffers.snapshot(self.position)
+
+    def snapshot_bytes(self, position: int) -> int:
+        return self.buffers.bytes(position)
+
+    def restore(self, snapshot: KvSnapshot) -> None:
+        check_fit(self, snapshot)
+        self.buffers.restore(snapshot)
+        self.position = snapshot.position
 
 
 class _Call:

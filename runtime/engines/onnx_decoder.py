@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
-from gemma_edge.runtime.engines.decoder import check_room
+from gemma_edge.runtime.engines.decoder import check_fit, check_room, check_truncation
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
+from gemma_edge.runtime.engines.kv_snapshot import EveryPosition, Evicting, KvBuffers, KvSnapshot
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.families.config_fields import FULL, SLIDING
@@ -86,11 +87,15 @@ class OnnxDecoder:
     def _bind_cache(self, precision: str) -> None:
         config = self.config
         self.caches: list[ort.OrtValue] = []
+        self.buffers = KvBuffers(f"onnxruntime {ort.__version__}")
         outputs = {output.name for output in self.session.get_outputs()}
         for layer, layout in cache_layouts(config, precision).items():
             shape = (1, config.num_key_value_heads, layout.capacity(self.context), config.head_dim)
+            kept = Evicting(shape[2], config.sliding_window) if layout.windowed else EveryPosition()
             for part in ("key", "value"):
-                buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, KV_TYPES[layout.precision]))
+                array = np.zeros(shape, KV_TYPES[layout.precision])
+                self.buffers.add(f"{part}.{layer}", array, kept)
+                buffer = ort.OrtValue.ortvalue_from_numpy(array)  # over the same memory
                 self.binding.bind_ortvalue_input(f"past_{part}.{layer}", buffer)
                 self.binding.bind_ortvalue_output(f"present_{part}.{layer}", buffer)
                 self.caches.append(buffer)
@@ -156,3 +161,22 @@ class OnnxDecoder:
 
     def reset(self) -> None:
         self.position = 0
+
+    @property
+    def earliest(self) -> int:
+        return self.buffers.earliest(self.position)
+
+    def truncate(self, position: int) -> None:
+        check_truncation(self, position)
+        self.position = position
+
+    def snapshot(self) -> KvSnapshot:
+        return self.buffers.snapshot(self.position)
+
+    def snapshot_bytes(self, position: int) -> int:
+        return self.buffers.bytes(position)
+
+    def restore(self, snapshot: KvSnapshot) -> None:
+        check_fit(self, snapshot)
+        self.buffers.restore(snapshot)
+        self.position = snapshot.position

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_edge.runtime.engines.decoder import check_fit, check_truncation
+from gemma_edge.runtime.engines.kv_snapshot import EveryPosition, KvSnapshot, Ring
+from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.sampling import Sampling
@@ -14,6 +17,7 @@ from support.tiny_tokenizer import END_OF_TURN, EOS
 
 Array = NDArray[np.float32]
 Rule = Callable[[list[int]], int]
+LAYOUT = "ids"
 
 
 class IdTable:
@@ -24,10 +28,23 @@ class IdTable:
 
 
 class RuleDecoder:
-    """A decoder whose likeliest next token is a function of all the ids it was fed."""
+    """A decoder whose likeliest next token is a function of all the ids it was fed.
 
-    def __init__(self, rule: Rule, *, context: int = 512, chunk: int = 16, vocab_size: int = 315) -> None:
+    Args:
+        window: how many of the latest ids its KV cache keeps; None for all of them.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        *,
+        context: int = 512,
+        chunk: int = 16,
+        vocab_size: int = 315,
+        window: int | None = None,
+    ) -> None:
         self.rule, self.context, self.chunk, self.vocab_size = rule, context, chunk, vocab_size
+        self.kept = EveryPosition() if window is None else Ring(window)
         self.ids: list[int] = []
         self.calls: list[int] = []  # tokens of each forward call since the last `reset` or `calls.clear()`
         self.broken = False  # answer with NaN
@@ -38,6 +55,27 @@ class RuleDecoder:
 
     def reset(self) -> None:
         self.ids.clear()
+
+    @property
+    def earliest(self) -> int:
+        return self.kept.earliest(self.position)
+
+    def truncate(self, position: int) -> None:
+        check_truncation(self, position)
+        del self.ids[position:]
+
+    def snapshot(self) -> KvSnapshot:
+        ids = {"ids": np.array(self.ids, np.int32)}
+        return KvSnapshot(LAYOUT, self.position, self.earliest, ids)
+
+    def snapshot_bytes(self, position: int) -> int:
+        return 4 * position
+
+    def restore(self, snapshot: KvSnapshot) -> None:
+        check_fit(self, snapshot)
+        if snapshot.layout != LAYOUT:
+            raise UsageError("the KV snapshot is of another model or engine")
+        self.ids = snapshot.arrays["ids"].tolist()
 
     def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
         assert embeddings.dtype == np.float32 and np.array_equal(embeddings, per_layer)
