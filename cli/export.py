@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,13 +20,16 @@ from gemma_edge.export.exporter import (
     describe_source,
     export_bundle,
     export_job,
+    replaced_by,
     resolve_recipe,
 )
 from gemma_edge.export.formats.export_format import ExportFormat, ExportJob
-from gemma_edge.export.formats.registry import DEFAULT_FORMAT, FORMAT_NAMES, export_format
+from gemma_edge.export.formats.registry import FORMAT_NAMES, export_format, format_of_target
 from gemma_edge.export.plan import check_ceiling, make_plan
 from gemma_edge.export.plan_table import format_plan
-from gemma_edge.export.weights.recipe import KV_CACHES
+from gemma_edge.export.replaced_bundle import old_manifest
+from gemma_edge.export.weights.recipe import KV_CACHES, Recipe
+from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import parse_size
 
@@ -42,13 +45,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=FORMAT_NAMES,
         help="onnx for ONNX Runtime (default), tflite for LiteRT, litertlm for one file that Google's "
-        "LiteRT-LM runs; repeatable, then OUT holds one bundle per format",
+        "LiteRT-LM runs (default for an OUT that ends so); repeatable, then OUT holds one bundle per format",
     )
     parser.add_argument(
         "--recipe", default="int4", metavar="NAME", help="a recipe or a .json file (default: int4)"
     )
     parser.add_argument(
-        "--context", type=int, default=DEFAULT_CONTEXT, metavar="N", help="tokens of KV cache (default: 4096)"
+        "--context",
+        type=int,
+        metavar="N",
+        help=f"tokens of KV cache (default: {DEFAULT_CONTEXT}, or the model's maximum if smaller)",
     )
     parser.add_argument(
         "--chunk", type=int, default=DEFAULT_CHUNK, metavar="N", help="tokens per prefill call (default: 128)"
@@ -63,6 +69,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ceiling", metavar="SIZE", help="refuse a plan above this size, such as 2GiB")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and exit")
+    parser.add_argument(
+        "--force", action="store_true", help="replace a bundle of another checkpoint or recipe, too"
+    )
     parser.add_argument("--no-verify", action="store_true", help="publish without the parity gate")
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="append the export's time and memory to this JSONL file"
@@ -74,21 +83,41 @@ def run(args: argparse.Namespace) -> int:
     """Prints the plan, exports, prints how well the bundle agrees."""
     if not args.dry_run and args.out is None:
         raise UsageError("name the folder of the bundle: gemma-edge export SOURCE OUT")
-    names = list(dict.fromkeys(args.format or [DEFAULT_FORMAT]))
-    formats = [export_format(name) for name in names]
+    given = list(dict.fromkeys(args.format or [None]))
+    formats = [export_format(format_of_target(args.out, name)) for name in given]
     modalities = None if args.modalities is None else [m.strip() for m in args.modalities.split(",")]
     config, towers = describe_source(args.source, modalities)
+    jobs = []
     for format in formats:
         recipe = resolve_recipe(args.recipe, args.kv_cache, format.runtime.name)
-        job = export_job(config, recipe, args.context, args.chunk, towers)
-        _run_format(args, job, format, modalities, _target(args.out, format, len(formats) == 1))
+        jobs.append(export_job(config, recipe, args.context, args.chunk, towers))
+    targets = [_target(args.out, format, len(formats) == 1) for format in formats]
+    if not args.dry_run:
+        _check_targets(args, [job.recipe for job in jobs], targets)
+    for job, format, out in zip(jobs, formats, targets, strict=True):
+        _run_format(args, job, format, modalities, out)
     return 0
 
 
-def _target(out: str | None, format: ExportFormat, only: bool) -> str | None:
+def _check_targets(args: argparse.Namespace, recipes: Sequence[Recipe], targets: Sequence[str]) -> None:
+    """Refuses what must not be replaced, before anything is written; tells what will be."""
+    if len(targets) > 1 and old_manifest(Path(args.out)) is not None:
+        raise UsageError(
+            f"{args.out} is a bundle, and several formats need a folder for theirs: name another"
+        )
+    found = [
+        replaced_by(args.source, out, recipe, force=args.force)
+        for recipe, out in zip(recipes, targets, strict=True)
+    ]
+    for out, old in zip(targets, found, strict=True):
+        if old:
+            tell(f"{out}: replaces {old}")
+
+
+def _target(out: str | None, format: ExportFormat, only: bool) -> str:
     """Where a format goes: inside OUT when there are several, and for a file unless OUT has its suffix."""
     if out is None or (only and out.endswith(format.runtime.suffix)):
-        return out
+        return out or ""
     runtime = format.runtime
     return str(Path(out) / (f"model{runtime.suffix}" if runtime.suffix else runtime.name))
 
@@ -98,7 +127,7 @@ def _run_format(
     job: ExportJob,
     format: ExportFormat,
     modalities: Collection[str] | None,
-    out: str | None,
+    out: str,
 ) -> None:
     ceiling = parse_size(args.ceiling) if args.ceiling else None
     plan = make_plan(job, format)
@@ -106,7 +135,7 @@ def _run_format(
         print(format_plan(plan.to_dict()), file=sys.stdout if args.dry_run else sys.stderr)
     if ceiling is not None:
         check_ceiling(plan, ceiling, job, format)
-    if args.dry_run or out is None:
+    if args.dry_run:
         if args.json:
             print(json.dumps(plan.to_dict()))
         return
@@ -115,13 +144,14 @@ def _run_format(
         args.source,
         out,
         recipe=job.recipe,
-        context=args.context,
+        context=job.context,
         chunk=args.chunk,
         ceiling=ceiling,
         verify=not args.no_verify,
         progress=True,
         format=format.runtime.name,
         modalities=modalities,
+        force=args.force,
     )
     result = record_export(export, args.record) if args.record else export()
     if args.json:

@@ -16,12 +16,13 @@ from typing import Any
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint, described, has_weights, resolve
 from gemma_edge.export.checkpoint.side_files import read_side_files
 from gemma_edge.export.formats.export_format import Artifact, ExportJob
-from gemma_edge.export.formats.registry import DEFAULT_FORMAT, export_format
+from gemma_edge.export.formats.registry import DEFAULT_FORMAT, export_format, format_of_target
 from gemma_edge.export.gate.encoder_parity import encoder_errors
 from gemma_edge.export.gate.gate_prompts import prompt_ids
 from gemma_edge.export.gate.parity import Agreement, check_bounds, verify_sequences
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan import Plan, check_ceiling, make_plan
+from gemma_edge.export.replaced_bundle import check_replacement
 from gemma_edge.export.weights.recipe import KV_CACHES, Bounds, Recipe, load_recipe
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.manifest import SCHEMA_VERSION
@@ -56,47 +57,53 @@ def export_bundle(
     out: str | Path,
     *,
     recipe: str | Path | Recipe = "int4",
-    context: int = DEFAULT_CONTEXT,
+    context: int | None = None,
     chunk: int = DEFAULT_CHUNK,
     kv_cache: str | None = None,
     ceiling: int | None = None,
     verify: bool = True,
     progress: bool = False,
-    format: str = DEFAULT_FORMAT,
+    format: str | None = None,
     modalities: Collection[str] | None = None,
+    force: bool = False,
 ) -> Exported:
     """Exports a checkpoint to a bundle.
 
     Args:
         source: a checkpoint folder, or a Hugging Face id.
-        out: folder of the bundle, or for "litertlm" the file; an existing one is replaced, anything else is
-            refused.
+        out: folder of the bundle, or for "litertlm" the file. A bundle of the same checkpoint and recipe that
+            is there is replaced; files beside it that are no part of it stay.
         recipe: name of a recipe, path of one, or a `Recipe`.
-        context: tokens of KV cache that the plan is made for.
+        context: tokens of KV cache that the plan is made for; None for 4096, or the model's maximum if that
+            is smaller.
         chunk: tokens of one prefill call; bounds the memory of activations.
         kv_cache: "fp32" or "int8"; None for what the recipe says. LiteRT has fp32 only.
         ceiling: bytes of memory that the plan must fit in.
         verify: compare the bundle with the checkpoint before it is published.
         progress: show progress bars on stderr (when it is a terminal).
-        format: "onnx" for ONNX Runtime, "tflite" for LiteRT, "litertlm" for LiteRT-LM: see `FORMAT_NAMES`.
+        format: "onnx" for ONNX Runtime, "tflite" for LiteRT, "litertlm" for LiteRT-LM: see `FORMAT_NAMES`;
+            None for the one whose suffix `out` has, else "onnx".
         modalities: "text", and "image" and "audio" for their encoders; None for all that the checkpoint has.
+        force: replace a bundle of another checkpoint or recipe, too.
 
     Raises:
         CheckpointError, ConfigError, TokenizerError: the checkpoint is bad; the message names the file.
-        UsageError: an unknown recipe, a target that is not a bundle, or an encoder that the checkpoint lacks.
+        UsageError: an unknown recipe, a target that is not a bundle or must not be replaced, or an encoder
+            that the checkpoint lacks.
         CeilingError: the plan does not fit; the message says what would.
         ParityError: the result does not agree with the checkpoint; nothing is published.
     """
-    chosen = export_format(format)
-    recipe = resolve_recipe(recipe, kv_cache, format)
+    chosen = export_format(format_of_target(out, format))
+    recipe = resolve_recipe(recipe, kv_cache, chosen.runtime.name)
     with open_checkpoint(source, modalities) as checkpoint:
         job = export_job(checkpoint.config, recipe, context, chunk, checkpoint.towers)
         plan = make_plan(job, chosen)
         if ceiling is not None:
             check_ceiling(plan, ceiling, job, chosen)
+        facts = _facts(checkpoint, recipe, plan, str(source))
+        check_replacement(Path(out), facts["source"], recipe.name, force=force)
         files = read_side_files(checkpoint)
         prompts = prompt_ids(files.tokenizer, min(GATE_TOKENS, job.context))
-        facts = _facts(checkpoint, recipe, plan, str(source))
         artifact = chosen.prepare(job, files, facts, Path(out))
         with artifact.writer as writer:
             writer.check_room(chosen.room_bytes(plan.file_bytes))
@@ -172,15 +179,17 @@ def describe_source(
 def export_job(
     config: TextConfig,
     recipe: Recipe,
-    context: int,
+    context: int | None,
     chunk: int,
     towers: Mapping[Kind, Tower] = MappingProxyType({}),
 ) -> ExportJob:
-    """The job, its context and chunk checked.
+    """The job, its context (see `export_bundle`) and chunk checked.
 
     Raises:
         UsageError: a context or chunk that the model cannot have.
     """
+    if context is None:
+        context = min(DEFAULT_CONTEXT, config.max_position_embeddings)
     if not 1 <= context <= config.max_position_embeddings:
         raise UsageError(
             f"--context must be 1 to {config.max_position_embeddings} for this model, not {context}"
@@ -193,7 +202,7 @@ def export_job(
 def plan_export(
     config: TextConfig,
     recipe: Recipe,
-    context: int,
+    context: int | None,
     chunk: int,
     format: str = DEFAULT_FORMAT,
     towers: Mapping[Kind, Tower] = MappingProxyType({}),
@@ -231,13 +240,27 @@ def resolve_recipe(recipe: str | Path | Recipe, kv_cache: str | None, format: st
     return replace(recipe, kv_cache=chosen)
 
 
+def replaced_by(source: str | Path, out: str | Path, recipe: Recipe, *, force: bool = False) -> str:
+    """What an export to `out` replaces, for people, before anything is read; "" for nothing.
+
+    Raises:
+        UsageError: `export_bundle` would refuse to replace it.
+    """
+    with open_checkpoint(source, ["text"]) as checkpoint:
+        return check_replacement(Path(out), _source(checkpoint, source), recipe.name, force=force)
+
+
+def _source(checkpoint: Checkpoint, source: str | Path) -> dict[str, str]:
+    return {"name": str(source), "revision": checkpoint.revision()}
+
+
 def _facts(checkpoint: Checkpoint, recipe: Recipe, plan: Plan, source: str) -> dict[str, Any]:
     """What every format's manifest says."""
     return {
         "schema_version": SCHEMA_VERSION,
         "format": plan.format,
         "generator": f"gemma-edge {__version__}",
-        "source": {"name": source, "revision": checkpoint.revision()},
+        "source": _source(checkpoint, source),
         "recipe": recipe.to_dict(),
         "context": plan.context,
         "chunk": plan.chunk,

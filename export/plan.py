@@ -24,7 +24,7 @@ from gemma_edge.export.export_families import family_with, tensor_specs
 from gemma_edge.export.formats.export_format import ExportFormat, ExportJob, WeightLayout
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, Part, TensorSpec
 from gemma_edge.export.model.tower import Tower
-from gemma_edge.export.plan_table import ON_DEMAND
+from gemma_edge.export.plan_table import ON_DEMAND, needed_size
 from gemma_edge.export.weights.recipe import Recipe, list_recipes, load_recipe
 from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.units import format_size
@@ -87,11 +87,12 @@ class Plan:
 
     @property
     def needed_bytes(self) -> int:
-        """The smallest ceiling that the plan is accepted under."""
+        """The smallest ceiling that the plan is accepted under: the peak and `WORKING_FILE_BYTES`."""
         return self.peak_bytes + WORKING_FILE_BYTES
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "peak_bytes": self.peak_bytes, "beside_bytes": self.beside_bytes}
+        names = ("peak_bytes", "beside_bytes", "needed_bytes")
+        return {**asdict(self), **{name: getattr(self, name) for name in names}}
 
 
 def make_plan(job: ExportJob, format: ExportFormat) -> Plan:
@@ -139,9 +140,11 @@ def check_ceiling(plan: Plan, ceiling: int, job: ExportJob, format: ExportFormat
         return
     remedies = _remedies(ceiling, job, format)
     text = "; ".join(remedies) if remedies else "no recipe of ours fits this model under it"
+    peak, room = format_size(plan.peak_bytes), format_size(WORKING_FILE_BYTES)
     raise CeilingError(
-        f"recipe {plan.recipe} with a context of {plan.context} needs {format_size(plan.needed_bytes)}, "
-        f"the ceiling is {format_size(ceiling)}. What would fit: {text}"
+        f"recipe {plan.recipe} with a context of {plan.context} needs {needed_size(plan.needed_bytes)} "
+        f"(a peak of {peak} and {room} for file pages in use), the ceiling is {format_size(ceiling)}. "
+        f"What would fit: {text}"
     )
 
 

@@ -23,7 +23,7 @@ PLAN_SHAPE = {
         ("context", "chunk", "kv_cache_bytes", "activation_bytes", "base_bytes", "peak_bytes"), "size"
     ),
     **dict.fromkeys(("file_bytes", "bytes_per_token"), "size"),
-    "beside_bytes": "size?",
+    **dict.fromkeys(("beside_bytes", "needed_bytes"), "size?"),
     "recipe": "text",
     "parts": [
         {
@@ -69,10 +69,20 @@ def format_plan(plan: dict[str, Any]) -> str:
         lines.append(
             f"encoders run before the decoder is loaded; with both, in a later turn, the peak is {both}"
         )
+    if (needed := plan.get("needed_bytes")) is not None:
+        room = format_size(needed - plan["peak_bytes"])
+        lines.append(
+            f"the smallest --ceiling is {needed_size(needed)}: the peak and {room} for file pages in use"
+        )
     lines.append(
         f"recipe {plan['recipe']}; a decode step reads {format_size(plan['bytes_per_token'])} of weights"
     )
     return "\n".join(lines)
+
+
+def needed_size(size: int) -> str:
+    """Bytes in MiB, rounded up: a ceiling of what is shown is enough."""
+    return f"{-(-size // 2**20)} MiB"
 
 
 def format_count(count: int) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self
 
-from gemma_edge.runtime.artifacts.litertlm_reader import MAGIC as LITERTLM_MAGIC
+from gemma_edge.export.replaced_bundle import carry_over, is_litertlm, old_manifest
 from gemma_edge.runtime.artifacts.manifest import MANIFEST
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 from gemma_edge.runtime.files.file_digest import sha256
@@ -86,8 +86,8 @@ class BundleWriter:
     """Collects the files of a bundle in a hidden sibling of `target`; `publish` makes them the bundle.
 
     Leaving the context without `publish`, by whatever error or Ctrl-C, removes the sibling. A target that is
-    a symbolic link is followed. `scratch` is a second hidden sibling, for files that are no part of the
-    bundle.
+    a symbolic link is followed. Files in an old bundle's folder that its manifest does not list are somebody
+    else's: they stay. `scratch` is a second hidden sibling, for files that are no part of the bundle.
 
     Raises:
         UsageError: `target` exists and is not a bundle, so that nothing else is ever overwritten.
@@ -147,6 +147,10 @@ class BundleWriter:
 
     def publish(self) -> Path:
         """Renames the folder to the target; an old bundle there is replaced, or stays if that fails."""
+        if self.target.is_dir():
+            listed = (old_manifest(self.target) or {}).get("files")
+            ours = listed if isinstance(listed, dict) else self.records
+            carry_over(self.target, self.folder, {MANIFEST, *ours})
         _sync_folder(self.folder)
         return self._replace_target(self.folder)
 
@@ -192,8 +196,7 @@ class FileWriter(BundleWriter):
     def _replaceable(self) -> bool:
         if not self.target.is_file():
             return not self.target.exists()
-        with self.target.open("rb") as file:
-            return file.read(len(LITERTLM_MAGIC)) == LITERTLM_MAGIC
+        return is_litertlm(self.target)
 
     def publish_file(self, path: Path) -> Path:
         """Renames a file of the folder to the target, as `publish` does with the folder."""

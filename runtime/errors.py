@@ -100,7 +100,7 @@ class TokenizerError(FileError):
 
 
 class BundleError(FileError):
-    """A bundle has a missing, short, altered or extra file, or a manifest that cannot be read."""
+    """A bundle has a missing, short or altered file, or a manifest that cannot be read."""
 
 
 class MediaError(FileError):

@@ -13,9 +13,10 @@ import pytest
 
 from gemma_edge.export import exporter
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
-from gemma_edge.export.exporter import Exported, export_bundle
+from gemma_edge.export.exporter import Exported, export_bundle, plan_export
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME
 from gemma_edge.export.synth.synth_checkpoint import synthesize
+from gemma_edge.export.synth.synth_gemma3n import text_config
 from gemma_edge.export.weights.recipe import load_recipe
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.ple_table import PleTable
@@ -28,6 +29,7 @@ from gemma_edge.runtime.errors import (
     ParityError,
     UsageError,
 )
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from support.random_gemma3n_text import Json
 from support.refused_inputs import impossible, poke
 
@@ -138,7 +140,7 @@ def test_layouts_and_shards_make_the_same_bundle(
 
 def test_an_old_bundle_is_replaced(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(tiny_bundle, tmp_path / "out"))
-    export_bundle(tiny_checkpoint, out, recipe="int8", context=64, verify=False)
+    export_bundle(tiny_checkpoint, out, recipe="int8", context=64, verify=False, force=True)
     assert Bundle.open(out).manifest["recipe"]["name"] == "int8"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -237,6 +239,42 @@ def test_a_target_that_is_not_a_bundle(tiny_checkpoint: Path, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize("change", ["recipe", "source", "manifest"])
+def test_another_bundle_is_replaced_only_by_force(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, change: str
+) -> None:
+    out = Path(shutil.copytree(tiny_bundle, tmp_path / "out"))
+    options = {"recipe": "int8" if change == "recipe" else "int4", "context": 64, "verify": False}
+    source = tiny_checkpoint
+    if change == "source":
+        source = synthesize(tmp_path / "other", seed=1, progress=False).path
+    elif change == "manifest":
+        (out / "manifest.json").write_text("{")
+    what = (
+        "of unknown origin"
+        if change == "manifest"
+        else f"of {re.escape(str(tiny_checkpoint))} in recipe int4"
+    )
+    with pytest.raises(UsageError, match=f"out is a bundle {what}: --force replaces it"):
+        export_bundle(source, out, **options)  # type: ignore[arg-type]
+    export_bundle(source, out, force=True, **options)  # type: ignore[arg-type]
+    assert Bundle.open(out).context == 64
+
+
+def test_the_same_checkpoint_elsewhere_is_the_same(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(tiny_bundle, tmp_path / "out"))
+    moved = shutil.copytree(tiny_checkpoint, tmp_path / "moved")
+    assert export_bundle(moved, out, context=64, verify=False).path == out
+
+
+@pytest.mark.parametrize(("most", "default"), [(2048, 2048), (8192, 4096)])
+def test_the_default_context_is_at_most_the_models(most: int, default: int) -> None:
+    config = Gemma3nConfig.from_dict({**text_config("tiny"), "max_position_embeddings": most})
+    assert plan_export(config, load_recipe("int4"), None, 64).context == default
+
+
 def test_the_parity_gate_keeps_the_old_bundle(
     tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -244,7 +282,7 @@ def test_the_parity_gate_keeps_the_old_bundle(
     with pytest.raises(
         ParityError, match=r"mean KL .*, the recipe's bound is 1e-05.* Nothing was published"
     ) as caught:
-        export_bundle(tiny_checkpoint, out, recipe=impossible(tmp_path), context=64)
+        export_bundle(tiny_checkpoint, out, recipe=impossible(tmp_path), context=64, force=True)
     assert caught.value.exit_code == 6
     assert Bundle.open(out).manifest == Bundle.open(tiny_bundle).manifest
     assert [path.name for path in out.parent.iterdir()] == ["out"]

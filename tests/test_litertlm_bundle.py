@@ -161,8 +161,8 @@ def test_an_old_one_is_replaced_only_by_one_that_agrees(tiny_checkpoint: Path, c
     recipe = load_recipe("int4")
     strict = replace(recipe, bounds=replace(recipe.bounds, mean_kl=1e-9))
     with pytest.raises(ParityError):
-        export_bundle(tiny_checkpoint, copy, recipe=strict, context=64, format="litertlm")
+        export_bundle(tiny_checkpoint, copy, recipe=strict, context=64, force=True)
     assert copy.read_bytes() == before
-    export_bundle(tiny_checkpoint, copy, recipe=recipe, context=64, format="litertlm", verify=False)
+    export_bundle(tiny_checkpoint, copy, recipe=recipe, context=64, verify=False, force=True)
     assert Bundle.open(copy).context == 64
     assert [path.name for path in copy.parent.iterdir() if path.name.startswith(".")] == []

@@ -14,13 +14,14 @@ from gemma_edge.export.exporter import export_bundle, export_job, plan_export
 from gemma_edge.export.formats.registry import export_format
 from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
 from gemma_edge.export.model.tensor_spec import Part
-from gemma_edge.export.plan import Plan, check_ceiling, make_plan
-from gemma_edge.export.plan_table import format_plan
+from gemma_edge.export.plan import WORKING_FILE_BYTES, Plan, check_ceiling, make_plan
+from gemma_edge.export.plan_table import format_plan, needed_size
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.export.synth.synth_gemma3n import text_config
 from gemma_edge.export.weights.recipe import KvCache, Recipe, load_recipe
 from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.units import format_size, parse_size
 from support.random_gemma3n_text import SMALL, VARIANTS, Json
 
 ONNX = export_format("onnx")
@@ -200,8 +201,14 @@ def test_the_ceiling_itself_is_enough() -> None:
     job = export_job(E2B, recipe("int4"), 4096, 256)
     plan = make_plan(job, ONNX)
     check_ceiling(plan, plan.needed_bytes, job, ONNX)
-    with pytest.raises(CeilingError):
+    with pytest.raises(CeilingError) as caught:
         check_ceiling(plan, plan.needed_bytes - 1, job, ONNX)
+    # The message and the table show the sum that is compared.
+    peak, room = map(format_size, (plan.peak_bytes, WORKING_FILE_BYTES))
+    needed = needed_size(plan.needed_bytes)
+    check_ceiling(plan, parse_size(needed), job, ONNX)
+    assert f"needs {needed} (a peak of {peak} and {room} for file pages in use)" in str(caught.value)
+    assert f"the smallest --ceiling is {needed}: the peak and {room} for" in format_plan(plan.to_dict())
 
 
 @pytest.mark.slow

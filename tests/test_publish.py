@@ -87,6 +87,48 @@ def test_an_old_bundle_is_replaced(target: Path) -> None:
     assert names(target.parent) == ["out"]
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["links", "copies"])
+def test_files_of_others_stay(target: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(target, b"old")
+    others = {"README.md": b"mine", ".cache/hub/x": b"", "onnx/decoder.onnx": b"another bundle"}
+    for name, data in others.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(data)
+    (target / "link").symlink_to("nowhere")
+    if not links:
+
+        def no_links(*args: Any, **options: Any) -> None:
+            raise OSError(errno.EPERM, "no links here")
+
+        monkeypatch.setattr(os, "link", no_links)
+    publish(target, b"new")
+    assert content(target) == b"new" and names(target.parent) == ["out"]
+    assert {name: (target / name).read_bytes() for name in others} == others
+    assert os.readlink(target / "link") == "nowhere"
+
+
+def test_a_file_of_anothers_is_not_overwritten(target: Path) -> None:
+    """Nor is the old bundle, whose manifest does not list it."""
+    publish(target, b"old")
+    (target / "vision.onnx").write_bytes(b"mine")
+    with BundleWriter(target) as writer:
+        writer.write_bytes("vision.onnx", b"new")
+        writer.write_manifest(MANIFEST)
+        with pytest.raises(GemmaEdgeError, match=r"vision\.onnx: the new bundle has a file of this name"):
+            writer.publish()
+    assert content(target) == b"old" and (target / "vision.onnx").read_bytes() == b"mine"
+    assert names(target.parent) == ["out"]
+
+
+def test_an_old_bundle_with_a_damaged_manifest(target: Path) -> None:
+    """Which files were its own can only be told by the new one's."""
+    publish(target, b"old")
+    (target / "manifest.json").write_bytes(b"{")
+    (target / "README.md").write_bytes(b"mine")
+    publish(target, b"new")
+    assert content(target) == b"new" and (target / "README.md").read_bytes() == b"mine"
+
+
 def test_an_empty_folder_is_filled(target: Path) -> None:
     target.mkdir(parents=True)
     publish(target, b"new")
@@ -308,7 +350,7 @@ def test_an_export_that_is_ended_cleans_up(
     argv = [sys.executable, "-m", "gemma_edge.cli.main", "export", str(tiny_checkpoint), str(target)]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
-        [*argv, "--context", "64"],
+        [*argv, "--context", "64", "--force"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -328,7 +370,7 @@ def test_an_export_that_is_ended_cleans_up(
 def test_an_export_below_nohup_goes_on(target: Path, tiny_checkpoint: Path) -> None:
     argv = ["nohup", sys.executable, "-m", "gemma_edge.cli.main", "export", str(tiny_checkpoint), str(target)]
     process = subprocess.Popen(
-        [*argv, "--context", "64"],
+        [*argv, "--context", "64", "--force"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

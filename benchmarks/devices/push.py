@@ -22,6 +22,8 @@ from typing import IO
 
 from gemma_edge.benchmarks.devices.base import Progress
 from gemma_edge.benchmarks.devices.shell import ShellDevice
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.manifest import MANIFEST
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import format_size
 
@@ -74,7 +76,9 @@ def push(device: ShellDevice, source: Path, progress: Progress | None = None) ->
 
 
 def _files(source: Path) -> Iterator[_File]:
-    if source.is_dir():
+    if (source / MANIFEST).is_file():
+        paths = Bundle.open(source).paths()  # not what else lies in its folder
+    elif source.is_dir():
         paths = sorted(path for path in source.rglob("*") if path.is_file())
     elif source.is_file():
         paths = [source]

@@ -69,6 +69,6 @@ def bundle_files(path: Path) -> list[Path]:
     """All files that loading a bundle reads: its own, and those that the runtime keeps of it in the cache
     folder, such as packed weights.
     """
-    own = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    kept = {file for record in Bundle.open(path).files.values() for file in made_from(record.sha256)}
-    return [*own, *sorted(kept)]
+    bundle = Bundle.open(path)
+    kept = {file for record in bundle.files.values() for file in made_from(record.sha256)}
+    return [*bundle.paths(), *sorted(kept)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 from gemma_edge.export.formats.export_format import ExportFormat
 from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
@@ -10,6 +11,19 @@ from gemma_edge.runtime.errors import UsageError
 
 FORMAT_NAMES = tuple(ARTIFACT_FORMATS)
 DEFAULT_FORMAT = FORMAT_NAMES[0]
+
+
+def format_of_target(out: str | Path | None, format: str | None) -> str:
+    """The name of the format of an export to `out`: `format`, or the one whose suffix `out` has.
+
+    Raises:
+        UsageError: `out` has the suffix of another format.
+    """
+    suffix = "" if out is None else Path(out).suffix
+    found = next((each.name for each in ARTIFACT_FORMATS.values() if each.suffix == suffix != ""), None)
+    if format is not None and found is not None and found != format:
+        raise UsageError(f"{out}: a {suffix} is a file of --format {found}, not {format}; name a folder")
+    return format or found or DEFAULT_FORMAT
 
 
 def export_format(name: str) -> ExportFormat:

@@ -20,9 +20,12 @@ from gemma_edge.runtime.host.parent_process import end_with_parent
 # would import the caller's script, and with it run the call that started the child.
 _CHILD = """
 import pickle, sys
-sys.path[:] = pickle.load(sys.stdin.buffer)
+try:
+    sys.path[:], job = pickle.load(sys.stdin.buffer)
+except EOFError:
+    sys.exit()  # the parent has just ended
 from gemma_edge.export.gate.engine_process import work
-work()
+work(job)
 """
 
 
@@ -44,9 +47,9 @@ def run_isolated(path: Path, function: Callable[..., None], *args: Any) -> None:
             stack.callback(_end, process)
         ours.close()  # the process has the only other end: `answer` ends when it does
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin as job:
-            pickle.dump(sys.path, job)
-            pickle.dump((os.getpid(), sender, function, path, *args), job)
+        job = pickle.dumps((os.getpid(), sender, function, path, *args))
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+            pickle.dump((sys.path, job), pipe)
         told = answer.read()
         if not told:
             raise _death(path, process.wait())
@@ -55,9 +58,9 @@ def run_isolated(path: Path, function: Callable[..., None], *args: Any) -> None:
         raise error
 
 
-def work() -> None:
+def work(job: bytes) -> None:
     """In the other process, which ends with its parent: sends what the function raises, or None."""
-    parent, sender, function, *args = pickle.load(sys.stdin.buffer)
+    parent, sender, function, *args = pickle.loads(job)
     end_with_parent(parent)
     raised = None
     try:

@@ -1,8 +1,8 @@
 """`Bundle`: an artifact, opened and checked before an engine sees a byte.
 
 A bundle is a folder or a .litertlm. `Bundle.open` checks the manifest's schema and that every file is there,
-inside the folder, of the recorded size, and that no other file is. It hashes files up to `HASH_AT_OPEN` bytes
-at once, among them the graph that the engine parses; `check_hashes` hashes the large ones, as
+inside the folder, of the recorded size; other files there are ignored. It hashes files up to `HASH_AT_OPEN`
+bytes at once, among them the graph that the engine parses; `check_hashes` hashes the large ones, as
 `gemma-edge verify` and `gemma-edge inspect --check` ask it to.
 """
 
@@ -52,7 +52,7 @@ class Bundle:
         """Reads and checks the bundle in folder `path`, or the .litertlm that `path` is.
 
         Raises:
-            BundleError: anything is missing, short, altered, extra, or of a newer schema.
+            BundleError: anything is missing, short, altered, or of a newer schema.
         """
         path = Path(path)
         container: Container = LitertlmBundle.open(path) if path.is_file() else FolderBundle.open(path)
@@ -99,6 +99,11 @@ class Bundle:
         """The encoder of audio, if the bundle has one."""
         found = self.modalities.get("audio")
         return found if isinstance(found, AudioModality) else None
+
+    def paths(self) -> list[Path]:
+        """What the bundle consists of on disk: its manifest and the files that it lists, or the .litertlm."""
+        where = self.container.manifest_path
+        return [where] if where == self.path else [where, *(self.path / name for name in self.files)]
 
     def file(self, name: str) -> Path:
         """The path of a file that `files` lists; a part of a .litertlm is copied out of it first."""

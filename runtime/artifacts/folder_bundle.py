@@ -62,10 +62,10 @@ class FolderBundle:
 
     @classmethod
     def open(cls, path: Path) -> FolderBundle:
-        """Reads the manifest, then checks that the folder holds its files and no others.
+        """Reads the manifest, then checks that the folder holds its files. Other files are ignored.
 
         Raises:
-            BundleError: a file is missing, short, altered, extra, or outside the folder; or the manifest is
+            BundleError: a file is missing, short, altered, or outside the folder; or the manifest is
                 malformed or of a newer schema.
         """
         where = path / MANIFEST
@@ -104,15 +104,6 @@ class FolderBundle:
                 raise BundleError(file, "size", f"{record.bytes} bytes", f"{size}", "Copy the bundle again.")
             if size <= HASH_AT_OPEN:
                 check_hash(self, name)
-        found = {p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if not p.is_dir()}
-        if extra := sorted(found - set(self.files) - {MANIFEST}):
-            raise BundleError(
-                self.path / extra[0],
-                "file",
-                "only files that the manifest lists",
-                "an extra file",
-                "Move it out.",
-            )
 
 
 def check_hash(container: Container, name: str, progress: Callable[[int], None] | None = None) -> None:
