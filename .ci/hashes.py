@@ -20,8 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PYTHONS = ("3.11", "3.12", "3.13")
 MACHINES = ("x86_64", "aarch64")
-GLIBC = (17, 27, 28, 34, 35)  # the manylinux tags that a wheel may have
-EXTRAS = ("export", "images", "audio", "video")
+GLIBC = (17, 27, 28, 31, 34, 35)  # the manylinux tags that a wheel may have
+EXTRAS = ("export", "images", "audio", "structured", "video")
 
 
 def wanted() -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from gemma_edge.export.checkpoint.sentencepiece_model import (
     PieceKind,
     build_model,
 )
-from gemma_edge.export.synth.synth_gemma3n import CHAT_TEMPLATE
 from gemma_edge.export.synth.synth_towers import audio_json, preprocessor_json, vision_json
 from gemma_edge.runtime.families.config_fields import FULL, SLIDING
 
@@ -228,4 +228,4 @@ def write_side_files(folder: Path, tokenizer_model: bytes) -> None:
     for name, data in documents.items():
         (folder / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     (folder / "tokenizer.model").write_bytes(tokenizer_model)
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name("chat_template.jinja"), folder / "chat_template.jinja")

@@ -6,6 +6,7 @@ all it makes is bounded (`template_sandbox`). The environment otherwise offers w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_edge.runtime.errors import BundleError, UsageError, printable
 from gemma_edge.runtime.families.gemma3n_template import GEMMA3N_TEMPLATE
+from gemma_edge.runtime.prompt.tool_calls import Convention, checked_calls
+from gemma_edge.runtime.prompt.tool_prompt import check_order, plain_turns
+from gemma_edge.runtime.prompt.tool_schemas import Tool
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -40,12 +44,17 @@ class ChatTemplate:
         bos_token: str = "<bos>",
         eos_token: str = "<eos>",
         add_generation_prompt: bool = True,
+        tools: Sequence[Tool] = (),
+        convention: Convention | None = None,
     ) -> str:
         """The prompt text of a conversation.
 
         Args:
             messages: {"role": ..., "content": text or parts}, in order. A part is {"type": "text", "text":
-                ...}, {"type": "image"} or {"type": "audio"}; what else it says of itself is ignored.
+                ...}, {"type": "image"} or {"type": "audio"}; what else it says of itself is ignored. One of
+                role "assistant" may have "tool_calls", one of role "tool" is the result of a call.
+            tools: of `normal_tools`.
+            convention: how calls are written, see `tool_calls`; default: `default_convention`.
 
         Raises:
             UsageError: a malformed message, or messages that the template refuses (roles that do not
@@ -59,6 +68,12 @@ class ChatTemplate:
 
         plain = normalize_messages(messages)
         template = self._template
+        names: dict[str, Any] = {"tools": None}
+        if self.renders_tools(convention):
+            names = {"tools": [tool.to_dict() for tool in tools] or None}
+            names["tool_convention"] = convention or self.default_convention
+        else:
+            plain = plain_turns(plain, tools, convention or self.default_convention)
         template.environment.budget = Budget()  # type: ignore[attr-defined]
         try:
             return template.render(
@@ -66,6 +81,7 @@ class ChatTemplate:
                 bos_token=bos_token,
                 eos_token=eos_token,
                 add_generation_prompt=add_generation_prompt,
+                **names,
             )
         except Refused as refusal:
             raise UsageError(f"the chat template refuses the messages: {printable(refusal)}") from None
@@ -77,6 +93,19 @@ class ChatTemplate:
             raise self._error("a template that comes to an end", type(error).__name__) from None
         except Exception as error:  # the template's own mistakes: 1 / 0, a missing key
             raise self._error("a template that renders", f"{type(error).__name__}: {error}") from None
+
+    def renders_tools(self, convention: Convention | None = None) -> bool:
+        """Whether the template itself writes tools, in this convention if one is given.
+
+        It does if it uses the variable `tools`; the convention can be chosen if it uses `tool_convention`.
+        """
+        used = self._template.environment.undeclared  # type: ignore[attr-defined]
+        return "tools" in used and (convention is None or "tool_convention" in used)
+
+    @property
+    def default_convention(self) -> Convention:
+        """ "python", as LiteRT-LM reads it, for a template that takes `tool_convention`; else "json"."""
+        return "python" if self.renders_tools("python") else "json"
 
     def check(self) -> None:
         """Compiles the template.
@@ -117,17 +146,34 @@ def normalize_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
         raise UsageError('messages must be a non-empty list of {"role": ..., "content": ...}')
-    return [_check_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    normal: list[dict[str, Any]] = []
+    calls = 0
+    for index, message in enumerate(messages):
+        normal.append(_check_message(message, f"messages[{index}]", calls))
+        calls += len(normal[-1].get("tool_calls", ()))
+    check_order(normal)
+    return normal
 
 
-def _check_message(message: object, name: str) -> dict[str, Any]:
+def _check_message(message: object, name: str, calls: int) -> dict[str, Any]:
+    """The message as plain values; `calls` were made before it."""
     if not isinstance(message, Mapping):
         raise UsageError(f'{name} must be {{"role": ..., "content": ...}}, not {type(message).__name__}')
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not role:
         raise UsageError(f"{name}['role'] must be a text such as 'user', not {role!r}")
+    made: dict[str, Any] = {"role": str(role)}
+    if role == "tool":
+        ids = {key: str(message[key]) for key in ("name", "tool_call_id") if message.get(key)}
+        return {**made, "content": result_text(content, f"{name}['content']"), **ids}
+    if message.get("tool_calls"):
+        if role != "assistant":
+            raise UsageError(f"{name} has tool_calls: only one of role 'assistant' may")
+        checked = checked_calls(message["tool_calls"], f"{name}['tool_calls']", calls)
+        made["tool_calls"] = [call.to_dict() for call in checked]
+        content = content or ""
     if isinstance(content, str):
-        return {"role": str(role), "content": str(content)}
+        return {**made, "content": str(content)}
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise UsageError(f"{name}['content'] must be a text or a list of parts, not {type(content).__name__}")
     parts: list[dict[str, str]] = []
@@ -142,4 +188,24 @@ def _check_message(message: object, name: str) -> dict[str, Any]:
             raise UsageError(
                 f'{where} must be {{"type": "text", "text": ...}}, an image or audio, not of type {kind!r}'
             )
-    return {"role": str(role), "content": parts}
+    return {**made, "content": parts}
+
+
+def result_text(value: object, where: str = "the result") -> str:
+    """What a tool returned, as text: a text as it is, other values as JSON.
+
+    Raises:
+        UsageError: the value is no JSON.
+    """
+    if isinstance(value, str):
+        return str(value)
+    if (
+        isinstance(value, Sequence)
+        and value
+        and all(isinstance(part, Mapping) and part.get("type") == "text" for part in value)
+    ):
+        return "\n".join(str(part.get("text", "")) for part in value)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        raise UsageError(f"{where} must be a text, or a value that JSON can say") from None

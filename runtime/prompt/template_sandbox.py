@@ -17,6 +17,7 @@ from functools import wraps
 from typing import Any, cast
 
 import jinja2
+import jinja2.meta
 from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
@@ -133,6 +134,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
     budget: Budget
+    undeclared: frozenset[str] = frozenset()  # names that the template expects of its caller
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         sized = [value for value in (left, right) if isinstance(value, (str, list, tuple))]
@@ -325,5 +327,7 @@ def compile_template(source: str) -> Template:
         del environment.filters[name]
     for name, function in environment.filters.items():
         environment.filters[name] = environment.guarded(name, function)
-    tree = Bounds().visit(environment.parse(source))
+    parsed = environment.parse(source)
+    environment.undeclared = frozenset(jinja2.meta.find_undeclared_variables(parsed))
+    tree = Bounds().visit(parsed)
     return environment.from_string(tree.set_environment(environment))
