@@ -20,11 +20,13 @@ from gemma_edge.runtime.lazy import lazy_names
 if TYPE_CHECKING:
     from gemma_edge.runtime.answers import Completion, Stream
     from gemma_edge.runtime.artifacts.bundle import Bundle
-    from gemma_edge.runtime.errors import GemmaEdgeError
+    from gemma_edge.runtime.async_answers import AsyncAnswer
+    from gemma_edge.runtime.errors import BusyError, GemmaEdgeError
     from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
     from gemma_edge.runtime.model import Model
     from gemma_edge.runtime.prompt.chat_template import ChatTemplate
     from gemma_edge.runtime.prompt.tokenizer import Tokenizer
+    from gemma_edge.runtime.request_queue import RequestQueue
     from gemma_edge.runtime.sampling import Sampling
     from gemma_edge.runtime.usage import Usage
     from gemma_edge.runtime.version import __version__
@@ -32,12 +34,15 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "AsyncAnswer": "async_answers",
             "Bundle": "artifacts.bundle",
+            "BusyError": "errors",
             "ChatTemplate": "prompt.chat_template",
             "Completion": "answers",
             "Gemma3nConfig": "families.gemma3n_config",
             "GemmaEdgeError": "errors",
             "Model": "model",
+            "RequestQueue": "request_queue",
             "Sampling": "sampling",
             "Stream": "answers",
             "Tokenizer": "prompt.tokenizer",
@@ -49,12 +54,15 @@ else:
 silence_telemetry()  # before any module can load an engine
 
 __all__ = [
+    "AsyncAnswer",
     "Bundle",
+    "BusyError",
     "ChatTemplate",
     "Completion",
     "Gemma3nConfig",
     "GemmaEdgeError",
     "Model",
+    "RequestQueue",
     "Sampling",
     "Stream",
     "Tokenizer",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer. `finish_reason` is "stop" (end token or stop string), "length" or "cancelled".
+    """An answer. `finish_reason` is "stop" (end token or stop string), "length", "cancelled" or "timeout".
 
     `logprobs`, if they were asked for, has an entry for each of `usage.completion_tokens`.
     """
@@ -39,6 +41,40 @@ class Completion:
         if self.logprobs is not None:
             values["logprobs"] = [token.to_dict() for token in self.logprobs]
         return values
+
+
+class Cancellation:
+    """Whether an answer is to end early: somebody said so, or its time is up.
+
+    Args:
+        timeout: seconds from now; None for no limit.
+
+    Raises:
+        UsageError: `timeout` is no number above 0.
+    """
+
+    def __init__(self, timeout: float | None = None) -> None:
+        if timeout is not None and (
+            isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0
+        ):
+            raise UsageError(f"timeout must be a number of seconds above 0, not {timeout!r}")
+        self._deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        """Ends the answer; any thread may call it."""
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """Is the answer to end?"""
+        return bool(self.reason)
+
+    @property
+    def reason(self) -> str:
+        """A `finish_reason`; "" if the answer is to go on."""
+        if self._event.is_set():
+            return "cancelled"
+        return "timeout" if time.monotonic() >= self._deadline else ""
 
 
 class StopStrings:
@@ -94,7 +130,7 @@ class Stream(Iterator[str]):
         stops: StopStrings,
         end_ids: Collection[int],
         progress: GenerationProgress,
-        cancelled: threading.Event,
+        cancelled: Cancellation,
         *,
         logprobs: list[TokenLogprob] | None = None,
     ) -> None:
@@ -151,7 +187,7 @@ class _Answer:
     def __init__(
         self,
         progress: GenerationProgress,
-        cancelled: threading.Event,
+        cancelled: Cancellation,
         logprobs: list[TokenLogprob] | None,
     ) -> None:
         self.progress, self.cancelled, self.logprobs = progress, cancelled, logprobs
@@ -184,7 +220,7 @@ def _pieces(
             yield from emit(stops.push(text.push(token)))
             if stops.found:
                 break
-        reason = reason or ("cancelled" if answer.cancelled.is_set() else "length")
+        reason = reason or answer.cancelled.reason or "length"
         yield from emit(stops.push(text.flush()))
         yield from emit(stops.flush())
         answer.finish("stop" if stops.found else reason)

@@ -55,6 +55,10 @@ class UsageError(GemmaEdgeError):
     exit_code = 2
 
 
+class BusyError(UsageError):
+    """A model answers somebody else, and no more requests may wait for it."""
+
+
 class FileError(GemmaEdgeError):
     """Something in a file is not what it must be.
 

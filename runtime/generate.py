@@ -7,7 +7,6 @@ its ids into text.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.prompt.prompt_builder import Prompt
+from gemma_edge.runtime.request_queue import RequestQueue
 from gemma_edge.runtime.residency import Residency
 from gemma_edge.runtime.sampling import Sampler
 from gemma_edge.runtime.usage import GenerationProgress
@@ -41,12 +41,15 @@ class TokenGenerator:
         residency: the decoder, and the encoders of attachments if there are any.
         embeddings: rows (T, hidden).
         per_layer: rows (T, layers * ple width).
+        queue: where streams wait while another one is running; default: none may.
     """
 
-    def __init__(self, residency: Residency, embeddings: Table, per_layer: Table) -> None:
+    def __init__(
+        self, residency: Residency, embeddings: Table, per_layer: Table, queue: RequestQueue | None = None
+    ) -> None:
         self.residency, self.embeddings, self.per_layer = residency, embeddings, per_layer
         self._cached: list[int] | None = None  # keys of a Prompt; None: not known, as after an error
-        self._busy = threading.Lock()
+        self.queue = queue or RequestQueue(0)
 
     @property
     def decoder(self) -> Decoder:
@@ -67,6 +70,7 @@ class TokenGenerator:
         end_ids: Collection[int] = (),
         cancelled: Callable[[], bool] = lambda: False,
         progress: GenerationProgress | None = None,
+        client: str = "",
     ) -> Generator[int, None, None]:
         """Token ids that continue `prompt`, up to and including one of `end_ids`, if it comes to that.
 
@@ -76,11 +80,13 @@ class TokenGenerator:
         Args:
             prompt: ids, bos included. What of it the cache already holds is not computed again.
             max_tokens: at most this many; None, or too many, for as many as the context has room for.
-            cancelled: asked before every call of the decoder; True ends the stream.
+            cancelled: asked before every call of the decoder, and while the stream waits; True ends it.
             progress: is filled while the stream runs.
+            client: whose turn it is, if several wait; see `RequestQueue`.
 
         Raises:
-            UsageError: the prompt is empty or leaves no room in the context; another stream is running.
+            UsageError: the prompt is empty or leaves no room in the context.
+            BusyError: another stream is running, and this one cannot wait: raised by the first `next`.
             GemmaEdgeError: the logits hold NaN.
         """
         if not isinstance(prompt, Prompt):
@@ -101,7 +107,7 @@ class TokenGenerator:
         limit = room if max_tokens is None else min(max_tokens, room)
         progress = progress or GenerationProgress()
         progress.prompt_tokens, progress.soft_tokens = len(ids), prompt.soft_tokens
-        return self._tokens(prompt, sampler, limit, frozenset(end_ids), cancelled, progress)
+        return self._tokens(prompt, sampler, limit, frozenset(end_ids), cancelled, progress, client)
 
     def _tokens(
         self,
@@ -111,9 +117,12 @@ class TokenGenerator:
         end_ids: frozenset[int],
         cancelled: Callable[[], bool],
         progress: GenerationProgress,
+        client: str,
     ) -> Generator[int, None, None]:
-        if not self._busy.acquire(blocking=False):
-            raise UsageError("the model is still streaming another answer: finish it, or call its cancel()")
+        started = time.perf_counter()
+        if not self.queue.enter(client, cancelled):
+            return
+        progress.queued_s = time.perf_counter() - started
         try:
             logits = self._prefill(prompt, cancelled, progress)
             history = set(prompt.ids)
@@ -133,7 +142,7 @@ class TokenGenerator:
                 started = time.perf_counter()
                 logits = self._feed(Prompt([token]))
         finally:
-            self._busy.release()
+            self.queue.leave()
 
     def _prefill(
         self, prompt: Prompt, cancelled: Callable[[], bool], progress: GenerationProgress

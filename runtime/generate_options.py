@@ -26,6 +26,9 @@ class GenerateOptions(TypedDict, total=False):
         logprobs: report the log-probability of each token, and this many of the likeliest, 0 to 20.
         logit_bias: a number from -100 to 100 by token, added to its logit; a token is an id, a text such as
             "id:5", or a text that is one token.
+        timeout: seconds that the answer may take, waiting for other requests included; what there is of it
+            then is the answer.
+        client: who asks; clients take turns when several requests wait.
         temperature, top_k, top_p, min_p, repetition_penalty, seed: see `Sampling`; default: the bundle's.
     """
 
@@ -36,6 +39,8 @@ class GenerateOptions(TypedDict, total=False):
     stop: Sequence[str] | str | None
     logprobs: int | None
     logit_bias: Bias | None
+    timeout: float | None
+    client: str | None
     temperature: float | None
     top_k: int | None
     top_p: float | None

@@ -8,13 +8,12 @@ for piece in model.generate("What is this?", attach=["photo.jpg"], stream=True):
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
-from gemma_edge.runtime.answers import Completion, StopStrings, Stream
+from gemma_edge.runtime.answers import Cancellation, Completion, StopStrings, Stream
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.engines.decoder import Decoder
 from gemma_edge.runtime.errors import UsageError
@@ -39,9 +38,13 @@ from gemma_edge.runtime.prompt.prompt_builder import (
     placeholder,
 )
 from gemma_edge.runtime.prompt.tokenizer import StreamDecoder, Tokenizer
+from gemma_edge.runtime.request_queue import DEFAULT_LIMIT, RequestQueue
 from gemma_edge.runtime.residency import AttachmentEncoder, Residency
 from gemma_edge.runtime.sampling import Sampler, Sampling
 from gemma_edge.runtime.usage import GenerationProgress
+
+if TYPE_CHECKING:
+    from gemma_edge.runtime.async_answers import AsyncAnswer
 
 Question = str | Sequence[Message]
 
@@ -49,8 +52,8 @@ Question = str | Sequence[Message]
 class Model:
     """A decoder with its tables, tokenizer and chat template.
 
-    It has one KV cache: one answer at a time. Conversations are cheap when each prompt continues the last
-    one, since what the cache holds is not computed again.
+    It has one KV cache: one answer at a time; requests of other threads wait for their turn. Conversations
+    are cheap when each prompt continues the last one, since what the cache holds is not computed again.
 
     Args:
         decoder, embeddings, per_layer: see `TokenGenerator`.
@@ -60,6 +63,8 @@ class Model:
         end_ids: ids that end an answer; default: the tokenizer's eos.
         reader, encoders: of attachments; None for a model that takes text alone.
         bundle: what the model was loaded from, if from one.
+        queue: most requests of other threads that wait while one is answered, 0 to refuse them; or a
+            `RequestQueue`, to limit each client, too.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Model:
         reader: Reader | None = None,
         encoders: AttachmentEncoder | None = None,
         bundle: Bundle | None = None,
+        queue: int | RequestQueue = DEFAULT_LIMIT,
     ) -> None:
         self.decoder, self.embeddings, self.per_layer = decoder, embeddings, per_layer
         self.tokenizer = tokenizer
@@ -85,7 +91,8 @@ class Model:
         self.reader = reader or Reader({}, context=decoder.context)
         self.encoders, self.bundle = encoders, bundle
         self.residency = Residency(decoder, encoders)
-        self._generator = TokenGenerator(self.residency, embeddings, per_layer)
+        self.queue = RequestQueue(queue) if isinstance(queue, int) else queue
+        self._generator = TokenGenerator(self.residency, embeddings, per_layer, self.queue)
 
     @classmethod
     def load(
@@ -97,6 +104,7 @@ class Model:
         defer_decoder: bool = False,
         keep_encoders: bool = False,
         video_tokens: int | None = None,
+        queue: int | RequestQueue = DEFAULT_LIMIT,
         log: Callable[[str], None] = lambda text: None,
     ) -> Model:
         """Loads the bundle in folder `path`.
@@ -109,6 +117,7 @@ class Model:
                 time that takes, if there is not enough memory for both.
             keep_encoders: leave encoders in memory once a prompt needed them.
             video_tokens: see `Reader`.
+            queue: see `Model`.
             log: is told which attachments were encoded, and what is left out of a video.
 
         Raises:
@@ -141,6 +150,7 @@ class Model:
             reader=reader,
             encoders=bundle_encoders(bundle, threads=threads, keep=keep_encoders, log=log),
             bundle=bundle,
+            queue=queue,
         )
 
     def prompt(
@@ -205,12 +215,23 @@ class Model:
 
         The latest 32 MB of encoded attachments are kept: 16 images at the published sizes.
         """
-        self.residency.make_room(attachments)
-        self.residency.encode(attachments)
+        with self.queue.turn():
+            self.residency.make_room(attachments)
+            self.residency.encode(attachments)
+
+    def agenerate(self, prompt: Question, **options: Unpack[GenerateOptions]) -> AsyncAnswer:
+        """`generate` for asyncio: await the `Completion`, or iterate over the pieces with `async for`.
+
+        The work is done in a thread of its own. Errors are raised where the answer is awaited.
+        """
+        from gemma_edge.runtime.async_answers import AsyncAnswer  # asyncio takes long to import
+
+        return AsyncAnswer(lambda: self.generate(prompt, stream=True, **options), self.queue)
 
     def reset(self) -> None:
         """Empties the KV cache."""
-        self._generator.reset()
+        with self.queue.turn():
+            self._generator.reset()
 
     def stream_tokens(
         self,
@@ -251,6 +272,7 @@ class Model:
 
         Raises:
             UsageError: an option is out of range, or the prompt does not fit the context.
+            BusyError: too many requests wait already, or this thread has not finished another stream.
             MediaError: an attachment cannot be used.
             BundleError: the bundle has no encoder for one.
         """
@@ -261,6 +283,7 @@ class Model:
         sampler = Sampler(sampling_from(options, self.sampling), bias=bias, observe=recorder)
         stop = options.get("stop")
         stops = StopStrings([stop] if isinstance(stop, str) else list(stop or ()))
+        cancelled = Cancellation(options.get("timeout"))
         started = time.perf_counter()
         made = self.prompt(
             prompt,
@@ -269,7 +292,6 @@ class Model:
             raw=options.get("raw") or False,
         )
         progress = GenerationProgress(tokenize_s=time.perf_counter() - started)
-        cancelled = threading.Event()
         tokens = self._generator.stream_tokens(
             made,
             sampler,
@@ -277,6 +299,7 @@ class Model:
             end_ids=self.end_ids,
             cancelled=cancelled.is_set,
             progress=progress,
+            client=options.get("client") or "",
         )
         answer = Stream(
             tokens,

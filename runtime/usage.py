@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+WAITED_S = 1e-3  # a free model takes microseconds
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -11,9 +13,9 @@ class Usage:
 
     `completion_tokens` counts every token sampled, the end token included. `cached_tokens` of the prompt were
     in the KV cache already; `soft_tokens` of it stand for images and clips, and `encode_s` is what their
-    encoders took, loading included. The time to the first token has everything in it but the loading of the
-    decoder. Times are seconds of work: those in which the caller holds the stream do not
-    count.
+    encoders took, loading included. `queued_s` is how long the request waited for others. The time to the
+    first token has everything in it but that and the loading of the decoder. Times are seconds of work: those
+    in which the caller holds the stream do not count.
     """
 
     prompt_tokens: int
@@ -24,6 +26,7 @@ class Usage:
     decode_tokens_per_s: float | None
     soft_tokens: int = 0
     encode_s: float | None = None
+    queued_s: float | None = None
 
 
 @dataclass
@@ -35,6 +38,7 @@ class GenerationProgress:
     completion_tokens: int = 0
     soft_tokens: int = 0
     tokenize_s: float = 0.0  # the template and reading attachments included
+    queued_s: float = 0.0
     encode_s: float = 0.0
     prefill_s: float = 0.0
     first_token_s: float = 0.0  # sampling it, after the prefill
@@ -52,4 +56,5 @@ class GenerationProgress:
             decoded / self.decode_s if decoded > 0 and self.decode_s else None,
             self.soft_tokens,
             self.encode_s or None,
+            self.queued_s if self.queued_s >= WAITED_S else None,
         )

@@ -7,6 +7,7 @@ all it makes is bounded (`template_sandbox`). The environment otherwise offers w
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,7 @@ class ChatTemplate:
 
     def __init__(self, source: str | None = None, path: str | Path = "chat_template.jinja") -> None:
         self.source, self.path = GEMMA3N_TEMPLATE if source is None else source, Path(path)
+        self._rendering = threading.Lock()
 
     def render(
         self,
@@ -74,15 +76,16 @@ class ChatTemplate:
             names["tool_convention"] = convention or self.default_convention
         else:
             plain = plain_turns(plain, tools, convention or self.default_convention)
-        template.environment.budget = Budget()  # type: ignore[attr-defined]
         try:
-            return template.render(
-                messages=plain,
-                bos_token=bos_token,
-                eos_token=eos_token,
-                add_generation_prompt=add_generation_prompt,
-                **names,
-            )
+            with self._rendering:  # the budget is the environment's
+                template.environment.budget = Budget()  # type: ignore[attr-defined]
+                return template.render(
+                    messages=plain,
+                    bos_token=bos_token,
+                    eos_token=eos_token,
+                    add_generation_prompt=add_generation_prompt,
+                    **names,
+                )
         except Refused as refusal:
             raise UsageError(f"the chat template refuses the messages: {printable(refusal)}") from None
         except SecurityError as error:

@@ -1,0 +1,137 @@
+"""`AsyncAnswer`: an answer for asyncio, computed in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+from gemma_edge.runtime.answers import Completion, Stream
+from gemma_edge.runtime.errors import GemmaEdgeError
+from gemma_edge.runtime.request_queue import RequestQueue
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class AsyncAnswer(AsyncIterator[str]):
+    """An answer that can be awaited, or iterated over piece by piece.
+
+        completion = await model.agenerate("Why is the sky blue?")
+        async for piece in model.agenerate("And the sea?"):
+            print(piece, end="")
+
+    The work begins with the first await. Cancelling the task that waits for the answer ends the answer within
+    one token; so do `cancel`, leaving an `async with` block, and dropping the object. The thread runs ahead
+    of its reader: a slow one holds up nobody else.
+
+    Args:
+        begin: makes the stream; called in the thread.
+        queue: where the request is going to wait.
+    """
+
+    def __init__(self, begin: Callable[[], Stream], queue: RequestQueue) -> None:
+        self._begin, self._queue = begin, queue
+        self._work: _Work | None = None
+        self._completion: Completion | None = None
+
+    @property
+    def completion(self) -> Completion:
+        """The whole answer.
+
+        Raises:
+            GemmaEdgeError: it has not ended.
+        """
+        if self._completion is None:
+            raise GemmaEdgeError("the answer is not complete: await it, or read it to its end")
+        return self._completion
+
+    def cancel(self) -> None:
+        """Ends the answer; to be called in the loop's thread."""
+        if self._work is not None:
+            self._work.cancel()
+
+    async def __anext__(self) -> str:
+        """The next piece.
+
+        Raises:
+            As `Model.generate`.
+        """
+        if self._completion is not None:
+            raise StopAsyncIteration
+        if self._work is None:
+            self._work = _Work(self._begin, self._queue)
+        try:
+            item = await self._work.arrived.get()
+        except asyncio.CancelledError:
+            self._work.cancel()
+            raise
+        if isinstance(item, str):
+            return item
+        if isinstance(item, Completion):
+            self._completion = item
+            raise StopAsyncIteration
+        self._work.arrived.put_nowait(item)  # for whoever asks again
+        raise item
+
+    def __await__(self) -> Generator[Any, None, Completion]:
+        return self._whole().__await__()
+
+    async def _whole(self) -> Completion:
+        async for _ in self:
+            pass
+        return self.completion
+
+    async def __aenter__(self) -> AsyncAnswer:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def __del__(self) -> None:
+        self.cancel()
+
+
+class _Work:
+    """The thread of an answer, and what it has sent: pieces, then a `Completion` or an error.
+
+    The thread refers to this object and not to the `AsyncAnswer`, so that dropping that one is noticed.
+    """
+
+    def __init__(self, begin: Callable[[], Stream], queue: RequestQueue) -> None:
+        self.arrived: asyncio.Queue[str | Completion | BaseException] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._cancelled = threading.Event()
+        self._stream: Stream | None = None
+        with contextlib.ExitStack() as preparing:
+            preparing.enter_context(queue.coming())
+            threading.Thread(
+                target=self._run, args=(begin, preparing.pop_all()), name="gemma-edge answer"
+            ).start()
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+        if self._stream is not None:
+            self._stream.cancel()
+
+    def _run(self, begin: Callable[[], Stream], preparing: contextlib.ExitStack) -> None:
+        try:
+            with preparing:
+                self._stream = begin()
+            if self._cancelled.is_set():
+                self._stream.cancel()
+            for piece in self._stream:
+                self._send(piece)
+            self._send(self._stream.completion)
+        except BaseException as error:
+            self._send(error)
+
+    def _send(self, item: str | Completion | BaseException) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self.arrived.put_nowait, item)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            self.cancel()
