@@ -35,16 +35,18 @@ from gemma_edge.benchmarks.records.bundle_facts import BundleFacts, bundle_facts
 from gemma_edge.benchmarks.records.record import Head
 from gemma_edge.benchmarks.records.results_file import append_record
 from gemma_edge.benchmarks.script import progress
+from gemma_edge.cli.bundle_options import add_words, take_bundle
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import parse_size
 
+LOCAL = "local"
 _DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*(s|m|h)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("bundle", type=Path, help="a bundle: a folder or a .litertlm")
+    add_words(parser)
     tests = parser.add_argument_group("tests, as llama-bench's (N may be a list: 128,512)")
     for flags, default, text in (
         (("-p", "--n-prompt"), "512", "tokens to prefill; 0 for no such test"),
@@ -86,7 +88,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     bars.add_argument("--assert-audio-ms", type=float, metavar="MS", help="... to encode the longest clip")
     where = parser.add_argument_group("where")
     where.add_argument(
-        "--device", default="local", metavar="DEVICE", help="local, ssh://[user@]host, adb[:SERIAL]"
+        "--device", metavar="DEVICE", help=f"{LOCAL} (default), ssh://[user@]host, adb[:SERIAL]"
     )
     where.add_argument("--fleet", type=Path, metavar="FILE", help="several devices side by side: a TOML file")
     peers = parser.add_argument_group("peers: other programs, interleaved (this machine only)")
@@ -134,6 +136,10 @@ def run(args: argparse.Namespace) -> int:
         DeviceError, ChildError: a run failed.
         CeilingError: a ceiling is exceeded or a bar missed.
     """
+    args.bundle = Path(take_bundle(args, 0)[0])
+    if args.fleet and args.device:
+        raise UsageError("--device and --fleet: give one of them")
+    args.device = args.device or LOCAL
     run_id = uuid.uuid4().hex[:12]
     outputs = parse_outputs(args.output, run_id)
     rows: list[Head] = []
@@ -245,8 +251,6 @@ def _workloads(args: argparse.Namespace, facts: BundleFacts) -> list[Workload]:
     ):
         if bar is not None and (args.no_encode or encoder not in facts.encoders):
             raise UsageError(f"{flag} needs a bundle with an encoder of {encoder}, and no --no-encode")
-    if args.fleet and args.device != "local":
-        raise UsageError("--device and --fleet: give one of them")
     if args.rounds < 1:
         raise UsageError("--rounds: expected at least 1")
     workloads = [
@@ -275,7 +279,7 @@ def _peers(args: argparse.Namespace, facts: BundleFacts) -> list[Peer]:
         if given := next((flag for flag in flags if getattr(args, flag)), None):
             raise UsageError(f"--{given.replace('_', '-')} is for --peers")
         return []
-    if args.device != "local" or args.fleet:
+    if args.device != LOCAL or args.fleet:
         raise UsageError("--peers runs on this machine only: leave out --device and --fleet")
     models: dict[str, Path | None] = {
         "llama.cpp": args.gguf,

@@ -2,7 +2,7 @@
 
 The bundle is the first argument, or `-m BUNDLE` anywhere, or $GEMMA_EDGE_MODEL. With `-m`, no
 argument names the bundle. If only the environment names a bundle, the first argument counts as a
-bundle only if it is one.
+bundle if it is one, or if the verb has no other use for it.
 """
 
 from __future__ import annotations
@@ -66,22 +66,28 @@ def add_video(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def take_bundle(args: argparse.Namespace) -> tuple[str, list[str]]:
+def take_bundle(args: argparse.Namespace, others: int | None = None) -> tuple[str, list[str]]:
     """The bundle's path and the remaining arguments.
 
+    Args:
+        others: how many arguments the verb takes at most beside the bundle; None for any number.
+
     Raises:
-        UsageError: nothing names a bundle.
+        UsageError: nothing names a bundle, or there are more arguments.
     """
     words = list(args.words)
-    if args.model:
-        return args.model, words
-    default = os.environ.get(MODEL)
-    if default and not (words and is_bundle(words[0])):
-        return default, words
-    if not words or (Path(words[0]).is_file() and not is_bundle(words[0])):
+    named = args.model or os.environ.get(MODEL)
+    first = bool(words) and (is_bundle(words[0]) or (others is not None and len(words) > others))
+    if args.model or (named and not first):
+        bundle = str(named)
+    elif words and (is_bundle(words[0]) or not Path(words[0]).is_file()):
+        bundle, *words = words
+    else:
         got = f"{words[0]} is not a bundle: " if words else ""
         raise UsageError(f"{got}name one as the first argument, with -m BUNDLE, or in ${MODEL}")
-    return words[0], words[1:]
+    if others is not None and len(words) > others:
+        raise UsageError(f"unexpected argument {words[others]!r}")
+    return bundle, words
 
 
 def is_bundle(path: str) -> bool:

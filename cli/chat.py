@@ -41,9 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The verb. Raises what `Model.load` and `Model.generate` raise."""
     interactive = sys.stdin is not None and sys.stdin.isatty()
-    bundle, words = take_bundle(args)
-    if words:
-        raise UsageError(f"unexpected argument {words[0]!r}: type the turns, or pipe them into stdin")
+    bundle, _ = take_bundle(args, 0)
     model = Model.load(bundle, defer_decoder=bool(args.attach), **loading(args))
     conversation = Conversation(model, system=args.system, options=generate_options(args))
     for file in args.attach:

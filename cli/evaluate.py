@@ -36,6 +36,7 @@ from gemma_edge.benchmarks.measure.recipe_quality import FORMATS, RECIPES, measu
 from gemma_edge.benchmarks.output.quality_table import render_quality
 from gemma_edge.benchmarks.records.results_file import append_record, json_line
 from gemma_edge.benchmarks.script import progress
+from gemma_edge.cli.bundle_options import add_words, take_bundle
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.model import Model
@@ -43,8 +44,7 @@ from gemma_edge.runtime.model import Model
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle, or a checkpoint to export")
-    parser.add_argument("tasks", metavar="TASKS", help="JSON lines of questions")
+    add_words(parser, "TASKS", "it may be a checkpoint to export; then JSON lines of questions")
     parser.add_argument(
         "--task", action="append", default=[], metavar="NAME", help="ask only this task; repeatable"
     )
@@ -74,14 +74,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The verb. Raises what `Model.load`, `read_questions`, `answers` and `measure_quality` raise."""
-    questions = take(read_questions(args.tasks), args.each, args.task)
-    checkpoint = Path(args.bundle)
+    bundle, tasks = take_bundle(args, 1)
+    if not tasks:
+        raise UsageError("no questions: gemma-edge eval BUNDLE TASKS, where TASKS is a JSON lines file")
+    questions = take(read_questions(tasks[0]), args.each, args.task)
+    checkpoint = Path(bundle)
     if (checkpoint / "config.json").is_file() and not (checkpoint / "manifest.json").is_file():
         return _compare(args, checkpoint, questions)
     given = next((f for f in ("recipe", "format", "answers", "name", "record") if getattr(args, f)), None)
     if given:
-        raise UsageError(f"--{given} is for a checkpoint, and {args.bundle} is none")
-    model = Model.load(args.bundle, threads=args.threads, keep_encoders=True, log=lambda text: None)
+        raise UsageError(f"--{given} is for a checkpoint, and {bundle} is none")
+    model = Model.load(bundle, threads=args.threads, keep_encoders=True, log=lambda text: None)
     began, replies = time.perf_counter(), list[Answered]()
     with ProgressBar("questions", len(questions), True, "") as bar:
         for one in answers(model, questions):

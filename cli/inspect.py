@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
+from gemma_edge.cli.bundle_options import add_words, take_bundle
 from gemma_edge.export.gate.parity import AGREEMENT_SHAPE, Agreement
 from gemma_edge.export.plan_table import NAMES, PLAN_SHAPE, format_plan
 from gemma_edge.export.progress_bar import ProgressBar
@@ -16,14 +16,14 @@ from gemma_edge.runtime.files.json_shape import misfit
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `gemma-edge inspect`."""
-    parser.add_argument("bundle", help="a bundle: a folder or a .litertlm")
+    add_words(parser)
     parser.add_argument("--check", action="store_true", help="hash every file and compare with the manifest")
     parser.add_argument("--json", action="store_true", help="print the same from the manifest as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints parts, bits, bytes, residency, predicted peak, and what the parity gate found."""
-    bundle = Bundle.open(Path(args.bundle))
+    bundle = Bundle.open(take_bundle(args, 0)[0])
     if args.check:
         with ProgressBar("checking hashes", sum(f.bytes for f in bundle.files.values()), True, "B") as bar:
             bundle.check_hashes(bar.advance)

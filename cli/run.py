@@ -1,8 +1,9 @@
 """Answer one prompt with a bundle.
 
 The answer streams to stdout. `-a` attaches images, recordings and videos. The prompt comes from the
-command line, from stdin, or from both: piped text follows the prompt after an empty line. `--json`
-prints one object with text, finish_reason and usage instead.
+command line; without one, or where `-` stands for it, from stdin. `run out/ "Summarize:" - < notes.txt`
+takes both, with an empty line between them. `--json` prints one object with text, finish_reason and usage
+instead.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from gemma_edge.runtime.media.attachments import kind_of
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.usage import Usage
 
+STDIN = "-"
 # Options of `Model.generate` that the verbs take, with their types and help.
 OPTIONS: dict[str, tuple[type, str]] = {
     "temperature": (float, "sampling temperature; 0 always takes the likeliest token"),
@@ -35,7 +37,7 @@ OPTIONS: dict[str, tuple[type, str]] = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    add_words(parser, "[PROMPT]", "then the prompt; piped stdin is appended to it")
+    add_words(parser, "[PROMPT] [-]", "then the prompt; - reads stdin")
     add_options(parser)
     parser.add_argument("--raw", action="store_true", help="complete the prompt without the chat template")
 
@@ -43,11 +45,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The verb. Raises what `Model.load` and `Model.generate` raise."""
     bundle, words = take_bundle(args)
-    if len(words) > 1:
+    told = [word for word in words if word != STDIN]
+    if len(told) > 1 or len(words) > len(told) + 1:
         raise UsageError(f"expected one prompt, got {len(words)}: put it in quotes")
-    piped = piped_text(sys.stdin)
+    # With a prompt, stdin is somebody else's: a loop's that calls this, or a pipe that stays open.
+    piped = piped_text(sys.stdin, typed=STDIN in words) if STDIN in words or not told else None
     # A question may be spoken.
-    prompt = "" if args.attach and not words and not piped else join_prompt("".join(words), piped)
+    prompt = "" if args.attach and not words and not piped else join_prompt("".join(told), piped)
     for file in args.attach:
         kind_of(file)  # before anything is loaded
     model = Model.load(bundle, defer_decoder=bool(args.attach), **loading(args))
@@ -102,9 +106,9 @@ def _bias(text: str) -> tuple[str, float]:
         raise UsageError(f"--logit-bias must be TOKEN=N, such as yes=5, not {text!r}") from None
 
 
-def piped_text(stdin: TextIO | None) -> str | None:
-    """The text piped into stdin; None at a terminal, or if it is only white space."""
-    if stdin is None or stdin.closed or stdin.isatty():
+def piped_text(stdin: TextIO | None, *, typed: bool = False) -> str | None:
+    """The text of stdin; None if it is only white space, or at a terminal unless it may be `typed`."""
+    if stdin is None or stdin.closed or (stdin.isatty() and not typed):
         return None
     text = read_utf8(stdin.read)
     return text if text.strip() else None

@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+from gemma_edge.cli.bundle_options import add_words, take_bundle
 from gemma_edge.export.gate.parity import DEFAULT_TEXT_TOKENS, check_bounds, verify_bundle
 from gemma_edge.export.weights.recipe import Bounds, load_recipe
 from gemma_edge.runtime.artifacts.bundle import Bundle
@@ -19,7 +20,7 @@ from gemma_edge.runtime.errors import BundleError, UsageError
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `gemma-edge verify`."""
-    parser.add_argument("bundle", help="the bundle: a folder or a .litertlm")
+    add_words(parser)
     parser.add_argument("--source", required=True, help="the checkpoint that the bundle was exported from")
     parser.add_argument("--text", metavar="FILE", help="use this text file instead of the built-in prompts")
     parser.add_argument(
@@ -43,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
             text = Path(args.text).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{args.text}: cannot be read as UTF-8 text: {error}") from None
-    recipe = Bundle.open(args.bundle).member("recipe", dict)
+    bundle, _ = take_bundle(args, 0)
+    recipe = Bundle.open(bundle).member("recipe", dict)
     if args.recipe:
         bounds = load_recipe(args.recipe).bounds
     else:
@@ -51,12 +53,12 @@ def run(args: argparse.Namespace) -> int:
             bounds = Bounds(**recipe["bounds"])
         except (KeyError, TypeError):
             raise BundleError(
-                Path(args.bundle) / "manifest.json",
+                Path(bundle) / "manifest.json",
                 "recipe.bounds",
                 "the recipe's bounds",
                 repr(recipe.get("bounds")),
             ) from None
-    agreement = verify_bundle(args.bundle, args.source, text=text, max_tokens=args.tokens, progress=True)
+    agreement = verify_bundle(bundle, args.source, text=text, max_tokens=args.tokens, progress=True)
     print(json.dumps(agreement.to_dict()) if args.json else agreement.summary())
     check_bounds(agreement, bounds)
     if not args.json:

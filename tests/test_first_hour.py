@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gemma_edge.runtime.artifacts.bundle import Bundle
+from support.processes import PATIENCE_S
 from support.repository import ROOT, blocks
 
 POCKET = ROOT / "pocket" / "checkpoint"
@@ -98,3 +100,81 @@ def test_the_ceiling_that_the_plan_shows_is_accepted(home: Path) -> None:
     assert shown
     ceiling = shown[1].replace(" ", "")
     assert typed(f"gemma-edge export ckpt --dry-run --ceiling {ceiling}", home).returncode == 0
+
+
+# Asking. ------------------------------------------------------------------------------------------
+
+
+def test_run_leaves_a_loops_input_alone(home: Path, tiny_bundle: Path) -> None:
+    (home / "out").symlink_to(tiny_bundle)
+    (home / "prompts").write_text("one\ntwo\nthree\n")
+    line = 'while read l; do echo "[$l]"; gemma-edge run out "$l" --max-tokens 2 >/dev/null; done < prompts'
+    assert typed(line, home).stdout == "[one]\n[two]\n[three]\n"
+
+
+def test_run_with_a_prompt_does_not_wait_for_an_open_pipe(tiny_bundle: Path) -> None:
+    ours, theirs = os.pipe()
+    with open(ours, "rb") as stdin, open(theirs, "wb"):
+        command = [*TYPED, "run", str(tiny_bundle), "hi", "--max-tokens", "2"]
+        assert subprocess.run(command, stdin=stdin, timeout=PATIENCE_S, check=False).returncode == 0
+
+
+def test_stdin_is_the_prompt_without_one_and_joins_it_where_a_dash_is(home: Path, tiny_bundle: Path) -> None:
+    (home / "out").symlink_to(tiny_bundle)
+
+    def tokens(line: str) -> int:
+        done = typed(f"{line} --json --max-tokens 1", home)
+        assert done.returncode == 0, done.stderr
+        return int(json.loads(done.stdout)["usage"]["prompt_tokens"])
+
+    both = tokens("gemma-edge run out 'one\n\ntwo'")
+    assert tokens("printf 'one\n\ntwo' | gemma-edge run out") == both
+    assert tokens("printf 'one\n\ntwo' | gemma-edge run out -") == both
+    assert tokens("printf two | gemma-edge run out one -") == both
+    assert tokens("printf two | gemma-edge run out one") < both
+
+
+# Naming the bundle. -------------------------------------------------------------------------------
+
+VERBS_OF_A_BUNDLE = {
+    "inspect": "",
+    "verify": "--source ckpt --tokens 8",
+    "eval": "tasks.jsonl",
+    "bench": "-p 8 -n 2 -r 1 --requests 0 --no-cold --no-encode --bandwidth 0s",
+    "run": "hi --max-tokens 1",
+    "chat": "< /dev/null",
+}
+
+
+@pytest.mark.parametrize("verb", VERBS_OF_A_BUNDLE)
+def test_a_bundle_is_an_argument_or_an_option_or_in_the_environment(
+    verb: str, home: Path, tiny_bundle: Path
+) -> None:
+    (home / "out").symlink_to(tiny_bundle)
+    question = {"task": "any", "messages": [{"role": "user", "content": "hi"}], "answer": "x"}
+    (home / "tasks.jsonl").write_text(json.dumps(question))
+    rest = VERBS_OF_A_BUNDLE[verb]
+    for line in (
+        f"gemma-edge {verb} out {rest}",
+        f"gemma-edge {verb} -m out {rest}",
+        f"GEMMA_EDGE_MODEL=out gemma-edge {verb} {rest}",
+        f"GEMMA_EDGE_MODEL=nothing gemma-edge {verb} out {rest}",
+    ):
+        done = typed(line, home)
+        assert done.returncode == 0, (line, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("gemma-edge inspect", "name one as the first argument, with -m BUNDLE, or in $GEMMA_EDGE_MODEL"),
+        ("gemma-edge inspect -m out other", "unexpected argument 'other'"),
+        ("gemma-edge chat out other", "unexpected argument 'other'"),
+        ("gemma-edge eval out", "no questions: gemma-edge eval BUNDLE TASKS"),
+        ("gemma-edge bench out --device local --fleet fleet.toml", "--device and --fleet: give one of them"),
+    ],
+)
+def test_arguments_that_contradict(line: str, message: str, home: Path, tiny_bundle: Path) -> None:
+    (home / "out").symlink_to(tiny_bundle)
+    done = typed(line, home)
+    assert done.returncode == 2 and message in done.stderr
