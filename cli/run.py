@@ -11,14 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any, TextIO
+from typing import Any, TextIO, get_args
 
 from gemma_edge.cli.bundle_options import add_attachments, add_loading, add_words, loading, take_bundle
 from gemma_edge.runtime.answers import Completion, Stream
-from gemma_edge.runtime.console import for_stdout
+from gemma_edge.runtime.console import for_stdout, tell, without_controls
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.media.attachments import kind_of
 from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.prompt.truncation import Side
 from gemma_edge.runtime.usage import Usage
 
 STDIN = "-"
@@ -40,6 +41,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_words(parser, "[PROMPT] [-]", "then the prompt; - reads stdin")
     add_options(parser)
     parser.add_argument("--raw", action="store_true", help="complete the prompt without the chat template")
+    parser.add_argument(
+        "--truncate",
+        choices=get_args(Side),
+        help="leave out this part of a prompt that is too long (default: that is an error)",
+    )
+    parser.add_argument(
+        "--show-prompt", action="store_true", help="print the prompt as the model gets it, on stderr"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
     for file in args.attach:
         kind_of(file)  # before anything is loaded
     model = Model.load(bundle, defer_decoder=bool(args.attach), **loading(args))
-    options = generate_options(args)
-    stream = model.generate(
-        prompt, stream=True, system=args.system, attach=args.attach, raw=args.raw, **options
-    )
+    options = {**generate_options(args), "raw": args.raw, "truncate": args.truncate}
+    stream = model.generate(prompt, stream=True, system=args.system, attach=args.attach, **options)
+    if args.show_prompt and stream.prompt is not None:
+        tell(without_controls(stream.prompt.text))
     print_answer(stream, as_json=args.json, usage=args.usage)
     return 0
 

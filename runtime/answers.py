@@ -10,18 +10,21 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+from gemma_edge.runtime.guards import GuardedAnswer
 from gemma_edge.runtime.logprobs import TokenLogprob
 from gemma_edge.runtime.usage import GenerationProgress, Usage
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from gemma_edge.runtime.prompt.prompt_builder import Prompt
     from gemma_edge.runtime.prompt.tokenizer import StreamDecoder
 
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer. `finish_reason` is "stop" (end token or stop string), "length", "cancelled" or "timeout".
+    """An answer. `finish_reason` is "stop" (end token or stop string), "length", "cancelled", "timeout", or
+    "filtered" (by a guard).
 
     `logprobs`, if they were asked for, has an entry for each of `usage.completion_tokens`.
     """
@@ -120,7 +123,7 @@ class Stream(Iterator[str]):
     """An answer on its way: an iterator of pieces of text, none empty.
 
     Once it has ended, `completion` is there; its text is what the pieces join to. `cancel` or `close`, from
-    any thread, ends it early and frees the model; so does dropping it.
+    any thread, ends it early and frees the model; so does dropping it. `prompt` is what it answers.
     """
 
     def __init__(
@@ -133,10 +136,13 @@ class Stream(Iterator[str]):
         cancelled: Cancellation,
         *,
         logprobs: list[TokenLogprob] | None = None,
+        guarded: GuardedAnswer | None = None,
+        prompt: Prompt | None = None,
     ) -> None:
+        self.prompt = prompt
         self._answer = _Answer(progress, cancelled, logprobs)
         # It must not refer to the stream: in a cycle of references, dropping the stream would free nothing.
-        self._pieces = _pieces(tokens, text, stops, end_ids, self._answer)
+        self._pieces = _pieces(tokens, text, stops, guarded or GuardedAnswer((), ""), end_ids, self._answer)
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -203,6 +209,7 @@ def _pieces(
     tokens: Generator[int, None, None],
     text: StreamDecoder,
     stops: StopStrings,
+    guarded: GuardedAnswer,
     end_ids: Collection[int],
     answer: _Answer,
 ) -> Generator[str, None, None]:
@@ -213,17 +220,18 @@ def _pieces(
 
     reason = ""
     try:
-        for token in tokens:
+        for token in tokens if guarded.admit() else ():
             if token in end_ids:
                 reason = "stop"
                 break
-            yield from emit(stops.push(text.push(token)))
-            if stops.found:
+            yield from emit(guarded.push(stops.push(text.push(token))))
+            if stops.found or guarded.refused:
                 break
-        reason = reason or answer.cancelled.reason or "length"
-        yield from emit(stops.push(text.flush()))
-        yield from emit(stops.flush())
-        answer.finish("stop" if stops.found else reason)
+        reason = "stop" if stops.found else reason or answer.cancelled.reason or "length"
+        if not guarded.refused:
+            rest = stops.push(text.flush())
+            yield from emit(guarded.push(rest + stops.flush()) + guarded.flush())
+        answer.finish("filtered" if guarded.refused else "stop" if stops.found else reason)
     except GeneratorExit:
         answer.finish(reason or "cancelled")
         raise

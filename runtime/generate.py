@@ -98,8 +98,8 @@ class TokenGenerator:
             takes = prompt.takes()
             raise UsageError(
                 f"the prompt has {len(ids)} tokens, but the context of {context} must hold it and a new one: "
-                f"it is {len(ids) + 1 - context} too long{takes and f' ({takes})'}. Shorten it, or load the "
-                "bundle with a larger context (--context)."
+                f"it is {len(ids) + 1 - context} too long{takes and f' ({takes})'}. Shorten it, let a part "
+                "be left out (--truncate), or load the bundle with a larger context (--context)."
             )
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens must be 1 or more, not {max_tokens}")

@@ -7,8 +7,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+from gemma_edge.runtime.guards import Guard
 from gemma_edge.runtime.logprobs import Bias
 from gemma_edge.runtime.media.attachments import Attachment
+from gemma_edge.runtime.prompt.truncation import Side
 from gemma_edge.runtime.sampling import Sampling
 
 SAMPLING_OPTIONS = frozenset(field.name for field in fields(Sampling))
@@ -21,11 +23,14 @@ class GenerateOptions(TypedDict, total=False):
         system: a system message before the prompt.
         attach: files that go before the text of the last message: images, recordings, videos.
         raw: complete the prompt as it is, without the chat template.
+        truncate: the part of the user's text to leave out of a prompt that is too long, "start", "end" or
+            "middle"; default: that is an error.
         max_tokens: most tokens of the answer; default: as many as the context has room for.
         stop: text that ends the answer and is not part of it; one or several.
         logprobs: report the log-probability of each token, and this many of the likeliest, 0 to 20.
         logit_bias: a number from -100 to 100 by token, added to its logit; a token is an id, a text such as
             "id:5", or a text that is one token.
+        guard: one or several that may end the answer; see `gemma_edge.runtime.guards`.
         timeout: seconds that the answer may take, waiting for other requests included; what there is of it
             then is the answer.
         client: who asks; clients take turns when several requests wait.
@@ -35,10 +40,12 @@ class GenerateOptions(TypedDict, total=False):
     system: str | None
     attach: Sequence[str | Path | Attachment]
     raw: bool
+    truncate: Side | None
     max_tokens: int | None
     stop: Sequence[str] | str | None
     logprobs: int | None
     logit_bias: Bias | None
+    guard: Guard | Sequence[Guard] | None
     timeout: float | None
     client: str | None
     temperature: float | None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
@@ -19,6 +20,7 @@ from gemma_edge.runtime.engines.decoder import Decoder
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.generate import Table, TokenGenerator
 from gemma_edge.runtime.generate_options import GenerateOptions, check_names, sampling_from
+from gemma_edge.runtime.guards import GuardedAnswer, guards_of, said_in
 from gemma_edge.runtime.logprobs import LogprobRecorder, bias_by_id
 from gemma_edge.runtime.media.attachments import MODALITY, Attachment, Part, Reader
 from gemma_edge.runtime.model_parts import (
@@ -38,12 +40,16 @@ from gemma_edge.runtime.prompt.prompt_builder import (
     placeholder,
 )
 from gemma_edge.runtime.prompt.tokenizer import StreamDecoder, Tokenizer
+from gemma_edge.runtime.prompt.truncation import Side, check_side, longest_prompt, text_to_cut, truncated
 from gemma_edge.runtime.request_queue import DEFAULT_LIMIT, RequestQueue
 from gemma_edge.runtime.residency import AttachmentEncoder, Residency
 from gemma_edge.runtime.sampling import Sampler, Sampling
 from gemma_edge.runtime.usage import GenerationProgress
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gemma_edge.runtime.async_answers import AsyncAnswer
 
 Question = str | Sequence[Message]
@@ -160,10 +166,13 @@ class Model:
         system: str | None = None,
         attach: Sequence[str | Path | Attachment] = (),
         raw: bool = False,
+        truncate: Side | None = None,
+        max_tokens: int | None = None,
     ) -> Prompt:
         """What `generate` feeds: the chat template's text, or with `raw` the prompt's, after one bos.
 
-        Attachments are read, and take their places among the ids.
+        Attachments are read, and take their places among the ids. With `truncate`, a prompt that is too long
+        for an answer of `max_tokens` is cut.
 
         Raises:
             UsageError: malformed messages, or a system message where there can be none.
@@ -173,8 +182,13 @@ class Model:
         parts: list[Part] = []
         for item in attach:
             parts += [item] if isinstance(item, Attachment) else self.reader.file(item)
+        check_side(truncate)
+        most = longest_prompt(self.decoder.context, max_tokens)
         if raw:
-            return self._raw_prompt(prompt, system, parts)
+            make_raw = partial(self._raw_prompt, system=system, parts=parts)
+            if truncate is None or not isinstance(prompt, str):
+                return make_raw(prompt)
+            return truncated(prompt, make_raw, most, truncate, self.tokenizer)
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         opened, attachments = open_messages(attached(prompt, parts), self.reader)
@@ -185,8 +199,15 @@ class Model:
             messages = [{"role": "system", "content": system}, *messages]
         ends = (self.tokenizer.bos_id, self.tokenizer.eos_id)
         bos, eos = ("" if i is None else self.tokenizer.token_text(i) for i in ends)
-        text = self.template.render(messages, bos_token=bos, eos_token=eos)
-        return self._build(text, attachments)
+
+        def make(messages: list[dict[str, Any]]) -> Prompt:
+            text = self.template.render(messages, bos_token=bos, eos_token=eos)
+            return self._build(text, attachments)
+
+        if truncate is None:
+            return make(messages)
+        said, put = text_to_cut(messages)
+        return truncated(said, lambda cut: make(put(cut)), most, truncate, self.tokenizer)
 
     def prompt_ids(self, prompt: Question, **options: Any) -> list[int]:
         """The ids of `prompt`, whose options these are."""
@@ -241,9 +262,13 @@ class Model:
         max_tokens: int | None = None,
         end_ids: Collection[int] = (),
         progress: GenerationProgress | None = None,
+        observe: Callable[[NDArray[np.float32], int], None] | None = None,
     ) -> Iterator[int]:
-        """Token ids that continue ids, without a tokenizer; greedy unless told. See `TokenGenerator`."""
-        sampler = Sampler(sampling or Sampling(temperature=0.0))
+        """Token ids that continue ids, without a tokenizer; greedy unless told.
+
+        See `TokenGenerator` and, for `observe`, `Sampler`.
+        """
+        sampler = Sampler(sampling or Sampling(temperature=0.0), observe=observe)
         return self._generator.stream_tokens(
             prompt, sampler, max_tokens=max_tokens, end_ids=end_ids, progress=progress
         )
@@ -290,7 +315,11 @@ class Model:
             system=options.get("system"),
             attach=options.get("attach") or (),
             raw=options.get("raw") or False,
+            truncate=options.get("truncate"),
+            max_tokens=options.get("max_tokens"),
         )
+        if made.left_out:
+            self.reader.note(f"the prompt is too long: {made.left_out} tokens of its text are left out")
         progress = GenerationProgress(tokenize_s=time.perf_counter() - started)
         tokens = self._generator.stream_tokens(
             made,
@@ -309,6 +338,8 @@ class Model:
             progress,
             cancelled,
             logprobs=None if recorder is None else recorder.tokens,
+            guarded=GuardedAnswer(guards_of(options.get("guard")), said_in(prompt)),
+            prompt=made,
         )
         if stream:
             return answer

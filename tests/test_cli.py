@@ -262,6 +262,20 @@ def test_run_names_a_bias_or_a_report_that_cannot_be(
     assert message in capsys.readouterr().err
 
 
+def test_run_shows_the_prompt_and_cuts_a_long_one(
+    model: Model, stdin: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", "b", "hi", "--show-prompt"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "the first\n"
+    assert err == "<bos><start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\n\n"
+    assert cli.main(["run", "b", "e" * 1000]) == 2
+    assert "--truncate" in capsys.readouterr().err
+    assert cli.main(["run", "b", "a" + "e" * 1000, "--truncate", "end", "--show-prompt"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "the first\n" and "user\naeeee" in err and len(err) < 600
+
+
 # chat ---------------------------------------------------------------------------------------------
 
 

@@ -32,10 +32,17 @@ class Placed:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a decoder is fed: token ids, and the attachments among them in order."""
+    """What a decoder is fed: token ids, and the attachments among them in order.
+
+    Attributes:
+        text: what the ids were made of, with one placeholder for each attachment.
+        left_out: tokens that truncation took from the user's text.
+    """
 
     ids: list[int]
     placed: tuple[Placed, ...] = field(default=())
+    text: str = ""
+    left_out: int = 0
 
     @cached_property
     def keys(self) -> list[int]:
@@ -134,7 +141,7 @@ def build(
         BundleError: it has fewer: the template leaves attachments out.
     """
     if not attachments:
-        return Prompt(tokenizer.encode(text, bos=True))
+        return Prompt(tokenizer.encode(text, bos=True), text=text)
     kinds = {placeholder(modalities[MODALITY[kind]], tokenizer): kind for kind in _kinds(attachments)}
     queues = {kind: [item for item in attachments if item.kind == kind] for kind in kinds.values()}
     pieces: list[str] = []
@@ -158,7 +165,7 @@ def build(
             f"none for {left[0]}",
         )
     ids = tokenizer.encode("".join(pieces), bos=True)
-    return Prompt(ids, tuple(_places(ids, order, modalities)))
+    return Prompt(ids, tuple(_places(ids, order, modalities)), text)
 
 
 def placeholder(modality: Modality, tokenizer: Tokenizer) -> str:

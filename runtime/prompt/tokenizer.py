@@ -138,6 +138,10 @@ class Tokenizer:
             start += 1
         return [self.bos_id, *ids[start:]]
 
+    def without_special(self, text: str) -> str:
+        """`text` with a space for every special token written in it, so that it cannot end a turn."""
+        return " ".join(self._split.split(text)[::2])
+
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD.
 
