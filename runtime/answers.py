@@ -6,12 +6,14 @@ import math
 import threading
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 from gemma_edge.runtime.guards import GuardedAnswer
 from gemma_edge.runtime.logprobs import TokenLogprob
+from gemma_edge.runtime.prompt.call_finder import CallFinder
+from gemma_edge.runtime.prompt.tool_calls import ToolCall
 from gemma_edge.runtime.usage import GenerationProgress, Usage
 
 if TYPE_CHECKING:
@@ -23,19 +25,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer. `finish_reason` is "stop" (end token or stop string), "length", "cancelled", "timeout", or
-    "filtered" (by a guard).
+    """An answer. `finish_reason` is "stop" (end token or stop string), "tool_calls", "length", "cancelled",
+    "timeout", or "filtered" (by a guard).
 
-    `logprobs`, if they were asked for, has an entry for each of `usage.completion_tokens`.
+    `logprobs`, if they were asked for, has an entry for each of `usage.completion_tokens`. `tool_calls` are
+    the calls that the model asks for; `text` is what it says beside them.
     """
 
     text: str
     usage: Usage
     finish_reason: str
     logprobs: tuple[TokenLogprob, ...] | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values: text, finish_reason, usage, and logprobs if there are any."""
+        """JSON values: text, finish_reason, usage, and logprobs and tool_calls if there are any."""
         values: dict[str, Any] = {
             "text": self.text,
             "finish_reason": self.finish_reason,
@@ -43,6 +47,8 @@ class Completion:
         }
         if self.logprobs is not None:
             values["logprobs"] = [token.to_dict() for token in self.logprobs]
+        if self.tool_calls:
+            values["tool_calls"] = [call.to_dict() for call in self.tool_calls]
         return values
 
 
@@ -138,9 +144,10 @@ class Stream(Iterator[str]):
         logprobs: list[TokenLogprob] | None = None,
         guarded: GuardedAnswer | None = None,
         prompt: Prompt | None = None,
+        calls: CallFinder | None = None,
     ) -> None:
         self.prompt = prompt
-        self._answer = _Answer(progress, cancelled, logprobs)
+        self._answer = _Answer(progress, cancelled, logprobs, calls or CallFinder(()))
         # It must not refer to the stream: in a cycle of references, dropping the stream would free nothing.
         self._pieces = _pieces(tokens, text, stops, guarded or GuardedAnswer((), ""), end_ids, self._answer)
 
@@ -195,14 +202,17 @@ class _Answer:
         progress: GenerationProgress,
         cancelled: Cancellation,
         logprobs: list[TokenLogprob] | None,
+        calls: CallFinder,
     ) -> None:
-        self.progress, self.cancelled, self.logprobs = progress, cancelled, logprobs
+        self.progress, self.cancelled, self.logprobs, self.calls = progress, cancelled, logprobs, calls
         self.emitted: list[str] = []
         self.completion: Completion | None = None
 
     def finish(self, reason: str) -> None:
         logprobs = None if self.logprobs is None else tuple(self.logprobs)
-        self.completion = Completion("".join(self.emitted), self.progress.usage(), reason, logprobs)
+        calls = list(self.calls.calls)
+        reason = "tool_calls" if calls else reason
+        self.completion = Completion("".join(self.emitted), self.progress.usage(), reason, logprobs, calls)
 
 
 def _pieces(
@@ -218,19 +228,21 @@ def _pieces(
             answer.emitted.append(piece)
             yield piece
 
-    reason = ""
+    reason, calls = "", answer.calls
     try:
         for token in tokens if guarded.admit() else ():
             if token in end_ids:
                 reason = "stop"
                 break
-            yield from emit(guarded.push(stops.push(text.push(token))))
+            yield from emit(calls.push(guarded.push(stops.push(text.push(token)))))
             if stops.found or guarded.refused:
                 break
         reason = "stop" if stops.found else reason or answer.cancelled.reason or "length"
         if not guarded.refused:
             rest = stops.push(text.flush())
-            yield from emit(guarded.push(rest + stops.flush()) + guarded.flush())
+            yield from emit(calls.push(guarded.push(rest + stops.flush()) + guarded.flush()))
+        if not guarded.refused:
+            yield from emit(calls.flush(find=not answer.cancelled.reason))
         answer.finish("filtered" if guarded.refused else "stop" if stops.found else reason)
     except GeneratorExit:
         answer.finish(reason or "cancelled")

@@ -130,6 +130,7 @@ class TokenGenerator:
             while logits is not None:
                 token = sampler.pick(logits, history)
                 history.add(token)
+                progress.mask_s = sampler.mask_s
                 seconds = time.perf_counter() - started
                 if progress.completion_tokens:
                     progress.decode_s += seconds

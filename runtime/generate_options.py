@@ -10,6 +10,8 @@ from typing import Any, TypedDict
 from gemma_edge.runtime.guards import Guard
 from gemma_edge.runtime.logprobs import Bias
 from gemma_edge.runtime.media.attachments import Attachment
+from gemma_edge.runtime.prompt.tool_calls import Convention
+from gemma_edge.runtime.prompt.tool_schemas import Tool, ToolSource
 from gemma_edge.runtime.prompt.truncation import Side
 from gemma_edge.runtime.sampling import Sampling
 
@@ -31,6 +33,13 @@ class GenerateOptions(TypedDict, total=False):
         logit_bias: a number from -100 to 100 by token, added to its logit; a token is an id, a text such as
             "id:5", or a text that is one token.
         guard: one or several that may end the answer; see `gemma_edge.runtime.guards`.
+        tools: functions that the model may call, or descriptions of them; see `normal_tools`.
+        tool_choice: "auto" holds calls to the tools' schemas, "required" makes the answer a call, "none" a
+            text; or the name of the tool to call. Default: calls are found, but not held to anything.
+        tool_convention: "json" or "python", how calls are written; default: as the chat template has it.
+        response_format: {"type": "json_object"}, or {"type": "json_schema", "json_schema": {"schema": ...}}.
+        regex, grammar: the answer matches this expression, or this grammar in llguidance's dialect of Lark.
+        choices: the answer is one of these texts.
         timeout: seconds that the answer may take, waiting for other requests included; what there is of it
             then is the answer.
         client: who asks; clients take turns when several requests wait.
@@ -46,6 +55,13 @@ class GenerateOptions(TypedDict, total=False):
     logprobs: int | None
     logit_bias: Bias | None
     guard: Guard | Sequence[Guard] | None
+    tools: Sequence[ToolSource | Tool] | None
+    tool_choice: str | Mapping[str, Any] | None
+    tool_convention: Convention | None
+    response_format: Mapping[str, Any] | None
+    regex: str | None
+    grammar: str | None
+    choices: Sequence[str] | None
     timeout: float | None
     client: str | None
     temperature: float | None

@@ -31,7 +31,10 @@ from gemma_edge.runtime.model_parts import (
     bundle_template,
     bundle_tokenizer,
 )
+from gemma_edge.runtime.prompt.answer_form import answer_form
+from gemma_edge.runtime.prompt.call_finder import CallFinder
 from gemma_edge.runtime.prompt.chat_template import ChatTemplate, Message, normalize_messages
+from gemma_edge.runtime.prompt.grammar_constraint import Grammars
 from gemma_edge.runtime.prompt.prompt_builder import (
     Prompt,
     attached,
@@ -40,6 +43,8 @@ from gemma_edge.runtime.prompt.prompt_builder import (
     placeholder,
 )
 from gemma_edge.runtime.prompt.tokenizer import StreamDecoder, Tokenizer
+from gemma_edge.runtime.prompt.tool_calls import Convention, count_calls
+from gemma_edge.runtime.prompt.tool_schemas import Tool, ToolSource, normal_tools
 from gemma_edge.runtime.prompt.truncation import Side, check_side, longest_prompt, text_to_cut, truncated
 from gemma_edge.runtime.request_queue import DEFAULT_LIMIT, RequestQueue
 from gemma_edge.runtime.residency import AttachmentEncoder, Residency
@@ -98,6 +103,7 @@ class Model:
         self.encoders, self.bundle = encoders, bundle
         self.residency = Residency(decoder, encoders)
         self.queue = RequestQueue(queue) if isinstance(queue, int) else queue
+        self.grammars = Grammars(tokenizer, self.end_ids)
         self._generator = TokenGenerator(self.residency, embeddings, per_layer, self.queue)
 
     @classmethod
@@ -168,6 +174,8 @@ class Model:
         raw: bool = False,
         truncate: Side | None = None,
         max_tokens: int | None = None,
+        tools: Sequence[ToolSource | Tool] | None = None,
+        tool_convention: Convention | None = None,
     ) -> Prompt:
         """What `generate` feeds: the chat template's text, or with `raw` the prompt's, after one bos.
 
@@ -200,8 +208,12 @@ class Model:
         ends = (self.tokenizer.bos_id, self.tokenizer.eos_id)
         bos, eos = ("" if i is None else self.tokenizer.token_text(i) for i in ends)
 
+        described = normal_tools(tools)
+
         def make(messages: list[dict[str, Any]]) -> Prompt:
-            text = self.template.render(messages, bos_token=bos, eos_token=eos)
+            text = self.template.render(
+                messages, bos_token=bos, eos_token=eos, tools=described, convention=tool_convention
+            )
             return self._build(text, attachments)
 
         if truncate is None:
@@ -302,10 +314,16 @@ class Model:
             BundleError: the bundle has no encoder for one.
         """
         check_names(options)
+        form = answer_form(options, lambda: self.template.default_convention)
         count = options.get("logprobs")
         recorder = None if count is None else LogprobRecorder(self.tokenizer, count)
         bias = bias_by_id(options.get("logit_bias") or {}, self.tokenizer)
-        sampler = Sampler(sampling_from(options, self.sampling), bias=bias, observe=recorder)
+        sampler = Sampler(
+            sampling_from(options, self.sampling),
+            bias=bias,
+            observe=recorder,
+            constraint=None if form.grammar is None else self.grammars.constraint(form.grammar),
+        )
         stop = options.get("stop")
         stops = StopStrings([stop] if isinstance(stop, str) else list(stop or ()))
         cancelled = Cancellation(options.get("timeout"))
@@ -317,6 +335,8 @@ class Model:
             raw=options.get("raw") or False,
             truncate=options.get("truncate"),
             max_tokens=options.get("max_tokens"),
+            tools=form.tools,
+            tool_convention=form.convention,
         )
         if made.left_out:
             self.reader.note(f"the prompt is too long: {made.left_out} tokens of its text are left out")
@@ -340,6 +360,7 @@ class Model:
             logprobs=None if recorder is None else recorder.tokens,
             guarded=GuardedAnswer(guards_of(options.get("guard")), said_in(prompt)),
             prompt=made,
+            calls=CallFinder(form.callable, count_calls(prompt)),
         )
         if stream:
             return answer

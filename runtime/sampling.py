@@ -7,6 +7,7 @@ only at what the one before it kept.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_edge.runtime.constraint import Constraint
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
 Floats = NDArray[np.float64]
@@ -65,6 +67,10 @@ class Sampler:
     Args:
         bias: is added to the logits of these ids.
         observe: is told of every pick: the logits as they came, and the token.
+        constraint: says which tokens may be picked; it goes on with each pick.
+
+    Attributes:
+        mask_s: seconds that the constraint took so far.
     """
 
     def __init__(
@@ -73,12 +79,14 @@ class Sampler:
         *,
         bias: Mapping[int, float] | None = None,
         observe: Callable[[NDArray[np.float32], int], None] | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self.sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
         self._biased = np.array([*(bias or {})], np.int64)
         self._bias = np.array([*(bias or {}).values()], np.float32)
-        self._observe = observe
+        self._observe, self._constraint = observe, constraint
+        self.mask_s = 0.0
 
     def pick(self, logits: NDArray[np.float32], history: Collection[int] = ()) -> int:
         """The next token id.
@@ -94,6 +102,10 @@ class Sampler:
         cumulative = np.cumsum(weights)
         index = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
         token = int(ids[min(int(index), len(ids) - 1)])
+        if self._constraint is not None:
+            started = time.perf_counter()
+            self._constraint.accept(token)
+            self.mask_s += time.perf_counter() - started
         if self._observe is not None:
             self._observe(logits, token)
         return token
@@ -104,7 +116,10 @@ class Sampler:
         return ids, weights / weights.sum()
 
     def _adjusted(self, logits: NDArray[np.float32], history: Collection[int]) -> NDArray[np.float32]:
-        """The logits with biases and the repetition penalty; a copy if there are any."""
+        """The logits with biases, the repetition penalty and the constraint; a copy if there are any."""
+        return self._masked(self._biased_logits(logits, history))
+
+    def _biased_logits(self, logits: NDArray[np.float32], history: Collection[int]) -> NDArray[np.float32]:
         penalty = self.sampling.repetition_penalty
         penalized = penalty != 1 and bool(history)
         if not (penalized or len(self._biased)):
@@ -116,6 +131,18 @@ class Sampler:
             values = logits[seen]
             logits[seen] = np.where(values < 0, values * penalty, values / penalty)
         return logits
+
+    def _masked(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The logits, -inf where the constraint forbids a token."""
+        if self._constraint is None:
+            return logits
+        started = time.perf_counter()
+        allowed = self._constraint.allowed()
+        size = min(len(allowed), len(logits))
+        masked = np.full_like(logits, -np.inf)
+        np.copyto(masked[:size], logits[:size], where=allowed[:size])
+        self.mask_s += time.perf_counter() - started
+        return masked
 
     def _kept(self, logits: NDArray[np.float32]) -> tuple[Ids, Floats]:
         """Ids that may be picked, and their weights: exp(logit - highest) over the temperature."""
@@ -133,6 +160,7 @@ class Sampler:
             ids = np.flatnonzero(logits >= kth)
         else:
             ids = np.arange(size)
+        ids = ids[logits[ids] > -np.inf]  # rounding could pick a forbidden token, although it weighs nothing
         weights = np.exp((logits[ids].astype(np.float64) - highest) / s.temperature)
         if s.top_p < 1:
             ids, weights = _top_p(ids, weights, s.top_p)

@@ -14,8 +14,9 @@ class Usage:
     `completion_tokens` counts every token sampled, the end token included. `cached_tokens` of the prompt were
     in the KV cache already; `soft_tokens` of it stand for images and clips, and `encode_s` is what their
     encoders took, loading included. `queued_s` is how long the request waited for others. The time to the
-    first token has everything in it but that and the loading of the decoder. Times are seconds of work: those
-    in which the caller holds the stream do not count.
+    first token has everything in it but that and the loading of the decoder. `mask_s_per_token` is what a
+    constraint took of each token: to say which tokens may follow, and to go on behind the one picked. Times
+    are seconds of work: those in which the caller holds the stream do not count.
     """
 
     prompt_tokens: int
@@ -27,6 +28,7 @@ class Usage:
     soft_tokens: int = 0
     encode_s: float | None = None
     queued_s: float | None = None
+    mask_s_per_token: float | None = None
 
 
 @dataclass
@@ -43,6 +45,7 @@ class GenerationProgress:
     prefill_s: float = 0.0
     first_token_s: float = 0.0  # sampling it, after the prefill
     decode_s: float = 0.0  # tokens after the first
+    mask_s: float = 0.0  # of these: the constraint's part
 
     def usage(self) -> Usage:
         started = self.completion_tokens > 0
@@ -57,4 +60,5 @@ class GenerationProgress:
             self.soft_tokens,
             self.encode_s or None,
             self.queued_s if self.queued_s >= WAITED_S else None,
+            self.mask_s / self.completion_tokens if self.mask_s else None,
         )

@@ -54,6 +54,8 @@ def check_schema(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
         )
     copy: dict[str, Any] = json.loads(text)
     _check_part(copy, copy, where)
+    if not _ends(copy, copy, (), set()):
+        raise UsageError(f"{where} needs a value of itself within every value, so that no value ends")
     return copy
 
 
@@ -136,6 +138,34 @@ def _resolved(schema: dict[str, Any], root: Mapping[str, Any], where: str) -> An
         if not isinstance(found, dict | bool):
             raise UsageError(f"{where}.$ref points to {printable(path)!r}, where there is no schema")
     raise UsageError(f"{where}.$ref leads back to itself: say what the value is")
+
+
+def _ends(schema: Any, root: Mapping[str, Any], within: tuple[int, ...], known: set[int]) -> bool:
+    """Whether a value of the schema can be finite.
+
+    Args:
+        within: the schemas that it is a part of, by their identity.
+        known: the schemas of which that is known already; it is filled.
+    """
+    if id(schema) in within:
+        return False
+    if not isinstance(schema, dict) or id(schema) in known or len(within) > 4 * MAX_DEPTH:
+        return True
+    within = (*within, id(schema))
+    needed = [schema["properties"].get(name) for name in schema.get("required", ()) if "properties" in schema]
+    if schema.get("minItems", 0) > 0:
+        needed.append(schema.get("items"))
+    needed += schema.get("allOf", ())
+    if "$ref" in schema:
+        needed.append(_resolved(schema, root, ""))
+    ends = all(_ends(part, root, within, known) for part in needed) and all(
+        any(_ends(part, root, within, known) for part in schema[name])
+        for name in ("anyOf", "oneOf")
+        if name in schema
+    )
+    if ends:
+        known.add(id(schema))
+    return ends
 
 
 class _Comparison:

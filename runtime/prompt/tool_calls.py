@@ -19,6 +19,7 @@ import ast
 import json
 import math
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -38,7 +39,7 @@ MAX_CHARACTERS = 1 << 16  # from a call's first character to its last
 
 SPACE = re.compile(r"\s*")
 STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'', re.DOTALL)
-NUMBER = re.compile(r"[-+]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][-+]?\d{1,3})?")
+NUMBER = re.compile(r"[-+]?(?:\d{1,4000}(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 CONSTANTS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 FENCE_OPENS = re.compile(r"```(?:tool_code|tool_call|json|python)?[ \t]*\n?")
@@ -104,22 +105,23 @@ class CallsInText:
     calls: tuple[ToolCall, ...] = ()
 
 
-def find_calls(answer: str, tools: Sequence[Tool], *, first_id: int = 0) -> CallsInText:
+def find_calls(answer: str, tools: Sequence[Tool], *, first_id: int = 0, start: int = 0) -> CallsInText:
     """Takes an answer apart. A text that only looks like a call stays text.
 
     Args:
         tools: those that were offered; a call is checked against the schema of its tool.
         first_id: number of the first call's id, "call_0".
+        start: take apart what begins here.
     """
     names = {tool.name for tool in tools}
-    start = -1
+    looked = start
     for _ in range(MAX_STARTS):
-        begun = call_start(answer, names, start + 1)
+        begun = call_start(answer, names, looked)
         if begun is None:
             break
-        start = begun
+        looked = begun + 1
         try:
-            found, end = _Reader(answer, start, names).calls()
+            found, end = _Reader(answer, begun, names).calls()
         except NotACall:
             continue
         by_name = {tool.name: tool for tool in tools}
@@ -127,8 +129,8 @@ def find_calls(answer: str, tools: Sequence[Tool], *, first_id: int = 0) -> Call
             ToolCall(f"call_{first_id + index}", name, arguments, _call_error(name, arguments, by_name))
             for index, (name, arguments) in enumerate(found)
         )
-        return CallsInText(answer[:start].rstrip() + answer[end:].rstrip(), calls)
-    return CallsInText(answer)
+        return CallsInText(answer[start:begun].rstrip() + answer[end:].rstrip(), calls)
+    return CallsInText(answer[start:])
 
 
 def call_start(text: str, names: Collection[str], start: int = 0) -> int | None:
@@ -148,6 +150,14 @@ def _openers(names: frozenset[str]) -> tuple[str, ...]:
     fences = ("", "```", "```tool_code", "```tool_call", "```json", "```python")
     bodies = ('{"name":', "{'name':", *(f"{name}(" for name in names), "print(")
     return tuple(fence + bracket + body for fence in fences for bracket in ("", "[") for body in bodies)
+
+
+def count_calls(messages: Sequence[Mapping[str, Any]] | str) -> int:
+    """How many calls messages have made."""
+    if isinstance(messages, str):
+        return 0
+    made = (message.get("tool_calls") for message in messages if isinstance(message, Mapping))
+    return sum(len(calls) for calls in made if isinstance(calls, Sequence))
 
 
 def checked_calls(value: object, where: str, first_id: int = 0) -> list[ToolCall]:
@@ -287,7 +297,8 @@ class _Reader:
             text = number[0]
             if text.lstrip("+-").isdigit():
                 return int(text)
-            return float(text) if math.isfinite(float(text)) else self.fail()
+            value = float(text)  # JSON knows no infinity: what is too large becomes the largest
+            return value if math.isfinite(value) else math.copysign(sys.float_info.max, value)
         word = self.word()
         if word not in CONSTANTS:
             self.fail()

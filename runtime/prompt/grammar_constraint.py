@@ -1,0 +1,205 @@
+"""Answers held to a grammar, by llguidance over our own tokenizer.
+
+llguidance is an extra, `structured`. It gets the bytes of every token, so nothing but our SentencePiece
+vocabulary is loaded; its limits bound what a grammar can cost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_edge.runtime.errors import UsageError, printable
+from gemma_edge.runtime.prompt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+MAX_GRAMMAR_BYTES = 1 << 20
+KEPT = 16  # compiled grammars
+SPECIAL = b"\xff"  # in front of a token that no text is
+# No free white space: at a high temperature a model would write nothing else.
+JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A form for an answer.
+
+    Attributes:
+        kind: what `source` is.
+        source: a JSON schema as JSON, a regular expression as Rust's regex crate has it (no look-around), or
+            a grammar in llguidance's dialect of Lark.
+        name: what the caller calls it, for errors.
+    """
+
+    kind: Literal["json_schema", "regex", "lark"]
+    source: str
+    name: str
+
+
+class Grammars:
+    """Compiles grammars for one vocabulary.
+
+    Args:
+        end_ids: ids that end an answer; allowed wherever the grammar is complete.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, end_ids: Collection[int]) -> None:
+        self.tokenizer, self.end_ids = tokenizer, sorted(end_ids)
+        self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+
+    def constraint(self, grammar: Grammar) -> GrammarConstraint:
+        """A new constraint, at the beginning of an answer.
+
+        Raises:
+            UsageError: llguidance is not installed, or the grammar is malformed, too large, or allows no
+                answer; of a JSON schema, the message has the path to the part that is wrong.
+        """
+        if grammar not in self._compiled:
+            self._compiled[grammar] = self._compile(grammar)
+            if len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(grammar)
+        return GrammarConstraint(self._compiled[grammar].deep_copy(), self.tokenizer.vocab_size, grammar.name)
+
+    @cached_property
+    def _vocabulary(self) -> LLTokenizer:
+        """What llguidance needs of the tokenizer. Of 262,144 ids it takes about a second, and 20 MB."""
+        try:
+            from llguidance import LLTokenizer, TokenizerWrapper
+        except ImportError:
+            raise UsageError(
+                "holding answers to a form needs the package llguidance: "
+                'install it with pip install "gemma-edge[structured]"'
+            ) from None
+        if not self.end_ids:
+            raise UsageError("holding answers to a form needs an end token, and the bundle names none")
+        return LLTokenizer(
+            TokenizerWrapper(_Vocabulary(self.tokenizer, self.end_ids)), eos_token=self.end_ids
+        )
+
+    def _compile(self, grammar: Grammar) -> LLMatcher:
+        vocabulary = self._vocabulary
+        if len(grammar.source.encode("utf-8", "surrogatepass")) > MAX_GRAMMAR_BYTES:
+            raise UsageError(f"{grammar.name} has more than {MAX_GRAMMAR_BYTES:,} bytes: make it smaller")
+        matcher = _matcher(vocabulary, grammar)
+        error = matcher.get_error()
+        if error and grammar.kind == "json_schema":
+            path = _failing_path(vocabulary, json.loads(grammar.source), error)
+            raise UsageError(f"{grammar.name}{path} cannot be held: {_reason(error)}")
+        if error:
+            raise UsageError(f"{grammar.name} cannot be compiled: {_reason(error)}")
+        beginning = matcher.deep_copy()
+        beginning.compute_bitmask()
+        if beginning.is_stopped() and not beginning.is_accepting():
+            raise UsageError(f"{grammar.name} allows no answer at all")
+        return matcher
+
+
+class GrammarConstraint:
+    """A `Constraint` by an LLMatcher."""
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int, name: str) -> None:
+        self._matcher, self._size, self._name = matcher, vocab_size, name
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """See `Constraint`.
+
+        Raises:
+            UsageError: the grammar has become too complex for its limits.
+        """
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
+        mask = np.unpackbits(bits, count=self._size, bitorder="little").view(np.bool_)
+        return mask
+
+    def accept(self, token: int) -> None:
+        """See `Constraint`. Raises as `allowed`."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    def fitting(self, tokens: Sequence[int]) -> int:
+        """See `Constraint`."""
+        return int(self._matcher.validate_tokens(list(tokens)))
+
+    def rollback(self, count: int) -> None:
+        """See `Constraint`."""
+        self._matcher.rollback(count)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise UsageError(f"{self._name} cannot be held any further: {_reason(self._matcher.get_error())}")
+
+
+class _Vocabulary:
+    """The attributes that llguidance's TokenizerWrapper reads."""
+
+    def __init__(self, tokenizer: Tokenizer, end_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id, self.bos_token_id = end_ids[0], tokenizer.bos_id
+        self.special_token_ids: list[int] = []
+        self.tokens = [self._bytes(token) for token in range(tokenizer.vocab_size)]
+
+    def _bytes(self, token: int) -> bytes:
+        return self._tokenizer.token_bytes(token) or SPECIAL + self._tokenizer.token_text(token).encode()
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self._tokenizer.encode(text.decode("utf-8"), bos=False)
+
+
+def _matcher(vocabulary: LLTokenizer, grammar: Grammar) -> LLMatcher:
+    from llguidance import LLMatcher, LLParserLimits
+
+    if grammar.kind == "json_schema":
+        source = LLMatcher.grammar_from_json_schema(grammar.source, defaults=JSON_FORM)  # type: ignore[arg-type]
+    elif grammar.kind == "regex":
+        source = LLMatcher.grammar_from_regex(grammar.source)
+    else:
+        source = LLMatcher.grammar_from_lark(grammar.source)
+    return LLMatcher(vocabulary, source, log_level=0, limits=LLParserLimits(verbose_errors=False))
+
+
+def _failing_path(vocabulary: LLTokenizer, root: Any, error: str) -> str:
+    """The path to the innermost part of a schema that fails alone with the same error, as ".properties.x"."""
+    shared = {
+        name: root[name] for name in ("$defs", "definitions") if isinstance(root, dict) and name in root
+    }
+    path, part, left = "", root, 200
+    while isinstance(part, dict) and left > 0:
+        for step, inner in _parts(part):
+            left -= 1
+            alone = inner if isinstance(inner, bool) else {**shared, **inner}
+            grammar = Grammar("json_schema", json.dumps(alone), "")
+            if left > 0 and _matcher(vocabulary, grammar).get_error() == error:
+                path, part = path + step, inner
+                break
+        else:
+            break
+    return path
+
+
+def _parts(schema: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The schemas directly inside one."""
+    found: list[tuple[str, Any]] = []
+    for name, inner in schema.items():
+        if name in ("properties", "patternProperties", "$defs", "definitions") and isinstance(inner, dict):
+            found += [(f".{name}.{printable(key, 60)}", value) for key, value in inner.items()]
+        elif name in ("anyOf", "oneOf", "allOf", "prefixItems") and isinstance(inner, list):
+            found += [(f".{name}[{index}]", value) for index, value in enumerate(inner)]
+        elif name in ("items", "additionalProperties"):
+            found.append((f".{name}", inner))
+    return [(step, inner) for step, inner in found if isinstance(inner, dict | bool)]
+
+
+def _reason(error: str) -> str:
+    """llguidance's message, without the state that it may append."""
+    return printable(" ".join(error.split("<state>")[0].split()))
