@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 from gemma_edge.runtime.prompt.prompt_builder import Prompt
 from gemma_edge.runtime.request_queue import RequestQueue
 from gemma_edge.runtime.residency import Residency
+from gemma_edge.runtime.reuse.prompt_cache import PromptCache, Start
 from gemma_edge.runtime.sampling import Sampler
 from gemma_edge.runtime.usage import GenerationProgress
 
@@ -35,20 +36,27 @@ class Table(Protocol):
 
 
 class TokenGenerator:
-    """A decoder, its two tables, and the ids that its KV cache holds.
+    """A decoder, its two tables, and what is known of the prompts that it was fed.
 
     Args:
         residency: the decoder, and the encoders of attachments if there are any.
         embeddings: rows (T, hidden).
         per_layer: rows (T, layers * ple width).
         queue: where streams wait while another one is running; default: none may.
+        cache: KV caches of earlier prompts; None for the decoder's own alone.
     """
 
     def __init__(
-        self, residency: Residency, embeddings: Table, per_layer: Table, queue: RequestQueue | None = None
+        self,
+        residency: Residency,
+        embeddings: Table,
+        per_layer: Table,
+        queue: RequestQueue | None = None,
+        cache: PromptCache | None = None,
     ) -> None:
         self.residency, self.embeddings, self.per_layer = residency, embeddings, per_layer
-        self._cached: list[int] | None = None  # keys of a Prompt; None: not known, as after an error
+        self.cache = cache or PromptCache(residency.decoder)
+        self._ended: tuple[list[int], Floats] | None = None  # keys and logits of the last prompt
         self.queue = queue or RequestQueue(0)
 
     @property
@@ -56,10 +64,9 @@ class TokenGenerator:
         return self.residency.decoder
 
     def reset(self) -> None:
-        """Forgets the conversation: the KV cache is empty then."""
-        self._cached = None
-        self.decoder.reset()
-        self._cached = []
+        """Forgets all prompts: the KV cache is empty then, and memory holds no snapshot."""
+        self._ended = None
+        self.cache.reset()
 
     def stream_tokens(
         self,
@@ -78,7 +85,7 @@ class TokenGenerator:
         (`close`, or dropping it) frees the generator for the next prompt.
 
         Args:
-            prompt: ids, bos included. What of it the cache already holds is not computed again.
+            prompt: ids, bos included. What of it a cache already holds is not computed again.
             max_tokens: at most this many; None, or too many, for as many as the context has room for.
             cancelled: asked before every call of the decoder, and while the stream waits; True ends it.
             progress: is filled while the stream runs.
@@ -142,6 +149,10 @@ class TokenGenerator:
                     return
                 started = time.perf_counter()
                 logits = self._feed(Prompt([token]))
+        except GemmaEdgeError:  # the logits may hold NaN, and then the cache does
+            self._ended = None
+            self.cache.distrust()
+            raise
         finally:
             self.queue.leave()
 
@@ -149,25 +160,55 @@ class TokenGenerator:
         self, prompt: Prompt, cancelled: Callable[[], bool], progress: GenerationProgress
     ) -> Floats | None:
         """Logits of the prompt's last token, f32 (V,), with the prompt in the cache; None when cancelled."""
-        reused = self._reusable(prompt.keys)
-        if needed := prompt.after(reused):
-            self.residency.make_room(needed)
-            reused = self._reusable(prompt.keys)
-        if not reused:
-            self.reset()
-        progress.cached_tokens = reused
-        rows = self._encoded(prompt, reused, cancelled, progress)
-        if rows is None or cancelled():
-            return None
-        self.residency.load_decoder()
+        while True:  # until the decoder takes what was found: a file may not be what it says
+            start = self._find(prompt, progress)
+            rows = self._encoded(prompt, start.tokens, cancelled, progress)
+            if rows is None or cancelled():
+                return None
+            self.residency.load_decoder()
+            started = time.perf_counter()
+            begun = self.cache.begin(start, prompt.keys)
+            progress.restore_s += time.perf_counter() - started
+            if begun:
+                break
+        progress.cached_tokens, progress.restored_from = start.tokens, start.place
         started = time.perf_counter()
-        logits = None
-        for start in range(reused, len(prompt.ids), self.decoder.chunk):
+        logits = self._feed_from(start, prompt, rows, cancelled)
+        progress.prefill_s = time.perf_counter() - started
+        return logits
+
+    def _find(self, prompt: Prompt, progress: GenerationProgress) -> Start:
+        """Where the prompt can begin, once there is room for its encoders."""
+        started = time.perf_counter()
+        # A last token is fed for its logits, unless it was the last token of the last prompt.
+        again = self._ended is not None and self._ended[0] == prompt.keys
+        keys = prompt.keys if again else prompt.keys[:-1]
+        start = self.cache.find(keys)
+        if needed := prompt.after(start.tokens):
+            self.residency.make_room(needed, self.cache.pool.clear)
+            if not start.snapshot:
+                start = self.cache.find(keys)
+        progress.restore_s += time.perf_counter() - started
+        return start
+
+    def _feed_from(
+        self, start: Start, prompt: Prompt, rows: Mapping[int, Floats], cancelled: Callable[[], bool]
+    ) -> Floats | None:
+        """Feeds the rest of a prompt, keeping snapshots on the way; the logits as of `_prefill`."""
+        total, at = len(prompt.ids), start.tokens
+        if at == total and self._ended:
+            return self._ended[1].copy()
+        cuts, logits = self.cache.cuts(prompt, start), None
+        while at < total:
             if cancelled():
                 return None
-            stop = start + self.decoder.chunk
-            logits = self._feed(prompt, start, stop, rows=rows, wanted=stop >= len(prompt.ids))
-        progress.prefill_s = time.perf_counter() - started
+            stop = min([at + self.decoder.chunk, total, *(cut for cut in cuts if cut > at)])
+            logits = self._feed(prompt, at, stop, rows=rows, wanted=stop == total)
+            at = stop
+            if at in cuts:
+                self.cache.keep(whole=at == total)
+        if logits is not None:
+            self._ended = list(prompt.keys), logits.copy()
         return logits
 
     def _encoded(
@@ -182,17 +223,6 @@ class TokenGenerator:
         progress.encode_s = time.perf_counter() - started
         return rows
 
-    def _reusable(self, keys: list[int]) -> int:
-        """Tokens in the cache that are the start of a prompt: all that are there, or none.
-
-        A sliding window's cache cannot be rolled back, so a cache that differs anywhere is of no use; and one
-        token must be left to feed, for its logits.
-        """
-        cached = self._cached
-        if cached is None or self.decoder.position != len(cached) or len(cached) >= len(keys):
-            return 0
-        return len(cached) if keys[: len(cached)] == cached else 0
-
     def _feed(
         self,
         prompt: Prompt,
@@ -203,7 +233,7 @@ class TokenGenerator:
         wanted: bool = True,
     ) -> Floats | None:
         """Appends ids[start:stop] to the cache; logits of the last, f32 (V,), if they are wanted."""
-        known, self._cached = self._cached or [], None  # an error or Ctrl-C in between leaves it unknown
+        held = self.cache.feeding()  # an error or Ctrl-C in between leaves it unknown
         ids = np.asarray(prompt.ids[start:stop], np.int64)
         embeddings, per_layer = self.embeddings.lookup(ids), self.per_layer.lookup(ids)
         for item in prompt.placed:
@@ -212,6 +242,6 @@ class TokenGenerator:
                 soft = rows[item.attachment.key][first - item.start : last - item.start]
                 embeddings[first - start : last - start] = soft
         logits: Floats = self.decoder.forward(embeddings, per_layer, n_logits=int(wanted))
-        known.extend(prompt.keys[start:stop])
-        self._cached = known
+        held.extend(prompt.keys[start:stop])
+        self.cache.fed(held)
         return logits[-1] if wanted else None

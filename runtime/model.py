@@ -26,6 +26,7 @@ from gemma_edge.runtime.media.attachments import MODALITY, Attachment, Part, Rea
 from gemma_edge.runtime.model_parts import (
     bundle_decoder,
     bundle_encoders,
+    bundle_prefixes,
     bundle_sampling,
     bundle_tables,
     bundle_template,
@@ -48,7 +49,10 @@ from gemma_edge.runtime.prompt.tool_schemas import Tool, ToolSource, normal_tool
 from gemma_edge.runtime.prompt.truncation import Side, check_side, longest_prompt, text_to_cut, truncated
 from gemma_edge.runtime.request_queue import DEFAULT_LIMIT, RequestQueue
 from gemma_edge.runtime.residency import AttachmentEncoder, Residency
+from gemma_edge.runtime.reuse.prompt_cache import PromptCache
+from gemma_edge.runtime.reuse.snapshot_pool import SNAPSHOTS, SnapshotPool
 from gemma_edge.runtime.sampling import Sampler, Sampling
+from gemma_edge.runtime.units import as_bytes
 from gemma_edge.runtime.usage import GenerationProgress
 
 if TYPE_CHECKING:
@@ -63,8 +67,10 @@ Question = str | Sequence[Message]
 class Model:
     """A decoder with its tables, tokenizer and chat template.
 
-    It has one KV cache: one answer at a time; requests of other threads wait for their turn. Conversations
-    are cheap when each prompt continues the last one, since what the cache holds is not computed again.
+    It has one KV cache: one answer at a time; requests of other threads wait for their turn. A prompt that
+    begins as an earlier one did is not computed anew: the KV cache still holds its beginning, or a snapshot
+    of it lies in memory or on disk. So many conversations can share a model; each is told from the others by
+    what it says.
 
     Args:
         decoder, embeddings, per_layer: see `TokenGenerator`.
@@ -76,6 +82,7 @@ class Model:
         bundle: what the model was loaded from, if from one.
         queue: most requests of other threads that wait while one is answered, 0 to refuse them; or a
             `RequestQueue`, to limit each client, too.
+        snapshots, prefix_cache: as in `load`.
     """
 
     def __init__(
@@ -92,6 +99,8 @@ class Model:
         encoders: AttachmentEncoder | None = None,
         bundle: Bundle | None = None,
         queue: int | RequestQueue = DEFAULT_LIMIT,
+        snapshots: int | str = SNAPSHOTS,
+        prefix_cache: int | str | None = None,
     ) -> None:
         self.decoder, self.embeddings, self.per_layer = decoder, embeddings, per_layer
         self.tokenizer = tokenizer
@@ -104,7 +113,9 @@ class Model:
         self.residency = Residency(decoder, encoders)
         self.queue = RequestQueue(queue) if isinstance(queue, int) else queue
         self.grammars = Grammars(tokenizer, self.end_ids)
-        self._generator = TokenGenerator(self.residency, embeddings, per_layer, self.queue)
+        prefixes = bundle_prefixes(bundle, prefix_cache) if bundle else None
+        self.prompts = PromptCache(decoder, SnapshotPool(as_bytes(snapshots)), prefixes)
+        self._generator = TokenGenerator(self.residency, embeddings, per_layer, self.queue, self.prompts)
 
     @classmethod
     def load(
@@ -117,6 +128,8 @@ class Model:
         keep_encoders: bool = False,
         video_tokens: int | None = None,
         queue: int | RequestQueue = DEFAULT_LIMIT,
+        snapshots: int | str = SNAPSHOTS,
+        prefix_cache: int | str | None = None,
         log: Callable[[str], None] = lambda text: None,
     ) -> Model:
         """Loads the bundle in folder `path`.
@@ -130,11 +143,15 @@ class Model:
             keep_encoders: leave encoders in memory once a prompt needed them.
             video_tokens: see `Reader`.
             queue: see `Model`.
+            snapshots: memory for KV snapshots of other conversations and of prefixes, such as "256MiB"; the
+                least recently used go. Taken only while it is free; 0 for none.
+            prefix_cache: disk space for KV snapshots of prefixes, such as "1GiB", in the cache folder; the
+                next process begins there. None for none: they tell what the prompts said.
             log: is told which attachments were encoded, and what is left out of a video.
 
         Raises:
             BundleError, TokenizerError: the bundle is damaged.
-            UsageError: `threads`, `context` or `video_tokens` is out of range.
+            UsageError: `threads`, `context`, `video_tokens`, `snapshots` or `prefix_cache` is out of range.
         """
         for name, value in (("threads", threads), ("context", context)):
             if value is not None and value < 1:
@@ -163,6 +180,8 @@ class Model:
             encoders=bundle_encoders(bundle, threads=threads, keep=keep_encoders, log=log),
             bundle=bundle,
             queue=queue,
+            snapshots=snapshots,
+            prefix_cache=prefix_cache,
         )
 
     def prompt(
@@ -249,7 +268,7 @@ class Model:
         The latest 32 MB of encoded attachments are kept: 16 images at the published sizes.
         """
         with self.queue.turn():
-            self.residency.make_room(attachments)
+            self.residency.make_room(attachments, self.prompts.pool.clear)
             self.residency.encode(attachments)
 
     def agenerate(self, prompt: Question, **options: Unpack[GenerateOptions]) -> AsyncAnswer:
@@ -262,7 +281,7 @@ class Model:
         return AsyncAnswer(lambda: self.generate(prompt, stream=True, **options), self.queue)
 
     def reset(self) -> None:
-        """Empties the KV cache."""
+        """Empties the KV cache and forgets the snapshots in memory."""
         with self.queue.turn():
             self._generator.reset()
 

@@ -6,9 +6,11 @@ another model.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 from gemma_edge.runtime.artifacts.bundle import Bundle
@@ -25,7 +27,9 @@ from gemma_edge.runtime.media.encoder_pool import Encoders, load_encoder
 from gemma_edge.runtime.prompt.chat_template import ChatTemplate
 from gemma_edge.runtime.prompt.prompt_builder import expansion
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
+from gemma_edge.runtime.reuse.prefix_files import PrefixFiles
 from gemma_edge.runtime.sampling import Sampling
+from gemma_edge.runtime.units import as_bytes
 
 CHAT_TEMPLATE = "chat_template.jinja"
 
@@ -102,6 +106,19 @@ def bundle_decoder(bundle: Bundle, *, threads: int | None, context: int | None, 
     if not defer:
         decoder.load()
     return decoder
+
+
+def bundle_prefixes(bundle: Bundle, limit: int | str | None) -> PrefixFiles | None:
+    """Its prefixes in the cache folder, those of this version of its engine; None without a `limit`.
+
+    Raises:
+        UsageError: `limit` is no size.
+    """
+    if not (size := as_bytes(limit or 0)):
+        return None
+    engine = engine_of(bundle.format)
+    of = f"{bundle.identity} {engine.distribution} {version(engine.distribution)}"
+    return PrefixFiles(hashlib.sha256(of.encode()).hexdigest(), size)
 
 
 def bundle_encoders(

@@ -42,14 +42,19 @@ class Residency:
     def __init__(self, decoder: Decoder, encoders: AttachmentEncoder | None = None) -> None:
         self.decoder, self.encoders = decoder, encoders
 
-    def make_room(self, attachments: Sequence[Attachment]) -> None:
-        """Releases the decoder, and what its cache holds, if encoding needs more memory than is free."""
-        if self.encoders is None or not isinstance(self.decoder, DeferredDecoder) or not self.decoder.loaded:
-            return
-        need = self.encoders.needed_bytes(attachments)
-        room = available_memory() if need else None
-        if room is not None and room < need + SPARE_BYTES:
+    def make_room(self, attachments: Sequence[Attachment], spare: Callable[[], None] = lambda: None) -> None:
+        """Gives up what encoding needs more than the memory that is free: first what `spare` frees, then the
+        decoder and what its cache holds.
+        """
+        if self._short_for(attachments):
+            spare()
+        if isinstance(self.decoder, DeferredDecoder) and self.decoder.loaded and self._short_for(attachments):
             self.decoder.release()
+
+    def _short_for(self, attachments: Sequence[Attachment]) -> bool:
+        need = self.encoders.needed_bytes(attachments) if self.encoders is not None else 0
+        room = available_memory() if need else None
+        return room is not None and room < need + SPARE_BYTES
 
     def encode(
         self, attachments: Sequence[Attachment], cancelled: Callable[[], bool] = lambda: False

@@ -39,6 +39,19 @@ def parse_size(text: str) -> int:
     return size
 
 
+def as_bytes(size: int | str) -> int:
+    """A size given as bytes or as people write it; 0 for none.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    if isinstance(size, str):
+        return 0 if size.strip() == "0" else parse_size(size)
+    if size < 0:
+        raise UsageError(f"a size must be 0 or more, not {size}")
+    return size
+
+
 def format_size(size: int, *, binary: bool = True) -> str:
     """A size in about three digits: "1.86 GiB", or with `binary=False` "2 GB"."""
     step, suffix = (1024, "iB") if binary else (1000, "B")

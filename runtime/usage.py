@@ -12,7 +12,8 @@ class Usage:
     """What a completion took. A rate is None where nothing was measured.
 
     `completion_tokens` counts every token sampled, the end token included. `cached_tokens` of the prompt were
-    in the KV cache already; `soft_tokens` of it stand for images and clips, and `encode_s` is what their
+    in a KV cache already; if that was a snapshot, `restored_from` says where it lay, "memory" or "disk", and
+    `restore_s` how long it took. `soft_tokens` of it stand for images and clips, and `encode_s` is what their
     encoders took, loading included. `queued_s` is how long the request waited for others. The time to the
     first token has everything in it but that and the loading of the decoder. `mask_s_per_token` is what a
     constraint took of each token: to say which tokens may follow, and to go on behind the one picked. Times
@@ -29,6 +30,8 @@ class Usage:
     encode_s: float | None = None
     queued_s: float | None = None
     mask_s_per_token: float | None = None
+    restored_from: str | None = None
+    restore_s: float | None = None
 
 
 @dataclass
@@ -43,6 +46,8 @@ class GenerationProgress:
     queued_s: float = 0.0
     encode_s: float = 0.0
     prefill_s: float = 0.0
+    restored_from: str | None = None
+    restore_s: float = 0.0  # looking for a snapshot included
     first_token_s: float = 0.0  # sampling it, after the prefill
     decode_s: float = 0.0  # tokens after the first
     mask_s: float = 0.0  # of these: the constraint's part
@@ -54,11 +59,16 @@ class GenerationProgress:
             self.prompt_tokens,
             self.cached_tokens,
             self.completion_tokens,
-            self.tokenize_s + self.encode_s + self.prefill_s + self.first_token_s if started else None,
+            self._first_s() if started else None,
             prefilled / self.prefill_s if started and self.prefill_s else None,
             decoded / self.decode_s if decoded > 0 and self.decode_s else None,
             self.soft_tokens,
             self.encode_s or None,
             self.queued_s if self.queued_s >= WAITED_S else None,
             self.mask_s / self.completion_tokens if self.mask_s else None,
+            self.restored_from,
+            self.restore_s if self.restored_from else None,
         )
+
+    def _first_s(self) -> float:
+        return self.tokenize_s + self.restore_s + self.encode_s + self.prefill_s + self.first_token_s

@@ -42,8 +42,8 @@ Make = Callable[..., tuple[Decoder, Feed]]
 )
 def test_what_is_kept_is_bounded_and_reaches_back(kept: Kept, position: int) -> None:
     assert 0 <= kept.used(position) <= position
-    assert 0 <= kept.earliest(position) <= position
-    for back in range(kept.earliest(position), position):
+    assert 0 <= kept.earliest_at(position) <= position
+    for back in range(kept.earliest_at(position), position):
         assert kept.used(back) <= kept.used(position)
 
 
@@ -147,7 +147,7 @@ def test_a_restored_cache_goes_on_bit_for_bit(make: Make) -> None:
         expected = fed(decoder, IDS[position : position + 37], calls)
         fed(fresh, IDS[100:140], [40])  # what was there before does not matter
         fresh.restore(snapshot)
-        assert (fresh.position, fresh.earliest) == (position, snapshot.earliest)
+        assert (fresh.position, fresh.earliest_at(position)) == (position, snapshot.earliest)
         np.testing.assert_array_equal(again(fresh, IDS[position : position + 37], calls), expected)
         assert state(fresh) == state(decoder)
         fresh.reset()
@@ -168,7 +168,15 @@ def test_a_cache_taken_back_is_one_that_never_went_on(make: Make) -> None:
     decoder, fed = make()
     plain, also = make()
     for position in POSITIONS:
-        for back in {0, 1, position - 1, position - 2, decoder.earliest, position // 2, position}:
+        for back in {
+            0,
+            1,
+            position - 1,
+            position - 2,
+            decoder.earliest_at(position),
+            position // 2,
+            position,
+        }:
             plain.reset()
             decoder.reset()
             fed(decoder, IDS[:position], [1] * position)
@@ -188,7 +196,7 @@ def test_a_cache_taken_back_is_one_that_never_went_on(make: Make) -> None:
 def test_within_the_window_every_step_back_is_possible(make: Make) -> None:
     decoder, fed = make()
     fed(decoder, IDS[:20], [20])
-    assert decoder.earliest == 0 and all(can_truncate(decoder, back) for back in range(21))
+    assert decoder.earliest_at(20) == 0 and all(can_truncate(decoder, back) for back in range(21))
     assert not can_truncate(decoder, 21) and not can_truncate(decoder, -1)
 
 
@@ -240,13 +248,13 @@ def test_a_deferred_decoder_is_loaded_to_be_restored(source: DictSource, tmp_pat
     decoder, fed = onnx()
     fed(decoder, IDS[:40], [40])
     deferred = DeferredDecoder(lambda: onnx()[0], context=CONTEXT, chunk=200)
-    assert deferred.earliest == 0 and not deferred.loaded
+    assert deferred.earliest_at(40) == 0 and not deferred.loaded
     deferred.truncate(0)
     assert not deferred.loaded
     deferred.restore(decoder.snapshot())
-    assert (deferred.position, deferred.earliest) == (40, decoder.earliest)
+    assert (deferred.position, deferred.earliest_at(40)) == (40, decoder.earliest_at(40))
     np.testing.assert_array_equal(fed(deferred, IDS[40:50], [10]), fed(decoder, IDS[40:50], [10]))
     deferred.release()
     deferred.restore(decoder.snapshot())
-    deferred.truncate(deferred.earliest)
-    assert deferred.position == decoder.earliest
+    deferred.truncate(deferred.earliest_at(50))
+    assert deferred.position == decoder.earliest_at(50) > 0

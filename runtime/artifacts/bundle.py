@@ -8,8 +8,11 @@ bytes at once, among them the graph that the engine parses; `check_hashes` hashe
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +107,16 @@ class Bundle:
         """What the bundle consists of on disk: its manifest and the files that it lists, or the .litertlm."""
         where = self.container.manifest_path
         return [where] if where == self.path else [where, *(self.path / name for name in self.files)]
+
+    @cached_property
+    def identity(self) -> str:
+        """A SHA-256, as hex, of the files and the config: bundles that share it compute the same."""
+        said = {
+            "files": {name: record.sha256 for name, record in self.files.items()},
+            "config": self.config.to_dict(),
+            "settings": [self.context, self.chunk, self.kv_cache, self.format],
+        }
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def file(self, name: str) -> Path:
         """The path of a file that `files` lists; a part of a .litertlm is copied out of it first."""

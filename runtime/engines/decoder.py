@@ -24,9 +24,10 @@ class Decoder(Protocol):
     chunk: int  # most tokens that one call takes; bounds the memory of activations
     position: int  # tokens in the cache
 
-    @property
-    def earliest(self) -> int:
-        """The least position that `truncate` can go back to, beside 0: windows keep only what they see."""
+    def earliest_at(self, position: int) -> int:
+        """The least position that `truncate` can go back to from another, beside 0: a window keeps what it
+        sees. A decoder that is not loaded says 0.
+        """
 
     def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
         """Appends T tokens to the cache and returns the logits of the last `n_logits` of them.
@@ -71,7 +72,7 @@ class Decoder(Protocol):
 
 def can_truncate(decoder: Decoder, position: int) -> bool:
     """Whether `Decoder.truncate` can take the cache back to a position."""
-    return position == 0 or decoder.earliest <= position <= decoder.position
+    return position == 0 or decoder.earliest_at(decoder.position) <= position <= decoder.position
 
 
 def check_truncation(decoder: Decoder, position: int) -> None:
@@ -79,7 +80,7 @@ def check_truncation(decoder: Decoder, position: int) -> None:
     if not can_truncate(decoder, position):
         raise UsageError(
             f"a cache of {decoder.position} tokens cannot go back to {position}: its windows have moved on, "
-            f"and reach back to {decoder.earliest}"
+            f"and reach back to {decoder.earliest_at(decoder.position)}"
         )
 
 

@@ -51,9 +51,8 @@ class DeferredDecoder:
             self._decoder.reset()
         self.position = 0
 
-    @property
-    def earliest(self) -> int:
-        return self._decoder.earliest if self._decoder is not None else 0
+    def earliest_at(self, position: int) -> int:
+        return self._decoder.earliest_at(position) if self._decoder is not None else 0
 
     def truncate(self, position: int) -> None:
         if position != self.position:

@@ -26,7 +26,7 @@ class Kept(Protocol):
     def used(self, position: int) -> int:
         """How many of its places, from the first on, hold something."""
 
-    def earliest(self, position: int) -> int:
+    def earliest_at(self, position: int) -> int:
         """The least position that the cache can be taken back to: what it needs there is still in place."""
 
 
@@ -37,7 +37,7 @@ class EveryPosition:
     def used(self, position: int) -> int:
         return position
 
-    def earliest(self, position: int) -> int:
+    def earliest_at(self, position: int) -> int:
         return 0
 
 
@@ -50,7 +50,7 @@ class Ring:
     def used(self, position: int) -> int:
         return min(position, self.length)
 
-    def earliest(self, position: int) -> int:
+    def earliest_at(self, position: int) -> int:
         # A token overwrites the one that it is the first not to see.
         return 0 if position <= self.length else position - 1
 
@@ -70,7 +70,7 @@ class Evicting:
     def used(self, position: int) -> int:
         return position - self._first(position)
 
-    def earliest(self, position: int) -> int:
+    def earliest_at(self, position: int) -> int:
         first = self._first(position)
         return first + self.window if first else 0
 
@@ -136,9 +136,9 @@ class KvBuffers:
         lines = [self.engine, *(f"{name} {buffer}" for name, buffer in sorted(self._buffers.items()))]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
-    def earliest(self, position: int) -> int:
+    def earliest_at(self, position: int) -> int:
         """The least position that all buffers can be taken back to."""
-        return max((buffer.kept.earliest(position) for buffer in self._buffers.values()), default=0)
+        return max((buffer.kept.earliest_at(position) for buffer in self._buffers.values()), default=0)
 
     def bytes(self, position: int) -> int:
         """What a snapshot at a position takes."""
@@ -149,7 +149,7 @@ class KvBuffers:
     def snapshot(self, position: int) -> KvSnapshot:
         """A copy of the places that are used at a position."""
         arrays = {name: buffer.places(position).copy() for name, buffer in self._buffers.items()}
-        return KvSnapshot(self.layout, position, self.earliest(position), arrays)
+        return KvSnapshot(self.layout, position, self.earliest_at(position), arrays)
 
     def restore(self, snapshot: KvSnapshot) -> None:
         """Writes a snapshot back.

@@ -162,9 +162,8 @@ class OnnxDecoder:
     def reset(self) -> None:
         self.position = 0
 
-    @property
-    def earliest(self) -> int:
-        return self.buffers.earliest(self.position)
+    def earliest_at(self, position: int) -> int:
+        return self.buffers.earliest_at(position)
 
     def truncate(self, position: int) -> None:
         check_truncation(self, position)

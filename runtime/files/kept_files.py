@@ -1,4 +1,4 @@
-"""Files that are costly to make and are kept in the cache folder: packed weights, and parts of a .litertlm.
+"""Files that are costly to make and are kept in the cache folder: packed weights, .litertlm parts, KV caches.
 
 A kept file's name begins with the SHA-256 of the content that it was made from. It also holds the SHA-256 of
 the file's own content, and a file is used only while its content has it. Files are made under the folder's
@@ -104,6 +104,37 @@ def keep(before: str, after: str, size: int, make: Callable[[Path], None], diges
     return path
 
 
+def keep_cheap(name: str, limit: int, size: int, make: Callable[[Path], None]) -> bool:
+    """Keeps a file that is no great loss: not where another process holds the folder, nor on a full disk.
+
+    Nor is it synced: whoever reads it checks it, after a power cut too. The least recently used files of its
+    suffix give way to it, and no others.
+
+    Args:
+        limit: bytes that files of this suffix take at most.
+        size: bytes that `make(path)` writes, about.
+    """
+    folder = cache_folder()
+    path, building = folder / name, folder / f"{name}{_BUILDING}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, wait=False):
+            _remove_unfinished(folder)
+            others = sum(file.bytes for file in kept_files() if file.path.suffix != path.suffix)
+            room = min(limit, cache_limit() - others) - size
+            if room < 0 or shutil.disk_usage(folder).free < size + ROOM:
+                return False
+            prune(room, path.suffix)
+            try:
+                make(building)
+                os.replace(building, path)
+            finally:
+                building.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
 def made_from(digest: str) -> list[Path]:
     """The kept files that were made from content with a SHA-256, or that are this content."""
     return sorted(cache_folder().glob(f"{digest[:_DIGITS]}-*"))
@@ -121,13 +152,16 @@ def kept_files() -> list[KeptFile]:
     return sorted(found, key=lambda file: file.used)
 
 
-def prune(limit: int) -> int:
+def prune(limit: int, suffix: str = "") -> int:
     """Removes the least recently used files until the rest takes at most `limit` bytes; returns the bytes
     removed.
 
+    Args:
+        suffix: of the files that count; "" for all.
+
     Files that this process uses stay. A file that another process has mapped stays on the disk until it ends.
     """
-    files = kept_files()
+    files = [file for file in kept_files() if file.path.name.endswith(suffix)]
     total, removed = sum(file.bytes for file in files), 0
     for file in files:
         if total - removed <= limit:

@@ -20,6 +20,9 @@ from gemma_edge.runtime.media.attachments import MODALITY, Attachment, Part, Rea
 from gemma_edge.runtime.prompt.chat_template import Message
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 
+TURN = "<start_of_turn>"  # Gemma's; in a text without it, a prompt is one turn
+MOST_NEWLINES = 32  # that Gemma's tokenizer has one token for
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -37,12 +40,14 @@ class Prompt:
     Attributes:
         text: what the ids were made of, with one placeholder for each attachment.
         left_out: tokens that truncation took from the user's text.
+        boundaries: how many of the first ids the next prompt may well share: those before the last question.
     """
 
     ids: list[int]
     placed: tuple[Placed, ...] = field(default=())
     text: str = ""
     left_out: int = 0
+    boundaries: tuple[int, ...] = field(default=())
 
     @cached_property
     def keys(self) -> list[int]:
@@ -141,7 +146,8 @@ def build(
         BundleError: it has fewer: the template leaves attachments out.
     """
     if not attachments:
-        return Prompt(tokenizer.encode(text, bos=True), text=text)
+        ids = tokenizer.encode(text, bos=True)
+        return Prompt(ids, text=text, boundaries=_boundaries(ids, tokenizer))
     kinds = {placeholder(modalities[MODALITY[kind]], tokenizer): kind for kind in _kinds(attachments)}
     queues = {kind: [item for item in attachments if item.kind == kind] for kind in kinds.values()}
     pieces: list[str] = []
@@ -165,7 +171,8 @@ def build(
             f"none for {left[0]}",
         )
     ids = tokenizer.encode("".join(pieces), bos=True)
-    return Prompt(ids, tuple(_places(ids, order, modalities)), text)
+    places = tuple(_places(ids, order, modalities))
+    return Prompt(ids, places, text, boundaries=_boundaries(ids, tokenizer))
 
 
 def placeholder(modality: Modality, tokenizer: Tokenizer) -> str:
@@ -194,6 +201,27 @@ def _special(tokenizer: Tokenizer, token_id: int) -> str:
             "Export the checkpoint again, with its tokenizer_config.json.",
         )
     return text
+
+
+def _boundaries(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Where the last turn of the user begins, and where the last empty line before its question ends.
+
+    Templates put an empty line after a system message and an attachment, people put one after a document.
+    """
+    turn = tokenizer.encode(TURN, bos=False)
+    starts = [i for i, token in enumerate(ids) if [token] == turn]
+    *turns, end = starts or [len(ids)]  # the last turn is the answer's
+    newlines = {
+        found[0]: count
+        for count in range(1, MOST_NEWLINES)
+        if len(found := tokenizer.encode("\n" * count, bos=False)) == 1
+    }
+    paragraph = run = 0
+    for i, token in enumerate(ids[:end]):
+        run = run + newlines[token] if token in newlines else 0
+        if run >= 2:
+            paragraph = i + 1
+    return tuple(sorted({position for position in (*turns[-1:], paragraph) if position}))
 
 
 def _kinds(attachments: Sequence[Attachment]) -> list[str]:

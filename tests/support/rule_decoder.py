@@ -56,9 +56,8 @@ class RuleDecoder:
     def reset(self) -> None:
         self.ids.clear()
 
-    @property
-    def earliest(self) -> int:
-        return self.kept.earliest(self.position)
+    def earliest_at(self, position: int) -> int:
+        return self.kept.earliest_at(position)
 
     def truncate(self, position: int) -> None:
         check_truncation(self, position)
@@ -66,7 +65,7 @@ class RuleDecoder:
 
     def snapshot(self) -> KvSnapshot:
         ids = {"ids": np.array(self.ids, np.int32)}
-        return KvSnapshot(LAYOUT, self.position, self.earliest, ids)
+        return KvSnapshot(LAYOUT, self.position, self.earliest_at(self.position), ids)
 
     def snapshot_bytes(self, position: int) -> int:
         return 4 * position

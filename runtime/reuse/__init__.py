@@ -1,0 +1,1 @@
+"""KV caches of earlier prompts: in the decoder, in memory, in files."""
