@@ -105,6 +105,7 @@ def test_another_picture_in_the_same_place_is_another_prompt(model: Model) -> No
     logits = [our_logits(model, asked(seed)) for seed in (3, 4)]
     assert np.abs(logits[0] - logits[1]).max() > 0.1
     # Without emptying the cache: what it holds is not taken for the other picture.
+    model.reset()
     progress = GenerationProgress()
     list(model.stream_tokens(asked(3), max_tokens=2))
     longer = Prompt([*asked(4).ids, 300, 301], asked(4).placed)
@@ -124,7 +125,7 @@ def test_a_deferred_decoder_gives_the_same(bundle: Path) -> None:
 def test_the_decoder_makes_room_where_there_is_not_enough_memory_for_both(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = Model.load(bundle, threads=1)
+    model = Model.load(bundle, threads=1, snapshots=0)
     assert isinstance(model.decoder, DeferredDecoder) and model.decoder.loaded
     assert answer(model, model.prompt(FIRST)) == GOLDEN["first"]
     follow_up = continued(model.prompt(FIRST), GOLDEN["first"], model.prompt(SECOND))
@@ -141,6 +142,18 @@ def test_the_decoder_makes_room_where_there_is_not_enough_memory_for_both(
         progress = GenerationProgress()
         assert answer(model, follow_up, progress) == GOLDEN["continued"]
         assert progress.cached_tokens == cached
+
+
+def test_snapshots_go_before_the_decoder_does(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model.load(bundle, threads=1)
+    answer(model, model.prompt(FIRST))
+    answer(model, model.prompt([{"role": "user", "content": "x" * 40}]))
+    assert len(model.prompts.pool)
+    room = iter([0, 1 << 40])
+    monkeypatch.setattr(residency, "available_memory", lambda: next(room))
+    model.encoders._rows.clear()  # type: ignore[union-attr, attr-defined]
+    model.encode([item.attachment for item in model.prompt(SECOND).placed])
+    assert not len(model.prompts.pool) and isinstance(model.decoder, DeferredDecoder) and model.decoder.loaded
 
 
 def test_a_context_that_cannot_be_is_refused_before_anything_is_encoded(bundle: Path) -> None:
