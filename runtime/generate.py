@@ -130,6 +130,7 @@ class TokenGenerator:
         if not self.queue.enter(client, cancelled):
             return
         progress.queued_s = time.perf_counter() - started
+        logits: Floats | None = None
         try:
             logits = self._prefill(prompt, cancelled, progress)
             history = set(prompt.ids)
@@ -149,9 +150,10 @@ class TokenGenerator:
                     return
                 started = time.perf_counter()
                 logits = self._feed(Prompt([token]))
-        except GemmaEdgeError:  # the logits may hold NaN, and then the cache does
-            self._ended = None
-            self.cache.distrust()
+        except GemmaEdgeError:
+            if logits is not None and not np.isfinite(logits.max()):
+                self._ended = None
+                self.cache.distrust()
             raise
         finally:
             self.queue.leave()

@@ -58,7 +58,7 @@ class Machine:
         self.decoder = RuleDecoder(hash_rule, window=window, chunk=chunk, context=1024)
         files = PrefixFiles(of, disk) if disk else None
         self.cache = PromptCache(self.decoder, SnapshotPool(budget), files)
-        self.engine = TokenGenerator(Residency(self.decoder), IdTable(), IdTable(), self.cache)
+        self.engine = TokenGenerator(Residency(self.decoder), IdTable(), IdTable(), cache=self.cache)
         self.fed = 0
         self.progress = GenerationProgress()
 
