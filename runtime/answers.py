@@ -129,7 +129,8 @@ class Stream(Iterator[str]):
     """An answer on its way: an iterator of pieces of text, none empty.
 
     Once it has ended, `completion` is there; its text is what the pieces join to. `cancel` or `close`, from
-    any thread, ends it early and frees the model; so does dropping it. `prompt` is what it answers.
+    any thread, ends it early and frees the model; so does leaving a `for` loop over it, and dropping it. To
+    take some pieces and go on later, call `next`. `prompt` is what it answers.
     """
 
     def __init__(
@@ -150,6 +151,9 @@ class Stream(Iterator[str]):
         self._answer = _Answer(progress, cancelled, logprobs, calls or CallFinder(()))
         # It must not refer to the stream: in a cycle of references, dropping the stream would free nothing.
         self._pieces = _pieces(tokens, text, stops, guarded or GuardedAnswer((), ""), end_ids, self._answer)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._pieces  # a loop drops this generator when it ends, by `break` too: that closes both
 
     def __next__(self) -> str:
         return next(self._pieces)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any, TypedDict
 
 from gemma_edge.runtime.guards import Guard
 from gemma_edge.runtime.logprobs import Bias
-from gemma_edge.runtime.media.attachments import Attachment
+from gemma_edge.runtime.media.attachments import Attachable
 from gemma_edge.runtime.prompt.tool_calls import Convention
 from gemma_edge.runtime.prompt.tool_schemas import Tool, ToolSource
 from gemma_edge.runtime.prompt.truncation import Side
@@ -23,7 +22,8 @@ class GenerateOptions(TypedDict, total=False):
 
     Keys:
         system: a system message before the prompt.
-        attach: files that go before the text of the last message: images, recordings, videos.
+        attach: what goes before the text of the last message, one or a list of them: the path of an image, a
+            recording or a video, or anything else that `Reader.value` takes.
         raw: complete the prompt as it is, without the chat template.
         truncate: the part of the user's text to leave out of a prompt that is too long, "start", "end" or
             "middle"; default: that is an error.
@@ -47,7 +47,7 @@ class GenerateOptions(TypedDict, total=False):
     """
 
     system: str | None
-    attach: Sequence[str | Path | Attachment]
+    attach: Attachable | Sequence[Attachable] | None
     raw: bool
     truncate: Side | None
     max_tokens: int | None

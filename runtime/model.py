@@ -13,16 +13,18 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from weakref import WeakSet
 
 from gemma_edge.runtime.answers import Cancellation, Completion, StopStrings, Stream
 from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.closed_model import CLOSED
 from gemma_edge.runtime.engines.decoder import Decoder
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.generate import Table, TokenGenerator
 from gemma_edge.runtime.generate_options import GenerateOptions, check_names, sampling_from
 from gemma_edge.runtime.guards import GuardedAnswer, guards_of, said_in
 from gemma_edge.runtime.logprobs import LogprobRecorder, bias_by_id
-from gemma_edge.runtime.media.attachments import MODALITY, Attachment, Part, Reader
+from gemma_edge.runtime.media.attachments import MODALITY, Attachable, Attachment, Part, Reader
 from gemma_edge.runtime.model_parts import (
     bundle_decoder,
     bundle_encoders,
@@ -56,6 +58,8 @@ from gemma_edge.runtime.units import as_bytes
 from gemma_edge.runtime.usage import GenerationProgress
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -71,6 +75,7 @@ class Model:
     begins as an earlier one did is not computed anew: the KV cache still holds its beginning, or a snapshot
     of it lies in memory or on disk. So many conversations can share a model; each is told from the others by
     what it says.
+    `close`, or leaving a `with` block, gives the model's memory back.
 
     Args:
         decoder, embeddings, per_layer: see `TokenGenerator`.
@@ -116,6 +121,7 @@ class Model:
         prefixes = bundle_prefixes(bundle, prefix_cache) if bundle else None
         self.prompts = PromptCache(decoder, SnapshotPool(as_bytes(snapshots)), prefixes)
         self._generator = TokenGenerator(self.residency, embeddings, per_layer, self.queue, self.prompts)
+        self._streams: WeakSet[Stream] = WeakSet()
 
     @classmethod
     def load(
@@ -184,12 +190,28 @@ class Model:
             prefix_cache=prefix_cache,
         )
 
+    def close(self) -> None:
+        """Ends the streams that run and gives back decoder, encoders and files. Any later use says so."""
+        for stream in list(self._streams):
+            stream.cancel()
+        self.decoder = self.embeddings = self.per_layer = self.encoders = CLOSED
+        self.prompts = self._generator = CLOSED
+        self.residency.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def prompt(
         self,
         prompt: Question,
         *,
         system: str | None = None,
-        attach: Sequence[str | Path | Attachment] = (),
+        attach: Attachable | Sequence[Attachable] | None = None,
         raw: bool = False,
         truncate: Side | None = None,
         max_tokens: int | None = None,
@@ -206,9 +228,9 @@ class Model:
             MediaError: an attachment cannot be used.
             BundleError: the bundle has no encoder for one.
         """
-        parts: list[Part] = []
-        for item in attach:
-            parts += [item] if isinstance(item, Attachment) else self.reader.file(item)
+        parts = self.reader.attached(attach)
+        if isinstance(prompt, str) and not prompt and not parts:
+            raise UsageError("the prompt is empty")
         check_side(truncate)
         most = longest_prompt(self.decoder.context, max_tokens)
         if raw:
@@ -350,7 +372,7 @@ class Model:
         made = self.prompt(
             prompt,
             system=options.get("system"),
-            attach=options.get("attach") or (),
+            attach=options.get("attach"),
             raw=options.get("raw") or False,
             truncate=options.get("truncate"),
             max_tokens=options.get("max_tokens"),
@@ -382,6 +404,7 @@ class Model:
             calls=CallFinder(form.callable, count_calls(prompt)),
         )
         if stream:
+            self._streams.add(answer)
             return answer
         for _ in answer:
             pass

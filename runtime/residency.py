@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_edge.runtime.closed_model import CLOSED
+from gemma_edge.runtime.engines.cores import release_free_memory
 from gemma_edge.runtime.engines.decoder import Decoder
 from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
 from gemma_edge.runtime.errors import UsageError
@@ -29,6 +32,9 @@ class AttachmentEncoder(Protocol):
 
     def needed_bytes(self, attachments: Sequence[Attachment]) -> int:
         """Memory that `encode` takes at its peak; 0 if it has the rows already."""
+
+    def close(self) -> None:
+        """Gives the memory of loaded encoders back."""
 
 
 class Residency:
@@ -69,6 +75,14 @@ class Residency:
         if self.encoders is None:
             raise UsageError("this model was made without encoders: it takes text alone")
         return self.encoders.encode(attachments, cancelled)
+
+    def close(self) -> None:
+        """Gives all memory back; any later use raises a UsageError."""
+        if self.encoders is not None:
+            self.encoders.close()
+        self.decoder = self.encoders = CLOSED
+        gc.collect()  # an engine's buffers may be in a cycle
+        release_free_memory()
 
     def load_decoder(self) -> None:
         """Loads a decoder that is not in memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import struct
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from gemma_edge.runtime.errors import BundleError, MediaError, UsageError
 from gemma_edge.runtime.media import attachments
-from gemma_edge.runtime.media.attachments import Attachment, Reader, kind_of
+from gemma_edge.runtime.media.attachments import Attachment, Part, Reader, kind_of
 from gemma_edge.runtime.media.images import load_image
 from support.audio_clips import write_wav
 from support.stub_modalities import AUDIO_TOKENS, IMAGE_SIZE, IMAGE_TOKENS, modalities
@@ -252,3 +253,90 @@ def test_a_budget_below_one_token_is_refused() -> None:
         reader(video_tokens=0)
     assert reader(context=1000).video_tokens == 500
     assert reader(context=32_768).video_tokens == attachments.VIDEO_TOKENS
+
+
+# What is attached need not be a file. -------------------------------------------------------------
+
+
+def keys(parts: list[Part]) -> list[int]:
+    return [part.key for part in parts if isinstance(part, Attachment)]
+
+
+def data_url(path: Path) -> str:
+    return f"data:;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def test_a_picture_may_be_given_in_every_way(photo: Path) -> None:
+    pil = pytest.importorskip("PIL.Image")
+    url, data = data_url(photo), photo.read_bytes()
+    with pil.open(photo) as image:
+        ways = [
+            str(photo),
+            photo,
+            photo.as_uri(),
+            url,
+            data,
+            bytearray(data),
+            memoryview(data),
+            image,
+            np.asarray(image),
+            {"type": "image", "path": str(photo)},
+            {"type": "image", "url": url},
+            {"type": "image", "image": data},
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "image_url", "image_url": url},
+        ]
+        expected = keys(reader().file(photo))
+        for way in ways:
+            assert keys(reader().attached(way)) == expected, way  # type: ignore[arg-type]
+            assert keys(reader().attached([way, way])) == 2 * expected, way  # type: ignore[list-item]
+    assert reader().attached(None) == reader().attached([]) == []
+
+
+def test_a_recording_may_be_given_in_every_way(note: Path) -> None:
+    expected = keys(reader().file(note))
+    encoded = base64.b64encode(note.read_bytes()).decode()
+    samples = reader().file(note)[0].data  # type: ignore[union-attr]
+    for way in (
+        note,
+        note.read_bytes(),
+        samples,
+        {"type": "audio", "audio": note.read_bytes()},
+        {"type": "input_audio", "input_audio": {"data": encoded, "format": "wav"}},
+    ):
+        assert keys(reader().attached(way)) == expected, way  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (7, "attach must be a path, a data URL, bytes, .*, not int"),
+        ([7], r"attach\[0\] must be"),
+        ([["photo.jpg"]], r"attach\[0\] must be .*, not list"),
+        (object(), "not object"),
+        (iter(["photo.jpg"]), "not list_iterator"),
+        ({"type": "text", "text": "hi"}, "must be of type image, audio, video, image_url, input_audio"),
+        ({"type": ["image"]}, "must be of type"),
+        ({}, "must be of type"),
+        (np.zeros((0, 4, 3), np.uint8), "attach: "),
+        (np.zeros((4, 4, 3)), "u8"),
+        (np.zeros(8_000, np.int16), "f32"),
+        ("https://example.org/a.png", "only files are read: download it first"),
+        ("ftp://example.org/a.png", "download it first"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_attached_is_named(value: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        reader().attached(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("data", [b"", b"nothing that is known"])
+def test_bytes_that_are_no_picture_are_named_by_their_place(data: bytes) -> None:
+    with pytest.raises(MediaError, match=r"^attach\[1\]: file: expected an image"):
+        reader().attached([NOISE, data])
+
+
+def test_a_url_is_no_missing_file() -> None:
+    with pytest.raises(UsageError, match=r"^https://example.org/a.png: only files are read"):
+        kind_of("https://example.org/a.png")

@@ -11,19 +11,25 @@ as bytes, or 30 s of samples, each below 2 MB for published checkpoints.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.artifacts.modalities import AudioModality, VisionModality
 from gemma_edge.runtime.errors import BundleError, MediaError, UsageError
+from gemma_edge.runtime.media.attached_values import (
+    DOWNLOAD,
+    FOREIGN_TYPES,
+    as_file,
+    is_url,
+    own_part,
+    read_url,
+)
 from gemma_edge.runtime.media.images import load_image, pixels, upright
 from gemma_edge.runtime.media.recordings import (
     MAX_SECONDS,
@@ -43,7 +49,8 @@ FileKind = Literal["image", "audio", "video"]
 VIDEO_TOKENS = 2048  # soft tokens of a video unless told, if the context has twice as many: 8 images
 MODALITY = {"image": "vision", "audio": "audio"}  # kind of an attachment: the bundle's name for its encoder
 EXPORTS = {"image": "text,image", "audio": "text,audio"}
-DOWNLOAD = "only files are read: download it first."
+# Types of a message's parts that `Reader.part` reads.
+PART_TYPES = (*MODALITY, "video", *FOREIGN_TYPES)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ class Attachment:
 
 
 Part = str | Attachment  # of a message's content, in order
+# What `Reader.value` takes; a Pillow image too, which no annotation here can name.
+Attachable = str | Path | bytes | bytearray | memoryview | Attachment | NDArray[Any] | Mapping[str, Any]
 
 
 def kind_of(path: str | Path) -> FileKind:
@@ -78,7 +87,10 @@ def kind_of(path: str | Path) -> FileKind:
 
     Raises:
         MediaError: there is no such file, or it is none of these.
+        UsageError: it is a URL.
     """
+    if is_url(path):
+        raise UsageError(f"{path}: {DOWNLOAD}")
     path = Path(path)
     try:
         if not path.is_file():
@@ -159,16 +171,59 @@ class Reader:
             return self._video(Path(path))
         return list(self._images(path) if kind == "image" else self._audio(path))
 
-    def part(self, part: Mapping[str, Any], where: str = "part") -> list[Part]:
-        """The parts of a message's part of type "image", "audio" or "video", as `transformers` has them.
-
-        Its source is "path", "url" (of a file), or a value under the type's own name: a path, an
-        `Attachment`, for an image a Pillow image or u8 (height, width, 3), for audio f32 (n,) at 16 kHz.
+    def attached(self, attach: Attachable | Sequence[Attachable] | None) -> list[Part]:
+        """The parts of everything that is attached to a prompt: of one `value`, or of several in a list.
 
         Raises:
-            UsageError: there is no such source. Otherwise as `file`.
+            As `value`.
         """
-        kind = part["type"]
+        if attach is None:
+            return []
+        if not isinstance(attach, list | tuple):
+            return self.value(attach, "attach")
+        return [part for n, item in enumerate(attach) for part in self.value(item, f"attach[{n}]")]
+
+    def value(self, value: Attachable | Any, where: str) -> list[Part]:
+        """The parts of a path, a file: or data: URL, a file's bytes, a Pillow image, u8 (height, width, 3),
+        f32 (n,) at 16 kHz, an `Attachment`, or a part of a message.
+
+        Raises:
+            UsageError: it is none of these. Otherwise as `file`.
+        """
+        if isinstance(value, Attachment):
+            return [value]
+        if isinstance(value, Mapping):
+            return self.part(value, where)
+        if is_url(value):
+            value = read_url(str(value), where)
+        if isinstance(value, str | Path):
+            return self.file(value)
+        if isinstance(value, bytes | bytearray | memoryview):
+            return self._data(value, where, self.file)
+        if isinstance(value, np.ndarray) and value.ndim == 1:
+            return list(self._audio_value(value, where))
+        if isinstance(value, np.ndarray) or type(value).__module__.startswith("PIL."):
+            return [self._image_value(value, where)]
+        raise UsageError(
+            f"{where} must be a path, a data URL, bytes, a Pillow image, u8 (height, width, 3), f32 (n,) at "
+            f"16 kHz or a part of a message, not {type(value).__name__}"
+        )
+
+    def part(self, part: Mapping[str, Any], where: str = "part") -> list[Part]:
+        """The parts of a message's part of type "image", "audio" or "video", as `transformers` has them, or
+        "image_url" or "input_audio", as OpenAI's API has them.
+
+        The source of the former is "path", "url" (of a file, or data:), or a value under the type's own name:
+        a path, a file's bytes, an `Attachment`, for an image a Pillow image or u8 (height, width, 3), for
+        audio f32 (n,) at 16 kHz.
+
+        Raises:
+            UsageError: there is no such source, or it is of another type. Otherwise as `file`.
+        """
+        part = own_part(part, where)
+        kind = part.get("type")
+        if kind not in PART_TYPES:
+            raise UsageError(f"{where} must be of type {', '.join(PART_TYPES)}, not {kind!r}")
         given = {key: part[key] for key in ("path", "url", kind) if part.get(key) is not None}
         if len(given) != 1:
             raise UsageError(
@@ -177,18 +232,30 @@ class Reader:
         ((key, source),) = given.items()
         if isinstance(source, Attachment) and source.kind == kind:
             return [source]
+        if key == "url" or is_url(source):
+            source = read_url(str(source), where)
         if isinstance(source, str | Path):
-            text = str(source)
-            remote = key == "url" or "://" in text or text.startswith("data:")
-            path = _local(text, where) if remote else Path(source)
-            if kind == "video":
-                return self._video(path)
-            return list(self._images(path) if kind == "image" else self._audio(path))
+            return self._read(kind, Path(source))
+        if isinstance(source, bytes | bytearray | memoryview):
+            return self._data(source, where, lambda path: self._read(kind, path))
         if key == "image":
             return [self._image_value(source, where)]
         if key == "audio":
             return list(self._audio_value(source, where))
         raise UsageError(f"{where}[{key!r}] must be a path, not {type(source).__name__}")
+
+    def _read(self, kind: str, path: Path) -> list[Part]:
+        if kind == "video":
+            return self._video(path)
+        return list(self._images(path) if kind == "image" else self._audio(path))
+
+    def _data(
+        self, data: bytes | bytearray | memoryview, where: str, read: Callable[[Path], list[Part]]
+    ) -> list[Part]:
+        """The parts of a file's bytes, called `where`."""
+        with as_file(data, where) as path:
+            parts = read(path)
+        return [part if isinstance(part, str) else replace(part, name=where) for part in parts]
 
     # Images. ------------------------------------------------------------------------------------------
 
@@ -214,14 +281,20 @@ class Reader:
         if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
             try:
                 value = Image.fromarray(value)
-            except TypeError:
+            except (TypeError, ValueError):
                 raise UsageError(f"{where}: an image is (height, width, 3), not {value.shape}") from None
         if not isinstance(value, Image.Image):
             raise UsageError(
                 f"{where}['image'] must be a path, a Pillow image or u8 (height, width, 3), "
                 f"not {type(value).__name__}"
             )
-        return self._image(where, pixels(upright(value), config.image_size, config.resample))  # type: ignore[arg-type]
+        if 0 in value.size:
+            raise UsageError(f"{where}: a picture without pixels")
+        try:
+            values = pixels(upright(value), config.image_size, config.resample)  # type: ignore[arg-type]
+        except Exception as error:  # it is closed, or its file is damaged
+            raise UsageError(f"{where}: a picture that cannot be read: {error}") from None
+        return self._image(where, values)
 
     # Audio. -------------------------------------------------------------------------------------------
 
@@ -319,10 +392,3 @@ class Reader:
             got,
             f"Export the checkpoint with `--modalities {EXPORTS[kind]}`.",
         )
-
-
-def _local(url: str, where: str) -> Path:
-    parts = urlsplit(url)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise UsageError(f"{where}: {url[:80]}: {DOWNLOAD}")
-    return Path(url2pathname(parts.path))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 
+ROLES = ("system", "user", "assistant", "tool")
 ATTACHMENTS = ("image", "audio")  # types of content parts that a template has a placeholder for
 
 
@@ -163,8 +164,8 @@ def _check_message(message: object, name: str, calls: int) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise UsageError(f'{name} must be {{"role": ..., "content": ...}}, not {type(message).__name__}')
     role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or not role:
-        raise UsageError(f"{name}['role'] must be a text such as 'user', not {role!r}")
+    if role not in ROLES:
+        raise UsageError(f"{name}['role'] must be {', '.join(ROLES[:-1])} or {ROLES[-1]}, not {role!r}")
     made: dict[str, Any] = {"role": str(role)}
     if role == "tool":
         ids = {key: str(message[key]) for key in ("name", "tool_call_id") if message.get(key)}

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 from gemma_edge.runtime.artifacts.modalities import Modality
 from gemma_edge.runtime.errors import BundleError, UsageError
-from gemma_edge.runtime.media.attachments import MODALITY, Attachment, Part, Reader
+from gemma_edge.runtime.media.attachments import MODALITY, PART_TYPES, Attachment, Part, Reader
 from gemma_edge.runtime.prompt.chat_template import Message
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 
@@ -93,7 +93,7 @@ def open_messages(messages: Sequence[Message], reader: Reader) -> tuple[Sequence
             continue
         parts: list[Any] = []
         for index, part in enumerate(content):
-            if isinstance(part, Mapping) and part.get("type") in (*MODALITY, "video"):
+            if isinstance(part, Mapping) and part.get("type") in PART_TYPES:
                 read = reader.part(part, f"messages[{number}]['content'][{index}]")
                 found += [item for item in read if isinstance(item, Attachment)]
                 parts += [bare(item) for item in read]
