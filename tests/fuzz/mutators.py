@@ -407,7 +407,7 @@ def random_template(rng: Random, depth: int = 3) -> str:
         for _ in range(rng.randint(0, depth)):
             inner = rng.choice(BLOCKS).format(inner, rng.choice(EXPRESSIONS))
         text += inner
-    if rng.random() < 0.1:  # loops that only a budget ends, at a second a case
+    if rng.random() < 0.03:  # loops that only a budget ends, at a second a case
         text = text.replace("range(600)", "range(60000)").replace("range(40)", "range(400)")
     return text
 
