@@ -8,7 +8,7 @@ success or one of our errors, in time, in memory, and on one line:
 | untyped | an exception that is no `GemmaEdgeError` |
 | message | an error of several lines, with control characters, or longer than `MESSAGE_CHARACTERS` |
 | slow | more than 2 s of CPU beyond the valid input's |
-| memory | a peak of more than 64 MiB beyond the valid input's |
+| memory | a peak of more than 64 MiB beyond the valid input's, and 10 bytes for each byte that was added |
 | descriptor | files left open |
 | crash | the worker died of a signal |
 | hang | the worker was killed after 10 s of CPU, or after 120 s in which it had nothing to compute |
@@ -45,6 +45,7 @@ from gemma_edge.runtime.errors import GemmaEdgeError
 from .subjects import MODELS, Files, Subject, make_valid, subjects
 
 CPU_SECONDS, MEMORY = 2.0, 64 << 20
+MEMORY_A_BYTE = 10  # of a file that damage made longer: of text, Python's JSON makes objects of that size
 HANG_CPU, HANG_IDLE = 10.0, 120.0
 CACHE_CASES = 64  # after so many the cache is emptied
 MESSAGE_CHARACTERS = 700  # 300 of foreign text, and our own words; the path is not counted
@@ -176,7 +177,8 @@ class Reader:
         spent = time.process_time() - began
         if found is None and spent > usual + CPU_SECONDS:
             found = "slow", f"{spent:.1f} s of CPU, usually {usual:.2f}", ""
-        if found is None and peak > usual_peak + MEMORY:
+        longer = sum(len(data) - len(valid.get(name, b"")) for name, data in changed.items())
+        if found is None and peak > usual_peak + MEMORY + MEMORY_A_BYTE * max(0, longer):
             found = "memory", f"{peak >> 20} MiB, usually {usual_peak >> 20}", ""
         for name in changed:
             (here / name).unlink(missing_ok=True)
