@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
-import tempfile
 import textwrap
 import time
 from collections.abc import Iterable
@@ -29,6 +28,7 @@ from gemma_edge.export.weights.recipe import load_recipe
 from gemma_edge.runtime.console import without_controls
 from gemma_edge.runtime.engines.cores import physical_cores
 from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.files.abandoned import temporary_folder
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.units import format_size
 from gemma_edge.runtime.usage import Usage
@@ -232,6 +232,6 @@ def run(args: argparse.Namespace) -> int:
     if args.keep:
         demonstrate(Path(args.keep))
         return 0
-    with tempfile.TemporaryDirectory(prefix="gemma-edge-demo-") as folder:
-        demonstrate(Path(folder), kept=False)
+    with temporary_folder("demo") as folder:
+        demonstrate(folder, kept=False)
     return 0

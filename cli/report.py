@@ -18,9 +18,9 @@ from gemma_edge.benchmarks.output.browser import screenshot
 from gemma_edge.benchmarks.output.report import render_page
 from gemma_edge.benchmarks.output.result_text import to_markdown
 from gemma_edge.benchmarks.output.table import update_documents
-from gemma_edge.benchmarks.output.whole_file import write_whole
 from gemma_edge.benchmarks.records.results_file import read_records
 from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.files.whole_file import write_whole
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

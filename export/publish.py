@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO, Protocol, Self
 from gemma_edge.export.replaced_bundle import carry_over, is_litertlm, old_manifest
 from gemma_edge.runtime.artifacts.manifest import MANIFEST
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+from gemma_edge.runtime.files.abandoned import abandoned, remove, remove_abandoned
 from gemma_edge.runtime.files.file_digest import sha256
 
 Json = dict[str, Any]
@@ -177,7 +177,7 @@ class BundleWriter:
                 except OSError:
                     raise GemmaEdgeError(f"{self.target}: {error}; the old bundle is {old}") from error
                 raise
-            _remove(old)
+            remove(old)
         _sync_folder(self.target.parent)
         return self.target
 
@@ -215,37 +215,19 @@ def exchange(one: Path, other: Path) -> bool:
     return not done
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _remove_abandoned(target: Path) -> None:
     """Removes what an export that was killed (not interrupted) has left beside `target`.
 
     Killed between its two renames, it has left the old bundle aside, which goes back to its place.
     """
-    for kind in ("partial", "old"):
-        for folder in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
-            pid = folder.name.rpartition("-")[2]
-            if not pid.isdigit() or _alive(int(pid)):
-                continue
-            if kind == "old" and not target.exists():
-                os.rename(folder, target)
-            else:
-                _remove(folder)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    before = f".{target.name}."
+    for old in abandoned(target.parent, f"{before}old-"):
+        if target.exists():
+            remove(old)
+        else:
+            os.rename(old, target)
+    for kind in ("partial-", "partial-scratch-"):
+        remove_abandoned(target.parent, before + kind)
 
 
 def _sync_folder(folder: Path) -> None:

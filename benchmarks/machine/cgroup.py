@@ -17,7 +17,6 @@ import itertools
 import os
 import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import Literal, NamedTuple
 
 from gemma_edge.benchmarks.machine.child import SIGNAL_BASE, ChildRun, run_child
 from gemma_edge.runtime.errors import DeviceError
+from gemma_edge.runtime.files.abandoned import temporary_folder
 
 MechanismName = Literal["cgroup-v1", "cgroup-v2", "systemd-run", "none"]
 
@@ -184,11 +184,11 @@ def _run_in_scope(
     Raises:
         DeviceError: it did not finish in time, or the scope counts no out-of-memory kills.
     """
-    with tempfile.TemporaryDirectory(prefix="gemma-edge-scope-") as folder:
+    with temporary_folder("scope") as folder:
         scope = ["systemd-run", *(["--user"] if os.geteuid() else []), "--scope", "--quiet", "--collect"]
         for setting in (f"MemoryMax={limit}", "MemorySwapMax=0", *properties):
             scope += ["-p", setting]
-        run = run_child([*scope, "/bin/sh", "-c", _COUNT, folder, *argv], timeout=timeout, env=env)
+        run = run_child([*scope, "/bin/sh", "-c", _COUNT, str(folder), *argv], timeout=timeout, env=env)
         events, peak = Path(folder, "memory.events"), Path(folder, "memory.peak")
         if not events.is_file() or not events.read_text().strip():
             raise DeviceError(f"its scope counts no memory: {run.last_line()}")

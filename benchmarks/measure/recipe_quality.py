@@ -7,7 +7,6 @@ answers by task, size, and the memory of a run.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from gemma_edge.export.gate.parity import verify_sequences
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.engines.cores import physical_cores
 from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.files.abandoned import temporary_folder
 from gemma_edge.runtime.model import Model
 
 RECIPES, FORMATS = ("fp32", "int8", "int4"), ("onnx", "tflite")
@@ -142,9 +142,9 @@ def measure_quality(
     model = ""
     for recipe in recipes:
         for format in formats:
-            with tempfile.TemporaryDirectory(prefix="gemma-edge-quality-") as folder:
-                column, replies = measure_bundle(checkpoint, questions, recipe, format, Path(folder))
-                model = bundle_facts(Path(folder) / "bundle").model
+            with temporary_folder("quality") as folder:
+                column, replies = measure_bundle(checkpoint, questions, recipe, format, folder)
+                model = bundle_facts(folder / "bundle").model
             columns.append(column)
             given[column.name] = replies
             right = sum(one.right for one in replies)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +42,7 @@ from gemma_edge.benchmarks.records.rows import (
 from gemma_edge.benchmarks.records.run_report import Round, RunReport
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.runtime.errors import CeilingError
+from gemma_edge.runtime.files.abandoned import temporary_folder
 from gemma_edge.runtime.units import format_size
 
 Emit = Callable[[Head], None]
@@ -290,8 +290,8 @@ class Session:
     def _answer(self, limited: bool) -> None:
         """One answer to a prompt with attachments, phase by phase, under the ceiling if there is one."""
         plan, limit = self.plan, self.plan.ceiling
-        with tempfile.TemporaryDirectory(prefix="gemma-edge-media-") as folder:
-            files = write_media(Path(folder), plan.images, plan.clips)
+        with temporary_folder("media") as folder:
+            files = write_media(folder, plan.images, plan.clips)
             sizes = self._sizes()
             workload = Workload(
                 (sizes.n_prompt,),

@@ -9,7 +9,6 @@ window, and 64 greedy tokens with several sizes of prefill chunks. Needs torch a
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from gemma_edge.export.emit.reference.reference_text import evaluate
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.runtime.errors import ParityError, UsageError
+from gemma_edge.runtime.files.abandoned import temporary_folder
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.sampling import Sampling
 
@@ -94,8 +94,8 @@ def main() -> int:
         raise UsageError('this needs transformers: pip install -c constraints.txt ".[all,dev]"') from None
     results = {}
     for name, changes in VARIANTS.items():
-        with tempfile.TemporaryDirectory(prefix="gemma-edge-parity-") as folder:
-            results[name] = measure(Path(folder), changes)
+        with temporary_folder("parity") as folder:
+            results[name] = measure(folder, changes)
         progress(f"{name}: " + ", ".join(f"{key} {value:.2g}" for key, value in results[name].items()))
     reference, bundle = (
         max(each[key] for each in results.values()) for key in ("reference_error", "bundle_error")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 from gemma_edge.benchmarks.machine.child import ChildError, run_child
-from gemma_edge.benchmarks.output.whole_file import replacing
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.runtime.errors import DeviceError
+from gemma_edge.runtime.files.abandoned import temporary_folder
+from gemma_edge.runtime.files.whole_file import replacing
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER_VARIABLE = "GEMMA_EDGE_CHROMIUM"
@@ -40,7 +40,7 @@ def screenshot(page: Path, picture: Path, *, dark: bool = False, width: int = 10
     browser = find_browser()
     if browser is None:
         raise DeviceError(f"--png needs Chromium or Chrome: install one, or set {BROWSER_VARIABLE}")
-    with tempfile.TemporaryDirectory(prefix="gemma-edge-browser-") as folder:
+    with temporary_folder("browser") as folder:
         argv = [
             browser,
             "--headless",

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from gemma_edge.benchmarks.output.plots import render_plots
 from gemma_edge.benchmarks.output.quality_table import render_quality
-from gemma_edge.benchmarks.output.whole_file import write_whole
 from gemma_edge.benchmarks.records.record import Head, QualityRecord, TableRecord, TableRow
 from gemma_edge.benchmarks.records.results_file import read_records
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+from gemma_edge.runtime.files.whole_file import write_whole
 
 PAGE, PLOTS = "docs/results.md", "docs/img"  # beside the README
 # Blocks of the documents, each between comments with :begin and :end.

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +31,7 @@ from gemma_edge.benchmarks.records.run_report import Round, RunReport
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.benchmarks.typed_json import to_json
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+from gemma_edge.runtime.files.abandoned import temporary_folder
 
 T = TypeVar("T")
 
@@ -98,8 +98,8 @@ def run_litert_lm(
         ChildError: it failed. DeviceError: it hangs, prints no result, or would abort on this CPU.
     """
     check_engine(LITERT_LM)
-    with tempfile.TemporaryDirectory(prefix="gemma-edge-peer-") as own:
-        folder = cache or Path(own)
+    with temporary_folder("peer") as own:
+        folder = cache or own
         if not any(folder.iterdir()):
             run_library(LITERT_LM, model, replace(sizes, n_prompt=0, n_gen=1, reps=1), timeout, folder)
         return run_library(LITERT_LM, model, sizes, timeout, folder)

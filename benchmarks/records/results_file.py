@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import warnings
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +37,46 @@ class RecordError(FileError):
 
 
 def append_record(path: Path, record: Head) -> None:
-    """Appends one line to a JSONL file, making its folder. Raises ValueError for NaN and infinity."""
-    line = json_line(record)
+    """Appends one line to a JSONL file, making its folder; a torn last line, left by a kill, goes first.
+
+    Raises ValueError for NaN and infinity.
+    """
+    line = json_line(record).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    if path.exists() and not path.is_file():  # a pipe
+        with path.open("ab", buffering=0) as pipe:
+            pipe.write(line)
+        return
+    with path.open("a+b", buffering=0) as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        end = file.seek(0, os.SEEK_END)
+        tail = _unfinished(file, end)
+        if _is_json(tail):
+            line = b"\n" + line  # somebody's editor leaves out the last newline
+        elif tail:
+            file.truncate(end - len(tail))
         file.write(line)  # one write: two processes' records do not mix
+        os.fsync(file.fileno())
+
+
+def _unfinished(file: FileIO, end: int) -> bytes:
+    """What follows the last newline of a file of `end` bytes; leaves its position at the end."""
+    begin, tail = end, b""
+    while begin and b"\n" not in tail:
+        size = min(1 << 16, begin)
+        begin = file.seek(begin - size)
+        tail = file.read(size) + tail
+    file.seek(end)
+    return tail.rpartition(b"\n")[2]
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def json_line(record: Head) -> str:
@@ -49,8 +89,13 @@ def read_records(path: Path) -> list[Head]:
 
     Raises:
         RecordError: a line is not a record, or of a newer schema; the error names file, line and field.
+
+    A last line that a kill has torn is left out, with a warning.
     """
     lines = read_text(path, RecordError, what="a JSONL file", limit=MAX_RESULTS_BYTES).split("\n")
+    if lines[-1].strip() and not _is_json(lines[-1].encode()):
+        warnings.warn(f"{path}: its last line is not complete and is left out", stacklevel=2)
+        lines.pop()
     return [_record(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from gemma_edge.export.checkpoint.tokenizer_files import TokenizerFiles, tokeniz
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.errors import BundleError, CheckpointError, TokenizerError
+from gemma_edge.runtime.files.abandoned import temporary_folder
 from gemma_edge.runtime.generation_config import read_generation_config
 from gemma_edge.runtime.prompt.chat_template import ChatTemplate
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
@@ -65,8 +65,8 @@ def _template_file(checkpoint: Checkpoint) -> Path:
 
 
 def _load(files: TokenizerFiles, source: Path, vocab_size: int) -> Tokenizer:
-    with tempfile.TemporaryDirectory(prefix="gemma-edge-") as folder:
-        path = Path(folder) / "tokenizer.model"
+    with temporary_folder() as folder:
+        path = folder / "tokenizer.model"
         path.write_bytes(files.model)
         try:
             return Tokenizer(path, files.added_tokens, vocab_size)

@@ -8,7 +8,6 @@ a long clip.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.families.log_mel import LogMel
 from gemma_edge.runtime.families.model_family import LogMelConfig, PixelsConfig
+from gemma_edge.runtime.files.abandoned import temporary_folder
 from gemma_edge.runtime.media.encoder_pool import load_encoder
 
 Array = NDArray[np.float32]
@@ -50,8 +50,8 @@ def encoder_errors(
         if kind not in bundle.modalities:
             continue
         sample = sample_input(encoder)
-        with tempfile.TemporaryDirectory(prefix="gemma-edge-", dir=scratch) as folder:
-            given, out = Path(folder) / "input.npy", Path(folder) / "rows.npy"
+        with temporary_folder(parent=scratch) as folder:
+            given, out = folder / "input.npy", folder / "rows.npy"
             np.save(given, sample)
             with ProgressBar(f"running the {kind} encoder", 0, progress):
                 run_isolated(bundle.path, write_soft_tokens, kind, given, out)

@@ -9,7 +9,6 @@ an error here, and its memory is no part of the exporter's.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from gemma_edge.export.weights.recipe import Bounds
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.modalities import KINDS
 from gemma_edge.runtime.errors import ConfigError, ParityError, UsageError
+from gemma_edge.runtime.files.abandoned import temporary_folder
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 
 Array = NDArray[np.float32]
@@ -144,8 +144,8 @@ def verify_sequences(
     weights = sum(
         spec.size for name, spec in tensor_specs(bundle.config).items() if "per_layer.w" not in name
     )
-    with tempfile.TemporaryDirectory(prefix="gemma-edge-", dir=scratch) as folder:
-        path = Path(folder) / "logits.f32"
+    with temporary_folder(parent=scratch) as folder:
+        path = folder / "logits.f32"
         with ProgressBar("running the bundle", 0, progress):
             run_isolated(bundle.path, write_bundle_logits, sequences, path)
         rows = sum(map(len, sequences))

@@ -27,6 +27,7 @@ from gemma_edge.export.checkpoint.shards import INDEX_NAME, SINGLE_NAME
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.synth.synth_gemma3n import SIZES, synthetic_contents
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+from gemma_edge.runtime.files.abandoned import remove_abandoned
 
 SHARD_BYTES = 4_000_000_000  # a larger tensor (E4B's PLE table) is a shard of its own, as published
 BLOCK = 1 << 21  # elements drawn at a time; one seed each
@@ -90,7 +91,9 @@ def synthesize(
     contents = synthetic_contents(path, size, config or {}, multimodal_layout, encoders)
     tensors = [RandomTensor(*tensor) for tensor in contents.tensors]
     parameters = sum(tensor.size for tensor in tensors)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    before = f".{path.name}.partial-"
+    remove_abandoned(path.parent, before)
+    temporary = path.with_name(f"{before}{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
         free = shutil.disk_usage(temporary).free

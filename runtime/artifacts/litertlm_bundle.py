@@ -9,12 +9,9 @@ for as long as the file stays as it is (`file_digest`).
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +41,7 @@ from gemma_edge.runtime.artifacts.manifest import (
 from gemma_edge.runtime.artifacts.row_table import RowLayout
 from gemma_edge.runtime.artifacts.tflite_check import embedding_table
 from gemma_edge.runtime.errors import BundleError
+from gemma_edge.runtime.files.abandoned import folder_of_this_process, remove_abandoned_folders
 from gemma_edge.runtime.files.cache_folder import CACHE_VARIABLE, cache_folder
 from gemma_edge.runtime.files.file_digest import identity, remember, remembered_sha256, sha256
 from gemma_edge.runtime.files.kept_files import keep, kept
@@ -95,6 +93,7 @@ class LitertlmBundle:
         Raises:
             BundleError: it is damaged, or was made by another tool.
         """
+        remove_abandoned_folders()  # that parts were taken out to, before a kill
         litertlm = read_litertlm(path)
         manifest = _manifest(litertlm)
         check_schema(path, manifest)
@@ -151,14 +150,13 @@ class LitertlmBundle:
             hashed = identity(self.path)
             path = keep("", f"-{name}", size, lambda target: self._take_out(name, target), digest)
         except OSError as error:
-            folder = tempfile.mkdtemp(prefix="gemma-edge-")
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            folder = folder_of_this_process()
             warnings.warn(
                 f"{cache_folder()}: {error.strerror}; {name} goes from {self.path.name} into {folder} "
                 f"for this process only. Set {CACHE_VARIABLE} to a folder with room for {size:,} bytes",
                 stacklevel=2,
             )
-            path = Path(folder) / name
+            path = folder / name
             self._take_out(name, path)
         got = remembered_sha256(path)
         if got != digest:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.files.whole_file import write_whole
 from gemma_edge.runtime.units import parse_size
 
 CACHE_VARIABLE = "GEMMA_EDGE_CACHE"
@@ -42,4 +43,4 @@ def set_cache_limit(size: int) -> None:
     """Writes the limit, in bytes, into the cache folder. It holds from the next file that is kept."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _LIMIT).write_text(f"{size}\n", encoding="utf-8")
+    write_whole(folder / _LIMIT, f"{size}\n")

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from gemma_edge.runtime.files.abandoned import remove_abandoned
 from gemma_edge.runtime.files.cache_folder import cache_folder
 
 SETTLED_NS = 2_000_000_000
@@ -67,6 +68,7 @@ def remember(path: Path, digest: str, hashed: Identity, begin: int = 0, end: int
         if identity(path) != hashed:
             return
         note.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(note.parent, f"{note.name}.")
         text = json.dumps({"path": str(path.absolute()), "identity": hashed, "sha256": digest})
         written.write_text(text, encoding="utf-8")
         os.replace(written, note)
@@ -85,8 +87,12 @@ def note_of(path: Path, begin: int = 0, end: int | None = None) -> Path:
 
 
 def forget_missing() -> None:
-    """Removes the notes of files that are gone."""
-    for note in (cache_folder() / _NOTES).glob("*"):
+    """Removes the notes of files that are gone, and those that a kill has left half written."""
+    notes = cache_folder() / _NOTES
+    for note in notes.glob("*"):
+        if note.suffix:
+            remove_abandoned(notes, f"{note.stem}.")
+            continue
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if not os.path.exists(json.loads(note.read_text(encoding="utf-8"))["path"]):
                 note.unlink()

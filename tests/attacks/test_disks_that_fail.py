@@ -6,13 +6,8 @@ new one is whole), and nothing is left beside it.
 
 from __future__ import annotations
 
-import builtins
 import errno
-import io
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fuzz.valid_inputs import SMALL
@@ -21,6 +16,7 @@ from gemma_edge.cli.main import main
 from gemma_edge.export import publish
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.runtime.artifacts.bundle import Bundle
+from support.breaking_disk import BreakingDisk
 from support.small_disk import small_disk
 
 FORMATS = ("onnx", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tflite", "litertlm")))
@@ -53,39 +49,6 @@ def problem(capsys: pytest.CaptureFixture[str]) -> str:
     said = capsys.readouterr().err
     assert "Traceback" not in said and said.count("error: ") == 1
     return said.splitlines()[-1].removeprefix("gemma-edge: ")
-
-
-class BreakingDisk:
-    """Counts what is written to files below a folder; after `sound` writes and syncs, all others fail."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.count, self.sound, self.error = folder, 0, 1 << 60, 0
-        self.sync, self.open = os.fsync, io.open
-        monkeypatch.setattr(os, "fsync", lambda descriptor: (self.step(), self.sync(descriptor))[1])
-        monkeypatch.setattr(io, "open", self.opened)
-        monkeypatch.setattr(builtins, "open", self.opened)
-
-    def step(self) -> None:
-        self.count += 1
-        if self.count > self.sound:
-            raise OSError(self.error, os.strerror(self.error))
-
-    def opened(self, file: Any, mode: str = "r", buffering: int = -1, *text: Any, **options: Any) -> Any:
-        ours = not isinstance(file, int) and self.folder in Path(os.fsdecode(file)).parents
-        if not ours or not set(mode) & set("wxa+"):
-            return self.open(file, mode, buffering, *text, **options)
-        raw = breaking(self.step, file, mode.replace("b", "").replace("t", ""))
-        binary = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
-        return binary if "b" in mode else io.TextIOWrapper(binary, *text, **options)
-
-
-def breaking(step: Callable[[], None], file: Any, mode: str) -> io.FileIO:
-    class Raw(io.FileIO):
-        def write(self, data: Any, /) -> int:
-            step()
-            return super().write(data)
-
-    return Raw(file, mode)
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -21,6 +21,7 @@ from gemma_edge.runtime.artifacts.litertlm_bundle import MANIFEST_KEY, TOKENIZER
 from gemma_edge.runtime.artifacts.litertlm_reader import CONFIG_KEY, HEADER_LIMIT, read_litertlm
 from gemma_edge.runtime.errors import ConfigError
 from gemma_edge.runtime.families.model_family import TextConfig
+from gemma_edge.runtime.files.abandoned import temporary_folder
 
 # JSON ignores the spaces around a value: the findings of the gate are written in their place.
 AGREEMENT, AGREEMENT_ROOM = "agreement of the parity gate", "null".ljust(400)
@@ -77,10 +78,10 @@ def check_header(contents: Contents, models: Collection[str], tokens: bool) -> N
     Raises:
         ConfigError: the header is too long.
     """
-    with tempfile.TemporaryDirectory(prefix="gemma-edge-") as name:
-        empty = Path(name) / "empty"
+    with temporary_folder() as folder:
+        empty = folder / "empty"
         empty.write_bytes(b"\0")
-        _build(Path(name), contents, dict.fromkeys(models, empty), empty if tokens else None)
+        _build(folder, contents, dict.fromkeys(models, empty), empty if tokens else None)
 
 
 def _build(folder: Path, contents: Contents, models: Mapping[str, Path], tokens: Path | None) -> Path:
