@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -32,6 +33,8 @@ from gemma_edge.export.weights.recipe import KV_CACHES, Recipe
 from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import parse_size
+
+EXAMPLE = "Why is the sky blue?"  # for a checkpoint that names no example of its own
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -159,5 +162,6 @@ def _run_format(
         print(json.dumps({"path": str(result.path), "plan": plan.to_dict(), "agreement": agreement}))
         return
     if result.agreement:
-        print(result.agreement.summary(), file=sys.stderr)
-    print(f'{out}: ready. Next: gemma-edge run {out} "Hello"')
+        tell(result.agreement.summary())
+        tell(result.agreement.in_words())
+    print(f"{out}: ready. Next: gemma-edge run {shlex.quote(out)} {shlex.quote(result.example or EXAMPLE)}")

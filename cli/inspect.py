@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"source {name} ({revision}), KV cache {bundle.kv_cache}")
     if agreement:
         print(Agreement.from_dict(agreement).summary())
+        print(Agreement.from_dict(agreement).in_words())
     else:
         print("not verified: exported with --no-verify")
     if args.check:

@@ -62,5 +62,6 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(agreement.to_dict()) if args.json else agreement.summary())
     check_bounds(agreement, bounds)
     if not args.json:
+        print(agreement.in_words())
         print(f"within the bounds of recipe {args.recipe or recipe.get('name')}", file=sys.stderr)
     return 0

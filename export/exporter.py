@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint, described, has_weights, resolve
-from gemma_edge.export.checkpoint.side_files import read_side_files
+from gemma_edge.export.checkpoint.side_files import example_prompt, read_side_files
 from gemma_edge.export.formats.export_format import Artifact, ExportJob
 from gemma_edge.export.formats.registry import DEFAULT_FORMAT, export_format, format_of_target
 from gemma_edge.export.gate.encoder_parity import encoder_errors
@@ -43,13 +43,14 @@ MODALITIES: dict[str, Kind] = {"image": "vision", "audio": "audio"}
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export made: the bundle's folder or file, its plan, and how well it agrees (None if not
-    verified).
+    """What an export made: the bundle's folder or file, its plan, how well it agrees (None if not verified),
+    and a prompt that the checkpoint names as one that it answers well (None if it names none).
     """
 
     path: Path
     plan: Plan
     agreement: Agreement | None
+    example: str | None = None
 
 
 def export_bundle(
@@ -112,7 +113,7 @@ def export_bundle(
             if verify:
                 agreement = _verify(artifact, checkpoint, prompts, recipe.bounds, progress)
                 artifact.record_agreement(agreement.to_dict())
-            return Exported(artifact.publish(), plan, agreement)
+            return Exported(artifact.publish(), plan, agreement, facts.get("example"))
 
 
 def _verify(
@@ -268,4 +269,5 @@ def _facts(checkpoint: Checkpoint, recipe: Recipe, plan: Plan, source: str) -> d
         "chunk": plan.chunk,
         "kv_cache": recipe.kv_cache,
         "plan": plan.to_dict(),
+        **({"example": example} if (example := example_prompt(checkpoint.path)) else {}),
     }

@@ -74,8 +74,7 @@ class Model:
     It has one KV cache: one answer at a time; requests of other threads wait for their turn. A prompt that
     begins as an earlier one did is not computed anew: the KV cache still holds its beginning, or a snapshot
     of it lies in memory or on disk. So many conversations can share a model; each is told from the others by
-    what it says.
-    `close`, or leaving a `with` block, gives the model's memory back.
+    what it says. `close`, or leaving a `with` block, gives the model's memory back.
 
     Args:
         decoder, embeddings, per_layer: see `TokenGenerator`.

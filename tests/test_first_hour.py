@@ -14,7 +14,7 @@ import pytest
 
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from support.processes import PATIENCE_S
-from support.repository import ROOT, blocks
+from support.repository import ROOT, blocks, read
 
 POCKET = ROOT / "pocket" / "checkpoint"
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide.md"
@@ -178,3 +178,25 @@ def test_arguments_that_contradict(line: str, message: str, home: Path, tiny_bun
     (home / "out").symlink_to(tiny_bundle)
     done = typed(line, home)
     assert done.returncode == 2 and message in done.stderr
+
+
+def test_the_suggested_command_is_one_that_the_model_answers_well(tmp_path: Path) -> None:
+    """Pocket names its own example; its line of samples has the right answer."""
+    (tmp_path / "ckpt").symlink_to(POCKET)
+    done = typed("gemma-edge export ckpt out --context 512", tmp_path)
+    suggested = done.stdout.strip().partition("out: ready. Next: ")[2]
+    sample = next(
+        question
+        for line in read(POCKET / "samples" / "questions.jsonl").splitlines()
+        if isinstance((question := json.loads(line))["messages"][0]["content"], str)
+    )
+    assert suggested == f"gemma-edge run out {shlex.quote(sample['messages'][0]['content'])}"
+    assert typed(suggested, tmp_path).stdout.strip() == sample["answer"]
+    # Nothing alarms beside "ready": what is high is explained.
+    assert "in words: both find the same next token likeliest" in done.stderr
+    assert ("Both are high" in done.stderr) == ("e+0" in done.stderr.partition("perplexity")[2])
+
+
+def test_a_checkpoint_without_an_example_gets_a_general_one(home: Path) -> None:
+    done = typed("gemma-edge export ckpt 'my out' --context 64 --no-verify", home)
+    assert done.stdout == "my out: ready. Next: gemma-edge run 'my out' 'Why is the sky blue?'\n"

@@ -228,6 +228,21 @@ def test_logits_that_are_not_numbers_do_not_agree(
         check_bounds(agreement, Bounds(mean_kl=100.0, top1=0.0))
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        (10.0, 10.01, "next token likeliest in 90% of places; the text surprises both alike (perplexity)"),
+        (10.0, 12.0, "surprises the bundle 20% more than the checkpoint (perplexity)"),
+        (2.2e5, 2.0e5, "9% less than the checkpoint (perplexity). Both are high: this model knows"),
+        (10.0, float("inf"), "cannot be compared"),
+        (float("nan"), float("nan"), "cannot be compared"),
+    ],
+)  # fmt: skip
+def test_figures_are_explained_in_words(ours: float, theirs: float, said: str) -> None:
+    words = replace(GOOD, perplexity=ours, bundle_perplexity=theirs).in_words()
+    assert said in words and ("Both are high" in words) == (ours > 1000)
+
+
 def test_summary_has_every_measure() -> None:
     text = GOOD.summary()
     for value in ("100 tokens", "0.01 nats", "max 0.1", "90.0%", "error 0.5", "10.1", "checkpoint 10"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,14 @@ from gemma_edge.export.model.tower import Tower
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.errors import BundleError, CheckpointError, TokenizerError
 from gemma_edge.runtime.files.abandoned import temporary_folder
+from gemma_edge.runtime.files.text_files import read_text
 from gemma_edge.runtime.generation_config import read_generation_config
 from gemma_edge.runtime.prompt.chat_template import ChatTemplate
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.sampling import Sampling
+
+SAMPLES = "samples/questions.jsonl"  # questions that the model answers well, as `gemma-edge eval` takes them
+LONGEST_EXAMPLE = 200
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,17 @@ def read_side_files(checkpoint: Checkpoint) -> SideFiles:
     tokenizer = _load(files, checkpoint.path / files.source, checkpoint.config.vocab_size)
     _check_towers(tokenizer, checkpoint.path / files.source, checkpoint.towers)
     return SideFiles(files, template, checkpoint.generation_config(), sampling, stop_ids, tokenizer)
+
+
+def example_prompt(checkpoint: Path) -> str | None:
+    """The first question of a text alone in `SAMPLES`; None if there is no such file, or no such question."""
+    try:
+        lines = read_text(checkpoint / SAMPLES, CheckpointError).splitlines()
+        turns = [message["content"] for line in lines for message in json.loads(line)["messages"][:1]]
+    except (CheckpointError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    shown = [text for text in turns if isinstance(text, str) and text.isprintable()]
+    return next((text for text in shown if 0 < len(text) <= LONGEST_EXAMPLE), None)
 
 
 def _template_file(checkpoint: Checkpoint) -> Path:

@@ -35,6 +35,7 @@ Array = NDArray[np.float32]
 # Logits of so many tokens at a time are asked of the engine: a row of 262,400 is a megabyte.
 ROWS_PER_CALL = 32
 DEFAULT_TEXT_TOKENS = 256
+HIGH_PERPLEXITY = 1000.0  # a model that knows the language of a text has less
 
 
 # What of an agreement a manifest must have.
@@ -75,6 +76,23 @@ class Agreement:
             f"perplexity {self.bundle_perplexity:.4g} (checkpoint {self.perplexity:.4g})"
             + "".join(f", {kind} encoder off by {error:.2g}" for kind, error in self.encoders.items())
         )
+
+    def in_words(self) -> str:
+        """What the figures mean, for people."""
+        ours, theirs = self.bundle_perplexity, self.perplexity
+        change = ours / theirs - 1 if theirs else math.nan
+        if not math.isfinite(change):
+            perplexity = "the perplexities cannot be compared"
+        elif abs(change) < 0.005:
+            perplexity = "the text surprises both alike (perplexity)"
+        else:
+            side = "more" if change > 0 else "less"
+            perplexity = (
+                f"the text surprises the bundle {abs(change):.0%} {side} than the checkpoint (perplexity)"
+            )
+        if min(ours, theirs) > HIGH_PERPLEXITY:
+            perplexity += ". Both are high: this model knows no such text, which says nothing of the export"
+        return f"in words: both find the same next token likeliest in {self.top1:.0%} of places; {perplexity}"
 
 
 def verify_bundle(
