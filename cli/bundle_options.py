@@ -43,6 +43,16 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_prefix_cache(parser: argparse.ArgumentParser) -> None:
+    """Whether prefixes are kept on disk."""
+    parser.add_argument(
+        "--prefix-cache",
+        metavar="SIZE",
+        help="keep what was computed of system messages and documents on disk, such as 1GiB at most, for the "
+        "next run (default: keep nothing)",
+    )
+
+
 def add_attachments(parser: argparse.ArgumentParser) -> None:
     """Files that go into a prompt."""
     parser.add_argument(
@@ -102,5 +112,7 @@ def loading(args: argparse.Namespace) -> dict[str, Any]:
         "context": args.context,
         "keep_encoders": args.keep_encoders,
         "video_tokens": getattr(args, "video_tokens", None),
+        "snapshots": 0,  # a verb has one conversation
+        "prefix_cache": getattr(args, "prefix_cache", None),
         "log": tell,
     }

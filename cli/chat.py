@@ -14,7 +14,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from gemma_edge.cli.bundle_options import add_words, loading, take_bundle
 from gemma_edge.cli.run import add_options, generate_options, print_answer, read_utf8
@@ -26,6 +28,7 @@ from gemma_edge.runtime.model import Model
 
 HELP = """\
 /attach FILE  attach an image, a recording or a video to the next turn
+/save FILE  keep the conversation in a file, for --session
 /reset  forget the conversation
 /help   show this list
 /quit   end (as does Ctrl-D)
@@ -36,6 +39,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add_words(parser)
     add_options(parser)
+    parser.add_argument(
+        "--session",
+        metavar="FILE",
+        help="go on with the conversation in this file, if there is one, and keep it there at the end",
+    )
+    parser.add_argument(
+        "--overflow",
+        choices=("drop-oldest", "error"),
+        default="drop-oldest",
+        help="when the context is full: forget the oldest turns (default), or end with an error",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,18 +57,30 @@ def run(args: argparse.Namespace) -> int:
     interactive = sys.stdin is not None and sys.stdin.isatty()
     bundle, _ = take_bundle(args, 0)
     model = Model.load(bundle, defer_decoder=bool(args.attach), **loading(args))
-    conversation = Conversation(model, system=args.system, options=generate_options(args))
+    settings: dict[str, Any] = {"options": generate_options(args), "overflow": args.overflow}
+    settings["report"] = lambda lost: tell(str(lost))
+    if args.session and Path(args.session).exists():
+        if args.system is not None:
+            raise UsageError(f"{args.session} has its system message already: leave out --system")
+        conversation = Conversation.load(model, args.session, **settings)
+        tell(f"{args.session}: {len(conversation.turns)} turns so far.")
+    else:
+        conversation = Conversation(model, system=args.system, **settings)
     for file in args.attach:
         conversation.attach(file)
     if interactive:
         tell("Type /help for the commands, Ctrl-D to end.")
-    chat(
-        conversation,
-        _ask if interactive else lambda: read_utf8(sys.stdin.readline) or None,
-        interactive=interactive,
-        as_json=args.json,
-        usage=args.usage,
-    )
+    try:
+        chat(
+            conversation,
+            _ask if interactive else lambda: read_utf8(sys.stdin.readline) or None,
+            interactive=interactive,
+            as_json=args.json,
+            usage=args.usage,
+        )
+    finally:  # an error or Ctrl-C loses none of the turns before
+        if args.session:
+            conversation.save(args.session)
     return 0
 
 
@@ -73,8 +99,8 @@ def chat(
         interactive: go on after an error and after Ctrl-C at the prompt.
 
     Raises:
-        UsageError, FileError: a turn does not fit the context, or a file cannot be attached, unless
-            interactive.
+        UsageError, FileError, OSError: a turn does not fit the context, a file cannot be attached or written,
+            unless interactive.
     """
     while True:
         try:
@@ -82,7 +108,7 @@ def chat(
             if line is None:
                 return
             text = line.strip()
-            if re.fullmatch(r"/[a-z]*|/attach\s.*", text):
+            if re.fullmatch(r"/[a-z]*|/(attach|save)\s.*", text):
                 if text == "/quit":
                     return
                 _command(text, conversation)
@@ -90,8 +116,8 @@ def chat(
                 stream = conversation.ask(text)
                 with ctrl_c_cancels(stream):
                     completion = print_answer(stream, as_json=as_json, usage=usage)
-                conversation.note(completion.text)
-        except (UsageError, FileError) as error:
+                conversation.note(completion)
+        except (UsageError, FileError, OSError) as error:
             if not interactive:
                 raise
             tell(f"error: {error}")
@@ -106,6 +132,9 @@ def _command(name: str, conversation: Conversation) -> None:
     if verb == "/attach" and file.strip():
         conversation.attach(file.strip().strip("'\""))  # a terminal quotes a file that is dropped on it
         tell("Attached to your next turn.")
+    elif verb == "/save" and file.strip():
+        conversation.save(file.strip().strip("'\""))
+        tell("Saved.")
     elif name == "/reset":
         conversation.reset()
         tell("Conversation forgotten.")

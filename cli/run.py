@@ -13,7 +13,14 @@ import json
 import sys
 from typing import Any, TextIO, get_args
 
-from gemma_edge.cli.bundle_options import add_attachments, add_loading, add_words, loading, take_bundle
+from gemma_edge.cli.bundle_options import (
+    add_attachments,
+    add_loading,
+    add_prefix_cache,
+    add_words,
+    loading,
+    take_bundle,
+)
 from gemma_edge.runtime.answers import Completion, Stream
 from gemma_edge.runtime.console import for_stdout, tell, without_controls
 from gemma_edge.runtime.errors import UsageError
@@ -90,6 +97,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print each answer as one JSON object")
     add_attachments(parser)
     add_loading(parser)
+    add_prefix_cache(parser)
 
 
 def generate_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -174,11 +182,12 @@ def usage_line(usage: Usage, finish_reason: str) -> str:
         return "" if value is None else f", {value:.1f} tok/s"
 
     first = usage.time_to_first_token_s
+    where = {"memory": ", in memory", "disk": ", on disk"}.get(usage.restored_from or "", "")
     encoded = usage.encode_s
     return "; ".join(
         [
             *([] if encoded is None else [f"{usage.soft_tokens} soft tokens encoded in {encoded:.1f} s"]),
-            f"prompt {usage.prompt_tokens} tokens ({usage.cached_tokens} cached)"
+            f"prompt {usage.prompt_tokens} tokens ({usage.cached_tokens} cached{where})"
             + rate(usage.prefill_tokens_per_s),
             *([] if first is None else [f"first token {first:.2f} s"]),
             f"answer {usage.completion_tokens} tokens{rate(usage.decode_tokens_per_s)}",

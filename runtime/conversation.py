@@ -1,54 +1,188 @@
-"""`Conversation`: turns that continue each other, and files attached to the next one."""
+"""`Conversation`: turns that continue each other, in a context that ends, and in a file for another day."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from gemma_edge.runtime.answers import Stream
+from gemma_edge.runtime.answers import Completion, Stream
+from gemma_edge.runtime.engines.kv_snapshot import ForeignSnapshotError
+from gemma_edge.runtime.errors import SessionError, UsageError
 from gemma_edge.runtime.media.attachments import Part
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.prompt_builder import bare, whole
+from gemma_edge.runtime.prompt.truncation import longest_prompt
+from gemma_edge.runtime.saved_conversation import SavedConversation, read_conversation, write_conversation
+from gemma_edge.runtime.turns import Forgotten, Full, Message, Overflow, Turn, forgotten, strategy_of
+from gemma_edge.runtime.usage import Usage
 
 
 class Conversation:
     """The turns so far, and the options of every answer.
 
-        conversation = Conversation(model, system="Be brief.")
-        stream = conversation.ask("Why is the sky blue?")
+        conversation = Conversation(model, system="Be brief.", overflow="drop-oldest")
+        print(conversation.answer("Why is the sky blue?").text)
+
+        stream = conversation.ask("And at night?")
         for piece in stream:
             print(piece, end="")
-        conversation.note(stream.completion.text)
+        conversation.note(stream.completion)
+
+    Any number of conversations share a model: what its KV caches hold is found by what was said. A question
+    whose answer is not noted leaves a conversation as it was.
 
     Args:
-        options: keyword arguments of `Model.generate`.
+        system, tools: as of `Model.generate`, for every answer.
+        overflow: what is done when the context is full: "error"; "drop-oldest", which forgets the oldest
+            turns but never the system message, the tools and pinned turns; or a function, see `turns.Full`.
+        options: further keyword arguments of `Model.generate`.
+        report: is told what was forgotten.
+
+    Attributes:
+        turns: the oldest first.
+        tokens: of all prompts and answers so far: "prompt", "cached" of these, "completion".
     """
 
     def __init__(
-        self, model: Model, *, system: str | None = None, options: dict[str, Any] | None = None
+        self,
+        model: Model,
+        *,
+        system: str | None = None,
+        tools: Sequence[Any] | None = None,
+        overflow: Overflow = "error",
+        options: dict[str, Any] | None = None,
+        report: Callable[[Forgotten], None] = lambda forgotten: None,
     ) -> None:
-        self.model, self.system, self.options = model, system, options or {}
-        self.messages: list[dict[str, Any]] = []
+        self.model, self.system, self.report = model, system, report
+        self.options = {**(options or {}), **({} if tools is None else {"tools": tools})}
+        self.turns: list[Turn] = []
+        self.tokens = {"prompt": 0, "cached": 0, "completion": 0}
+        self._strategy = strategy_of(overflow)
         self._attached: list[Part] = []  # for the turn to come
-        self._asked: dict[str, Any] = {}
+        self._asked: Turn | None = None
+        self._keys: list[int] = []  # of the last prompt
+
+    @property
+    def messages(self) -> list[Message]:
+        """Those of all turns; a copy."""
+        return _messages(self.turns)
 
     def reset(self) -> None:
         """Forgets the turns; the system message stays."""
-        self.messages, self._attached = [], []
-        self.model.reset()
+        self.turns, self._attached, self._asked, self._keys = [], [], None, []
 
-    def attach(self, path: str) -> None:
+    def attach(self, path: str | Path) -> None:
         """Adds a file to the next turn. Raises as `Reader.file`."""
         self._attached += self.model.reader.file(path)
 
-    def ask(self, text: str) -> Stream:
-        """The answer to a further turn; `note` it when it has ended."""
-        parts = [*map(whole, self._attached), *([bare(text)] if text else [])]
-        self._asked = {"role": "user", "content": parts if self._attached else text}
-        turns = [*self.messages, self._asked]
-        return self.model.generate(turns, stream=True, system=self.system, **self.options)
+    def ask(self, text: str, *, pinned: bool = False) -> Stream:
+        """The answer to a further turn; `note` it when it has ended.
 
-    def note(self, answer: str) -> None:
+        Args:
+            pinned: the turn is kept when the context is full.
+
+        Raises:
+            As `Model.generate`. The conversation is as it was then.
+        """
+        parts = [*map(whole, self._attached), *([bare(text)] if text else [])]
+        return self.go_on(Turn([{"role": "user", "content": parts if self._attached else text}], pinned))
+
+    def go_on(self, turn: Turn) -> Stream:
+        """The answer to a turn: a new one, or one whose last messages are results of tools.
+
+        Raises:
+            As `Model.generate`. The conversation is as it was then.
+        """
+        turns, lost = self._fitting([*(other for other in self.turns if other is not turn), turn])
+        stream = self.model.generate(_messages(turns), stream=True, system=self.system, **self.options)
+        self.turns = turns[:-1]
+        self._asked, self._keys = turn, stream.prompt.keys if stream.prompt else []
+        if lost:
+            self.report(lost)
+        return stream
+
+    def note(self, answer: Completion | str) -> None:
         """Keeps the turn and its answer, even one cut short; a turn without an answer is dropped."""
-        if answer.strip():
-            self.messages += [self._asked, {"role": "assistant", "content": answer}]
-            self._attached = []
+        text = answer if isinstance(answer, str) else answer.text
+        calls = [] if isinstance(answer, str) else [call.to_dict() for call in answer.tool_calls]
+        if isinstance(answer, Completion):
+            self._count(answer.usage)
+        if self._asked is None or not (text.strip() or calls):
+            return
+        said: Message = {"role": "assistant", "content": text}
+        self._asked.messages.append(said | ({"tool_calls": calls} if calls else {}))
+        self.turns.append(self._asked)
+        self._attached, self._asked = [], None
+
+    def answer(self, text: str, *, pinned: bool = False) -> Completion:
+        """Asks, waits for the answer, and notes it. Raises as `ask`."""
+        with self.ask(text, pinned=pinned) as stream:
+            for _ in stream:
+                pass
+        self.note(stream.completion)
+        return stream.completion
+
+    def save(self, path: str | Path) -> None:
+        """Writes the conversation into a file, whole or not at all, with its KV cache if that is at hand.
+
+        Tools and options are not part of it, nor are files attached to the turn to come.
+
+        Raises:
+            OSError: the file cannot be written.
+            BusyError: the model is answering in this thread.
+        """
+        with self.model.queue.turn():
+            kv = self.model.prompts.snapshot_of(self._keys) if self._keys else None
+        saved = SavedConversation(self.system, self.turns, self.tokens, kv)
+        write_conversation(path, saved, _identity(self.model))
+
+    @classmethod
+    def load(cls, model: Model, path: str | Path, **options: Any) -> Conversation:
+        """The conversation in a file. Its KV cache becomes the model's, so that it goes on at once.
+
+        Args:
+            options: of the constructor, but for `system`, which is the file's.
+
+        Raises:
+            SessionError: the file is cut short, altered, or of another bundle.
+        """
+        saved = read_conversation(path, _identity(model), model.reader)
+        conversation = cls(model, system=saved.system, **options)
+        conversation.turns, conversation.tokens = list(saved.turns), saved.tokens
+        if saved.kv and saved.kv[1].position <= model.decoder.context:
+            try:
+                with model.queue.turn():
+                    model.prompts.adopt(*saved.kv)
+                conversation._keys = saved.kv[0]
+            except ForeignSnapshotError:
+                pass  # of another version of the engine: computed again
+            except UsageError as error:
+                raise SessionError(path, "kv", "a KV cache of this bundle", error) from None
+        return conversation
+
+    def _fitting(self, turns: list[Turn]) -> tuple[list[Turn], Forgotten | None]:
+        """The turns, or those that the strategy keeps if they leave too little room for an answer."""
+        context = self.model.decoder.context
+        full = Full(turns, self._tokens, context, longest_prompt(context, self.options.get("max_tokens")))
+        if self._strategy is None or self._tokens(turns) <= full.most:
+            return turns, None
+        kept = list(self._strategy(full))
+        return kept, forgotten(full, kept)
+
+    def _tokens(self, turns: Sequence[Turn]) -> int:
+        made = self.model.prompt_for(_messages(turns), system=self.system, **self.options)
+        return len(made.ids)
+
+    def _count(self, usage: Usage) -> None:
+        self.tokens["prompt"] += usage.prompt_tokens
+        self.tokens["cached"] += usage.cached_tokens
+        self.tokens["completion"] += usage.completion_tokens
+
+
+def _messages(turns: Sequence[Turn]) -> list[Message]:
+    return [message for turn in turns for message in turn.messages]
+
+
+def _identity(model: Model) -> str:
+    return model.bundle.identity if model.bundle else ""

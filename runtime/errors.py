@@ -111,6 +111,10 @@ class MediaError(FileError):
     """An image, a recording or a video cannot be used: damaged, too large, or none of these."""
 
 
+class SessionError(FileError):
+    """A saved conversation is cut short, altered, or of another bundle."""
+
+
 class DeviceError(GemmaEdgeError):
     """A device is not there, or refuses."""
 

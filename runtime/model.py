@@ -34,7 +34,7 @@ from gemma_edge.runtime.model_parts import (
     bundle_template,
     bundle_tokenizer,
 )
-from gemma_edge.runtime.prompt.answer_form import answer_form
+from gemma_edge.runtime.prompt.answer_form import AnswerForm, answer_form
 from gemma_edge.runtime.prompt.call_finder import CallFinder
 from gemma_edge.runtime.prompt.chat_template import ChatTemplate, Message, normalize_messages
 from gemma_edge.runtime.prompt.grammar_constraint import Grammars
@@ -261,6 +261,23 @@ class Model:
         said, put = text_to_cut(messages)
         return truncated(said, lambda cut: make(put(cut)), most, truncate, self.tokenizer)
 
+    def prompt_for(self, prompt: Question, **options: Unpack[GenerateOptions]) -> Prompt:
+        """As `prompt`, from the options of `generate`."""
+        check_names(options)
+        return self._prompt(prompt, options, answer_form(options, lambda: self.template.default_convention))
+
+    def _prompt(self, prompt: Question, options: GenerateOptions, form: AnswerForm) -> Prompt:
+        return self.prompt(
+            prompt,
+            system=options.get("system"),
+            attach=options.get("attach"),
+            raw=options.get("raw") or False,
+            truncate=options.get("truncate"),
+            max_tokens=options.get("max_tokens"),
+            tools=form.tools,
+            tool_convention=form.convention,
+        )
+
     def prompt_ids(self, prompt: Question, **options: Any) -> list[int]:
         """The ids of `prompt`, whose options these are."""
         return self.prompt(prompt, **options).ids
@@ -368,16 +385,7 @@ class Model:
         stops = StopStrings([stop] if isinstance(stop, str) else list(stop or ()))
         cancelled = Cancellation(options.get("timeout"))
         started = time.perf_counter()
-        made = self.prompt(
-            prompt,
-            system=options.get("system"),
-            attach=options.get("attach"),
-            raw=options.get("raw") or False,
-            truncate=options.get("truncate"),
-            max_tokens=options.get("max_tokens"),
-            tools=form.tools,
-            tool_convention=form.convention,
-        )
+        made = self._prompt(prompt, options, form)
         if made.left_out:
             self.reader.note(f"the prompt is too long: {made.left_out} tokens of its text are left out")
         progress = GenerationProgress(tokenize_s=time.perf_counter() - started)

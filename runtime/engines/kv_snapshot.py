@@ -115,6 +115,10 @@ class _Buffer:
         return f"{self.kept} {self.array.dtype} {self.shape(0)}"  # not the length of `EveryPosition`
 
 
+class ForeignSnapshotError(UsageError):
+    """A KV snapshot has the layout of another model, engine, or version of the engine."""
+
+
 class KvBuffers:
     """The KV buffers of one decoder, as arrays that the engine reads and writes.
 
@@ -155,16 +159,17 @@ class KvBuffers:
         """Writes a snapshot back.
 
         Raises:
-            UsageError: it is of another layout; nothing is written then.
+            ForeignSnapshotError: it is of another layout; nothing is written then.
+            UsageError: it is not what its layout says; nothing is written then.
         """
+        if snapshot.layout != self.layout:
+            raise ForeignSnapshotError("the KV snapshot is of another model or engine")
         if problem := next(self._misfits(snapshot), None):
-            raise UsageError(f"the KV snapshot is of another model or engine: {problem}")
+            raise UsageError(f"the KV snapshot is damaged: {problem}")
         for name, buffer in self._buffers.items():
             buffer.places(snapshot.position)[...] = snapshot.arrays[name]
 
     def _misfits(self, snapshot: KvSnapshot) -> Iterator[str]:
-        if snapshot.layout != self.layout:
-            yield f"layout {snapshot.layout}, not {self.layout}"
         if missing := sorted(self._buffers.keys() ^ snapshot.arrays.keys()):
             yield f"buffer {missing[0]}"
         for name, buffer in self._buffers.items():

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.artifacts.modalities import AudioModality, VisionModality
-from gemma_edge.runtime.errors import BundleError, MediaError, UsageError
+from gemma_edge.runtime.errors import BundleError, MediaError, UsageError, printable
 from gemma_edge.runtime.media.attached_values import (
     DOWNLOAD,
     FOREIGN_TYPES,
@@ -295,6 +295,23 @@ class Reader:
         except Exception as error:  # it is closed, or its file is damaged
             raise UsageError(f"{where}: a picture that cannot be read: {error}") from None
         return self._image(where, values)
+
+    def again(self, kind: str, name: str, data: NDArray[Any]) -> Attachment:
+        """The attachment of data that this reader made earlier.
+
+        Raises:
+            UsageError: it made no such data.
+            BundleError: the bundle has no encoder for it.
+        """
+        if kind == "image":
+            size = self._vision().config.image_size
+            if data.dtype == np.uint8 and data.shape == (3, size, size):
+                return Attachment("image", name, self._vision().soft_tokens, data)
+        elif kind == "audio" and data.dtype == np.float32 and data.ndim == 1:
+            most = self.clip_seconds() * self._hearing().log_mel.sampling_rate
+            if 0 < data.size <= most and np.isfinite(data).all():
+                return self.clip(name, data)
+        raise UsageError(f"{printable(name)}: no {printable(kind)} has data of {data.dtype} {data.shape}")
 
     # Audio. -------------------------------------------------------------------------------------------
 

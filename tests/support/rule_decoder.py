@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.engines.decoder import check_fit, check_truncation
-from gemma_edge.runtime.engines.kv_snapshot import EveryPosition, KvSnapshot, Ring
+from gemma_edge.runtime.engines.kv_snapshot import EveryPosition, ForeignSnapshotError, KvSnapshot, Ring
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
@@ -73,7 +73,9 @@ class RuleDecoder:
     def restore(self, snapshot: KvSnapshot) -> None:
         check_fit(self, snapshot)
         if snapshot.layout != LAYOUT:
-            raise UsageError("the KV snapshot is of another model or engine")
+            raise ForeignSnapshotError("the KV snapshot is of another model or engine")
+        if snapshot.arrays.keys() != {"ids"} or snapshot.arrays["ids"].shape != (snapshot.position,):
+            raise UsageError("the KV snapshot is damaged")
         self.ids = snapshot.arrays["ids"].tolist()
 
     def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
