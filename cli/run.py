@@ -4,6 +4,14 @@ The answer streams to stdout. `-a` attaches images, recordings and videos. The p
 command line; without one, or where `-` stands for it, from stdin. `run out/ "Summarize:" - < notes.txt`
 takes both, with an empty line between them. `--json` prints one object with text, finish_reason and usage
 instead.
+
+`--batch prompts.jsonl -o answers.jsonl` answers many prompts. Each line is a text, or an object with
+`prompt` or `messages`, and options:
+
+    {"prompt": "Why is the sky blue?", "id": "sky", "max_tokens": 40}
+
+An interrupted batch goes on where it stopped when the command is given again. A prompt that cannot be
+answered becomes a line with an error, and is tried again the next time.
 """
 
 from __future__ import annotations
@@ -21,6 +29,7 @@ from gemma_edge.cli.bundle_options import (
     loading,
     take_bundle,
 )
+from gemma_edge.cli.run_batch import add_batch, run_batch_verb
 from gemma_edge.runtime.answers import Completion, Stream
 from gemma_edge.runtime.console import for_stdout, tell, without_controls
 from gemma_edge.runtime.errors import UsageError
@@ -56,11 +65,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--show-prompt", action="store_true", help="print the prompt as the model gets it, on stderr"
     )
+    add_batch(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """The verb. Raises what `Model.load` and `Model.generate` raise."""
     bundle, words = take_bundle(args)
+    options = {**generate_options(args), "raw": args.raw, "truncate": args.truncate}
+    if args.batch is not None:
+        return run_batch_verb(args, bundle, words, options)
+    if args.output is not None:
+        raise UsageError("-o is the file of a batch's answers: it goes with --batch")
     told = [word for word in words if word != STDIN]
     if len(told) > 1 or len(words) > len(told) + 1:
         raise UsageError(f"expected one prompt, got {len(words)}: put it in quotes")
@@ -71,7 +86,6 @@ def run(args: argparse.Namespace) -> int:
     for file in args.attach:
         kind_of(file)  # before anything is loaded
     model = Model.load(bundle, defer_decoder=bool(args.attach), **loading(args))
-    options = {**generate_options(args), "raw": args.raw, "truncate": args.truncate}
     stream = model.generate(prompt, stream=True, system=args.system, attach=args.attach, **options)
     if args.show_prompt and stream.prompt is not None:
         tell(without_controls(stream.prompt.text))
@@ -106,7 +120,7 @@ def generate_options(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UsageError: an option is malformed.
     """
-    if args.logprobs is not None and not args.json:
+    if args.logprobs is not None and not (args.json or getattr(args, "batch", None)):
         raise UsageError("--logprobs reports within --json: give both")
     return {
         **{name: getattr(args, name) for name in OPTIONS},

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gemma_edge.runtime.answers import Completion, Stream
     from gemma_edge.runtime.artifacts.bundle import Bundle
     from gemma_edge.runtime.async_answers import AsyncAnswer
+    from gemma_edge.runtime.batches.batch import BatchRequest, generate_batch
+    from gemma_edge.runtime.batches.batch_run import run_batch
     from gemma_edge.runtime.errors import BusyError, GemmaEdgeError
     from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
     from gemma_edge.runtime.model import Model
@@ -35,6 +37,7 @@ else:
         __name__,
         {
             "AsyncAnswer": "async_answers",
+            "BatchRequest": "batches.batch",
             "Bundle": "artifacts.bundle",
             "BusyError": "errors",
             "ChatTemplate": "prompt.chat_template",
@@ -47,6 +50,8 @@ else:
             "Stream": "answers",
             "Tokenizer": "prompt.tokenizer",
             "Usage": "usage",
+            "generate_batch": "batches.batch",
+            "run_batch": "batches.batch_run",
             "__version__": "version",
         },
     )
@@ -55,6 +60,7 @@ silence_telemetry()  # before any module can load an engine
 
 __all__ = [
     "AsyncAnswer",
+    "BatchRequest",
     "Bundle",
     "BusyError",
     "ChatTemplate",
@@ -68,4 +74,6 @@ __all__ = [
     "Tokenizer",
     "Usage",
     "__version__",
+    "generate_batch",
+    "run_batch",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import unicodedata
 
@@ -9,6 +10,23 @@ import unicodedata
 def tell(text: str) -> None:
     """Prints a line on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+class ProgressLine:
+    """One line on stderr that is written over; silent where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._show = sys.stderr.isatty()
+
+    def show(self, text: str) -> None:
+        """Shows `text` in the place of what was there, cut to the terminal's width."""
+        if self._show:
+            width = shutil.get_terminal_size().columns
+            print(f"\r\x1b[K{without_controls(text)[: width - 1]}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Takes the line away, for others to print."""
+        self.show("")
 
 
 def without_controls(text: str) -> str:

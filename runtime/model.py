@@ -344,16 +344,31 @@ class Model:
 
     @overload
     def generate(
-        self, prompt: Question, *, stream: Literal[True], **options: Unpack[GenerateOptions]
+        self,
+        prompt: Question,
+        *,
+        stream: Literal[True],
+        prepared: Prompt | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> Stream: ...
 
     @overload
     def generate(
-        self, prompt: Question, *, stream: Literal[False] = False, **options: Unpack[GenerateOptions]
+        self,
+        prompt: Question,
+        *,
+        stream: Literal[False] = False,
+        prepared: Prompt | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> Completion: ...
 
     def generate(
-        self, prompt: Question, *, stream: bool = False, **options: Unpack[GenerateOptions]
+        self,
+        prompt: Question,
+        *,
+        stream: bool = False,
+        prepared: Prompt | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> Completion | Stream:
         """Answers a prompt.
 
@@ -362,6 +377,7 @@ class Model:
                 {"type": "text", "text": ...}, {"type": "image", "path": ...}, "audio" and "video"; see
                 `Reader.part`.
             stream: return a `Stream` of pieces of text instead of the `Completion`.
+            prepared: what `prompt_for` made of the prompt and these options, if it did.
             options: see `GenerateOptions`.
 
         Raises:
@@ -385,7 +401,7 @@ class Model:
         stops = StopStrings([stop] if isinstance(stop, str) else list(stop or ()))
         cancelled = Cancellation(options.get("timeout"))
         started = time.perf_counter()
-        made = self._prompt(prompt, options, form)
+        made = prepared or self._prompt(prompt, options, form)
         if made.left_out:
             self.reader.note(f"the prompt is too long: {made.left_out} tokens of its text are left out")
         progress = GenerationProgress(tokenize_s=time.perf_counter() - started)

@@ -10,7 +10,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gemma_edge.runtime.errors import FileError
 
@@ -32,6 +32,24 @@ def read_bytes(
     Raises:
         error: the file is missing, unreadable, no regular file, or larger.
     """
+    with open_regular(path, error, what=what, remedy=remedy) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise error(path, "size", f"at most {limit:,} bytes", f"{size:,}", remedy)
+        try:
+            return file.read(limit + 1)
+        except OSError as problem:
+            raise error(path, "file", what, problem.strerror, remedy) from None
+
+
+def open_regular(
+    path: Path, error: ErrorClass, *, what: str = "a readable file", remedy: str = ""
+) -> IO[bytes]:
+    """A regular file, open for reading.
+
+    Raises:
+        error: the file is missing, unreadable, or no regular file.
+    """
     try:
         descriptor = os.open(
             path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -40,17 +58,12 @@ def read_bytes(
         raise error(path, "file", what, (problem.strerror or "nothing").lower(), remedy) from None
     except ValueError:
         raise error(path, "file", what, "a name that no file can have", remedy) from None
-    with open(descriptor, "rb", buffering=0) as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            got = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
-            raise error(path, "file", "a regular file", got, remedy)
-        if status.st_size > limit:
-            raise error(path, "size", f"at most {limit:,} bytes", f"{status.st_size:,}", remedy)
-        try:
-            return file.read(limit + 1)
-        except OSError as problem:
-            raise error(path, "file", what, problem.strerror, remedy) from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        got = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
+        raise error(path, "file", "a regular file", got, remedy)
+    return open(descriptor, "rb")
 
 
 def is_name(name: str) -> bool:

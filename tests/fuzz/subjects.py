@@ -284,6 +284,31 @@ def read_results(folder: Path) -> None:
         render_plots(records)
 
 
+def read_batch(folder: Path) -> None:
+    from gemma_edge.runtime.batches.answers_file import AnswersFile
+    from gemma_edge.runtime.batches.batch import BatchRequest
+    from gemma_edge.runtime.batches.prompts_file import read_prompts
+    from gemma_edge.runtime.errors import GemmaEdgeError
+
+    for line in read_prompts(folder / "prompts.jsonl"):
+        if not isinstance(line.request, BatchRequest):
+            assert line.error is not None
+            assert str(line.error).isprintable(), "an error has control characters"
+            continue
+        with contextlib.suppress(GemmaEdgeError):
+            batch_model().prompt_for(line.request.prompt, **line.request.options)
+    shutil.copy(folder / "answers.jsonl", folder / "copy.jsonl")
+    with AnswersFile(folder / "copy.jsonl") as answers:
+        answers.append({"line": 1, "key": ""})
+
+
+@cache
+def batch_model() -> Any:
+    from gemma_edge.runtime.model import Model
+
+    return Model.load(models() / "onnx", threads=1)
+
+
 def damaged_file(folder: Path) -> Path:
     return next(iter(sorted(folder.glob("damaged-*"))), None) or sorted(folder.iterdir())[0]
 
@@ -370,6 +395,12 @@ def damaged_results(rng: Random, raw: bytes) -> bytes:
     index = rng.randrange(len(lines))
     lines[index] = json_bytes(rng, json.loads(lines[index])).replace(b"\n", b" ")
     return b"\n".join(lines) + b"\n"
+
+
+def damaged_batch(rng: Random, files: Files) -> Files:
+    name = rng.choice(("prompts.jsonl", "prompts.jsonl", "answers.jsonl"))
+    raw = files[name]
+    return {name: damaged_results(rng, raw) if rng.random() < 0.8 else damaged_bytes(rng, raw)}
 
 
 def table_files() -> Files:
@@ -475,6 +506,7 @@ def subjects() -> dict[str, Subject]:
         Subject(
             "results", 30, one_file("results.jsonl"), changing("results.jsonl", damaged_results), read_results
         ),
+        Subject("batch", 20, folder_files("batch"), damaged_batch, read_batch),
         Subject("pictures", 250, folder_files("pictures"), changing_any(damaged_bytes), read_picture),
         Subject("recordings", 40, folder_files("recordings"), changing_any(damaged_bytes), read_recording),
         Subject("videos", 20, folder_files("videos"), changing_any(damaged_bytes), read_video),
@@ -496,5 +528,8 @@ def make_valid(folder: Path) -> None:
         (folder / name).mkdir()
         for file, data in files.items():
             (folder / name / file).write_bytes(data)
+    (folder / "batch").mkdir()
+    for file, data in valid_inputs.batch().items():
+        (folder / "batch" / file).write_bytes(data)
     (folder / "videos").mkdir()
     valid_inputs.videos(folder / "videos")

@@ -94,6 +94,28 @@ def tokenizer_json() -> Json:
     }
 
 
+def batch() -> dict[str, bytes]:
+    """Prompts with every kind of option that a file can have, and answers to some of them."""
+    turns = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "in"}]
+    parts = [{"type": "text", "text": "the thing"}, {"type": "image", "path": "a.png"}]
+    prompts: list[Json | str] = [
+        "the thing",
+        {"prompt": "the thing", "id": "one", "max_tokens": 3, "temperature": 0.5, "top_k": 3, "seed": 1},
+        {"messages": [*turns, {"role": "user", "content": "in"}], "id": 2, "system": "the", "stop": ["x"]},
+        {"messages": [{"role": "user", "content": parts}], "attach": ["b.wav"], "truncate": "end"},
+        {"prompt": "the", "raw": True, "logprobs": 2, "logit_bias": {"id:5": 1.5}, "timeout": 3.5},
+        {"prompt": "the", "response_format": {"type": "json_object"}, "stop": "x", "top_p": 0.9},
+    ]
+    answers: list[Json] = [
+        {"line": 1, "key": "ab", "text": "in", "finish_reason": "stop", "usage": {"prompt_tokens": 3}},
+        {"line": 3, "key": "cd", "id": 2, "error": {"type": "UsageError", "message": "no"}},
+    ]
+    return {
+        name: "".join(json.dumps(line) + "\n" for line in lines).encode()
+        for name, lines in (("prompts.jsonl", prompts), ("answers.jsonl", answers))
+    }
+
+
 def results() -> list[Json]:
     """A session, its tests, an encoder and a row of the README: all that `report` shows."""
     sizes = {"rss_anon": 10**9, "rss_file": 10**8, "rss": 11 * 10**8, "pss": 10**9, "major_faults": 7}
