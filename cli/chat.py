@@ -20,11 +20,14 @@ from typing import Any
 
 from gemma_edge.cli.bundle_options import add_words, loading, take_bundle
 from gemma_edge.cli.run import add_options, generate_options, print_answer, read_utf8
-from gemma_edge.runtime.answers import Stream
+from gemma_edge.cli.tool_files import add_tools, tool_options
+from gemma_edge.runtime.answers import Completion, Stream
 from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.conversation import Conversation
 from gemma_edge.runtime.errors import FileError, UsageError
 from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.prompt.tool_calls import ToolCall
+from gemma_edge.runtime.tool_loop import Approve
 
 HELP = """\
 /attach FILE  attach an image, a recording or a video to the next turn
@@ -50,6 +53,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="drop-oldest",
         help="when the context is full: forget the oldest turns (default), or end with an error",
     )
+    add_tools(parser, "a .py file whose functions the model may call; asks before it runs one")
+    parser.add_argument("--yes", action="store_true", help="run tools without asking")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,7 +62,10 @@ def run(args: argparse.Namespace) -> int:
     interactive = sys.stdin is not None and sys.stdin.isatty()
     bundle, _ = take_bundle(args, 0)
     model = Model.load(bundle, defer_decoder=bool(args.attach), **loading(args))
-    settings: dict[str, Any] = {"options": generate_options(args), "overflow": args.overflow}
+    settings: dict[str, Any] = {
+        "options": {**generate_options(args), **tool_options(args)},
+        "overflow": args.overflow,
+    }
     settings["report"] = lambda lost: tell(str(lost))
     if args.session and Path(args.session).exists():
         if args.system is not None:
@@ -77,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
             interactive=interactive,
             as_json=args.json,
             usage=args.usage,
+            approve=None if args.yes else approved if interactive else lambda call: False,
         )
     finally:  # an error or Ctrl-C loses none of the turns before
         if args.session:
@@ -91,17 +100,24 @@ def chat(
     interactive: bool = False,
     as_json: bool = False,
     usage: bool = False,
+    approve: Approve | None = None,
 ) -> None:
     """Reads turns until there are no more, and answers each.
 
     Args:
         read: the next line, or None at the end.
         interactive: go on after an error and after Ctrl-C at the prompt.
+        approve: see `Conversation.run`.
 
     Raises:
         UsageError, FileError, OSError: a turn does not fit the context, a file cannot be attached or written,
             unless interactive.
     """
+
+    def show(stream: Stream) -> Completion:
+        with ctrl_c_cancels(stream):
+            return print_answer(stream, as_json=as_json, usage=usage)
+
     while True:
         try:
             line = read()
@@ -113,10 +129,7 @@ def chat(
                     return
                 _command(text, conversation)
             elif text:
-                stream = conversation.ask(text)
-                with ctrl_c_cancels(stream):
-                    completion = print_answer(stream, as_json=as_json, usage=usage)
-                conversation.note(completion)
+                conversation.run(text, read=show, approve=approve)
         except (UsageError, FileError, OSError) as error:
             if not interactive:
                 raise
@@ -125,6 +138,14 @@ def chat(
             if not interactive:
                 raise
             tell("\nType /quit or Ctrl-D to end.")
+
+
+def approved(call: ToolCall) -> bool:
+    """Asks on the terminal; anything but yes is no."""
+    tell(
+        f"Run {call.name}({', '.join(f'{name}={value!r}' for name, value in call.arguments.items())})? [y/N]"
+    )
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _command(name: str, conversation: Conversation) -> None:

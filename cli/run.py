@@ -30,6 +30,7 @@ from gemma_edge.cli.bundle_options import (
     take_bundle,
 )
 from gemma_edge.cli.run_batch import add_batch, run_batch_verb
+from gemma_edge.cli.tool_files import add_forms, add_tools, form_options, tool_options
 from gemma_edge.runtime.answers import Completion, Stream
 from gemma_edge.runtime.console import for_stdout, tell, without_controls
 from gemma_edge.runtime.errors import UsageError
@@ -56,6 +57,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add_words(parser, "[PROMPT] [-]", "then the prompt; - reads stdin")
     add_options(parser)
+    add_tools(
+        parser, "print the calls of these tools as JSON: a .json file of schemas, or a .py file of functions"
+    )
+    add_forms(parser)
     parser.add_argument("--raw", action="store_true", help="complete the prompt without the chat template")
     parser.add_argument(
         "--truncate",
@@ -71,7 +76,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The verb. Raises what `Model.load` and `Model.generate` raise."""
     bundle, words = take_bundle(args)
-    options = {**generate_options(args), "raw": args.raw, "truncate": args.truncate}
+    options = {**generate_options(args), **tool_options(args), **form_options(args)}
+    options |= {"raw": args.raw, "truncate": args.truncate}
     if args.batch is not None:
         return run_batch_verb(args, bundle, words, options)
     if args.output is not None:
@@ -179,8 +185,11 @@ def print_answer(stream: Stream, *, as_json: bool = False, usage: bool = False) 
     completion = stream.completion
     if as_json:
         print(json.dumps(completion.to_dict(), ensure_ascii=False), flush=True)
-    elif not completion.text.endswith("\n"):
-        print(flush=True)
+    else:
+        if not completion.text.endswith("\n") and (completion.text or not completion.tool_calls):
+            print(flush=True)
+        for call in completion.tool_calls:
+            print(for_stdout(json.dumps(call.to_dict(), ensure_ascii=False)), flush=True)
     if usage:
         print(usage_line(completion.usage, completion.finish_reason), file=sys.stderr)
     return completion

@@ -14,6 +14,7 @@ from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.prompt_builder import bare, whole
 from gemma_edge.runtime.prompt.truncation import longest_prompt
 from gemma_edge.runtime.saved_conversation import SavedConversation, read_conversation, write_conversation
+from gemma_edge.runtime.tool_loop import MAX_STEPS, Approve, assistant_message, completed, run_tools
 from gemma_edge.runtime.turns import Forgotten, Full, Message, Overflow, Turn, forgotten, strategy_of
 from gemma_edge.runtime.usage import Usage
 
@@ -85,43 +86,83 @@ class Conversation:
         Raises:
             As `Model.generate`. The conversation is as it was then.
         """
-        parts = [*map(whole, self._attached), *([bare(text)] if text else [])]
-        return self.go_on(Turn([{"role": "user", "content": parts if self._attached else text}], pinned))
+        return self.go_on(Turn([self._question(text)], pinned))
 
-    def go_on(self, turn: Turn) -> Stream:
+    def go_on(self, turn: Turn, **changed: Any) -> Stream:
         """The answer to a turn: a new one, or one whose last messages are results of tools.
+
+        Args:
+            changed: options that differ for this answer.
 
         Raises:
             As `Model.generate`. The conversation is as it was then.
         """
         turns, lost = self._fitting([*(other for other in self.turns if other is not turn), turn])
-        stream = self.model.generate(_messages(turns), stream=True, system=self.system, **self.options)
+        options = {**self.options, **changed}
+        stream = self.model.generate(_messages(turns), stream=True, system=self.system, **options)
         self.turns = turns[:-1]
         self._asked, self._keys = turn, stream.prompt.keys if stream.prompt else []
         if lost:
             self.report(lost)
         return stream
 
+    def run(
+        self,
+        text: str,
+        *,
+        pinned: bool = False,
+        max_steps: int = MAX_STEPS,
+        approve: Approve | None = None,
+        read: Callable[[Stream], Completion] = completed,
+    ) -> Completion:
+        """The answer to a further turn, which is kept, after the tools that it calls were run.
+
+        Args:
+            pinned: the turn is kept when the context is full.
+            max_steps, approve: see `run_tools`.
+            read: reads the stream of an answer to its end, to print it on the way.
+
+        Raises:
+            As `run_tools` and `ask`. The conversation is as it was then.
+        """
+        question = self._question(text)
+
+        def answer(made: list[Message]) -> Completion:
+            # A call was asked for, not one after another.
+            changed = {"tool_choice": "auto"} if made and self.options.get("tool_choice") else {}
+            said = read(self.go_on(Turn([question, *made], pinned), **changed))
+            self._count(said.usage)
+            return said
+
+        done = run_tools(answer, self.options.get("tools"), max_steps=max_steps, approve=approve)
+        self._asked = None
+        if len(done.messages) > 1 or done.completion.tool_calls or done.completion.text.strip():
+            self.turns.append(Turn([question, *done.messages], pinned))
+            self._attached = []
+        return done.completion
+
+    def _question(self, text: str) -> Message:
+        parts = [*map(whole, self._attached), *([bare(text)] if text else [])]
+        return {"role": "user", "content": parts if self._attached else text}
+
     def note(self, answer: Completion | str) -> None:
         """Keeps the turn and its answer, even one cut short; a turn without an answer is dropped."""
-        text = answer if isinstance(answer, str) else answer.text
-        calls = [] if isinstance(answer, str) else [call.to_dict() for call in answer.tool_calls]
         if isinstance(answer, Completion):
             self._count(answer.usage)
-        if self._asked is None or not (text.strip() or calls):
+            said = assistant_message(answer)
+        else:
+            said = {"role": "assistant", "content": answer}
+        if self._asked is None or not (said["content"].strip() or "tool_calls" in said):
             return
-        said: Message = {"role": "assistant", "content": text}
-        self._asked.messages.append(said | ({"tool_calls": calls} if calls else {}))
+        self._asked.messages.append(said)
         self.turns.append(self._asked)
         self._attached, self._asked = [], None
 
     def answer(self, text: str, *, pinned: bool = False) -> Completion:
         """Asks, waits for the answer, and notes it. Raises as `ask`."""
-        with self.ask(text, pinned=pinned) as stream:
-            for _ in stream:
-                pass
-        self.note(stream.completion)
-        return stream.completion
+        said = completed(self.ask(text, pinned=pinned))
+        self.note(said)
+        return said
 
     def save(self, path: str | Path) -> None:
         """Writes the conversation into a file, whole or not at all, with its KV cache if that is at hand.

@@ -377,7 +377,7 @@ def test_a_terminal_gets_no_control_characters_of_an_answer(
     pieces = ["a\x1b", "]0;title\x07b", "\x9b2J\tc\r\x08\x7f", "é\n"]
 
     class Answer(list[str]):
-        completion = types.SimpleNamespace(text="".join(pieces))
+        completion = types.SimpleNamespace(text="".join(pieces), tool_calls=[])
 
     read, write = os.openpty() if terminal else os.pipe()
     with open(write, "w", encoding="utf-8", newline="") as out:

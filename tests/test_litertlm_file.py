@@ -141,6 +141,13 @@ def test_sampling_is_recorded(config):
     assert metadata.jinja_prompt_template == "x"
 
 
+@pytest.mark.parametrize("template", ["{{ messages }}", "{{ messages }}{{ tools }}"])
+def test_function_calling_is_said_of_a_template_that_takes_tools(config, template):
+    proto = pytest.importorskip("litert_lm_builder.runtime.proto.llm_metadata_pb2")
+    metadata = proto.LlmMetadata.FromString(llm_metadata(LlmFacts(config, STOP, 8, template)))
+    assert metadata.supports_function_calling == ("tools" in template)
+
+
 def test_a_template_does_not_write_a_second_bos(config):
     proto = pytest.importorskip("litert_lm_builder.runtime.proto.llm_metadata_pb2")
     metadata = proto.LlmMetadata.FromString(llm_metadata(LlmFacts(config, STOP, 8, "<bos>hello")))

@@ -26,17 +26,17 @@ def tool_grammar(
 ) -> Grammar:
     """Answers that call `tools`, one to `most` times, or are text; `required`: nothing but calls."""
     write = _json_rules if convention == "json" else _python_rules
-    rules = write(tools, required, f"{{0,{most - 1}}}")
+    rules = [*write(tools, required), f"rest: {_more(', ', most)}", "lines: " + _more("\n", most)]
     return Grammar("lark", "\n".join(rules) + "\n", "the grammar of the tools")
 
 
-def _json_rules(tools: Sequence[Tool], required: bool, more: str) -> list[str]:
+def _json_rules(tools: Sequence[Tool], required: bool) -> list[str]:
     opens = [f'{{"name": {json.dumps(tool.name)}, "parameters": ' for tool in tools]
     rules = [f"args_{i}: {_json(tool.parameters)}" for i, tool in enumerate(tools)]
     rules += [f'call_{i}: {_quoted(text)} args_{i} "}}"' for i, text in enumerate(opens)]
     rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools))))
     if required:
-        return [f'start: call | "[" call (", " call){more} "]"', *rules]
+        return ['start: call | "[" call rest "]"', *rules]
     marks = [f'{{"name": {json.dumps(tool.name)}' for tool in tools]
     # A list's bracket belongs to the free text: the last call may close it.
     begun = [
@@ -44,23 +44,28 @@ def _json_rules(tools: Sequence[Tool], required: bool, more: str) -> list[str]:
         for i, (text, mark) in enumerate(zip(opens, marks, strict=True))
     ]
     rules += [f"head_{i}[suffix={_quoted(mark)}]: /(.|\\n)*/" for i, mark in enumerate(marks)]
-    return [f'start: FREE | ({" | ".join(begun)}) (", " call){more} "]"?', *rules, _free(marks)]
+    return [f'start: FREE | ({" | ".join(begun)}) rest "]"?', *rules, _free(marks)]
 
 
-def _python_rules(tools: Sequence[Tool], required: bool, more: str) -> list[str]:
+def _python_rules(tools: Sequence[Tool], required: bool) -> list[str]:
     rules: list[str] = []
     for index, tool in enumerate(tools):
         pairs = _PythonGrammar(rules, f"v{index}").pairs(tool.parameters, lambda name: f"{name}=")
         rules.append(f'tail_{index}: {pairs} ")"')
         rules.append(f"call_{index}: {_quoted(tool.name + '(')} tail_{index}")
     rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools))))
-    rules.append(f'lines: call ("\\n" call){more} "\\n```"')
+    rules.append('block: call lines "\\n```"')
     if required:
-        return [f'start: "[" call (", " call){more} "]" | {_quoted(FENCE)} lines', *rules]
+        return [f'start: "[" call rest "]" | {_quoted(FENCE)} block', *rules]
     marks = [FENCE, *(f"[{tool.name}(" for tool in tools)]
-    begun = [f'head_{i + 1} tail_{i} (", " call){more} "]"' for i in range(len(tools))]
+    begun = [f'head_{i + 1} tail_{i} rest "]"' for i in range(len(tools))]
     rules += [f"head_{i}[suffix={_quoted(mark)}]: /(.|\\n)*/" for i, mark in enumerate(marks)]
-    return [f"start: FREE | head_0 lines | {' | '.join(begun)}", *rules, _free(marks)]
+    return [f"start: FREE | head_0 block | {' | '.join(begun)}", *rules, _free(marks)]
+
+
+def _more(separator: str, most: int) -> str:
+    """The calls after the first."""
+    return f"({_quoted(separator)} call){{0,{most - 1}}}" if most > 1 else '""'
 
 
 def _free(marks: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 CHILD = """
 import json, os, sys
@@ -51,6 +52,50 @@ said = chat.send_message({"role": "user", "content": json.loads(parts)})
 answer = {"text": str(said), "prompt_tokens": chat.get_benchmark_info().last_prefill_token_count}
 os.write(1, ("ANSWER" + json.dumps(answer) + "\\n").encode())
 """
+
+
+TOOLS = """
+import json, os, sys
+path, tools, messages, cache = sys.argv[1:]
+from litert_lm import Engine, ModelInfo, interfaces
+
+class Described(interfaces.Tool):
+    def __init__(self, description):
+        self.description = description
+
+    def get_tool_description(self):
+        return self.description
+
+    def execute(self, arguments):
+        return None
+
+with ModelInfo(path) as info:
+    supported = info.llm.supports_function_calling()
+engine = Engine(path, cache_dir=cache)
+greedy = interfaces.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0)
+*before, last = json.loads(messages)
+chat = engine.create_conversation(
+    tools=[Described(tool) for tool in json.loads(tools)],
+    messages=before,
+    automatic_tool_calling=False,
+    sampler_config=greedy,
+    max_output_tokens=64,
+)
+prompt = chat.render_message_to_string(last)
+said = chat.send_message(last)
+calls = [[call.name, call.arguments] for call in said.tool_calls]
+answer = {"prompt": prompt, "text": str(said), "calls": calls, "supported": supported}
+os.write(1, ("ANSWER" + json.dumps(answer) + "\\n").encode())
+"""
+
+
+def run_tools(path: Path, tools: list[Any], messages: list[Any], cache: Path) -> dict[str, Any]:
+    """What LiteRT-LM's tool API makes of messages and of the greedy answer to them.
+
+    Returns:
+        "prompt" (rendered), "text", "calls" ([name, arguments] of each), and "supported", what the file says.
+    """
+    return _answer([TOOLS, str(path), json.dumps(tools), json.dumps(messages), str(cache)])
 
 
 def run_greedy(path: Path, prompt: str, count: int, cache: Path) -> dict[str, object]:

@@ -19,6 +19,7 @@ from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.errors import ConfigError, TokenizerError
 from gemma_edge.runtime.families.log_mel import LogMel
 from gemma_edge.runtime.families.model_family import TextConfig
+from gemma_edge.runtime.prompt.chat_template import ChatTemplate
 from gemma_edge.runtime.prompt.tokenizer import BOS_PIECE
 from gemma_edge.runtime.sampling import Sampling
 
@@ -68,7 +69,10 @@ def llm_metadata(facts: LlmFacts, tokenizer: bytes = b"") -> bytes:
     user, model, end = family.turns
     metadata.prompt_templates.user.prefix, metadata.prompt_templates.user.suffix = user, end
     metadata.prompt_templates.model.prefix, metadata.prompt_templates.model.suffix = model, end
-    metadata.supports_thinking = metadata.supports_function_calling = False
+    metadata.supports_thinking = False
+    # A generic_model is given tools as they are, but no calls are found in its answers.
+    finds_calls = metadata.llm_model_type.WhichOneof("model_type") != "generic_model"
+    metadata.supports_function_calling = finds_calls and ChatTemplate(template).renders_tools()
     parameters, kinds = metadata.sampler_params, sampler_params_pb2.SamplerParameters
     parameters.type = kinds.TOP_P if sampling.temperature else kinds.GREEDY
     if sampling.temperature:
