@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gemma_edge.benchmarks.devices import cool_down, open_device, shell
+from gemma_edge.benchmarks.devices import adb, cool_down, open_device, shell
 from gemma_edge.benchmarks.devices.shell import ShellDevice
 from gemma_edge.benchmarks.machine.child import ChildError
 from gemma_edge.runtime.errors import DeviceError, UsageError
@@ -196,13 +196,22 @@ def test_silence_ends_it_there(device: ShellDevice, number: str, monkeypatch: py
 # Files.
 
 
-def test_a_folder_whose_name_ends_in_a_space_is_itself(server: Server) -> None:
-    if not server.spec.startswith("ssh"):
-        pytest.skip("an adb device has a folder of its own")
-    with open_device(server.spec + "%20") as device:
+def test_a_folder_whose_name_ends_in_a_space_is_itself(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = f"{server.spec}%20" if server.spec.startswith("ssh") else server.spec
+    root = (urlsplit(server.spec).path if server.spec.startswith("ssh") else adb.ROOT) + " "
+    monkeypatch.setattr(adb, "ROOT", root)  # no spec names another
+    (tmp_path / "name ").write_bytes(b"content")
+    with open_device(spec) as device:
         assert isinstance(device, ShellDevice)
-        assert device.root == urlsplit(server.spec).path + " "
-        assert device.run(["pwd", "-P"], timeout=60).stdout == f"{device.root}\n"
+        assert device.root == root
+        assert device.run(["pwd", "-P"], timeout=60).stdout == f"{root}\n"
+        path = device.push(tmp_path / "name ")
+        assert path.startswith(f"{root}/") and path.endswith("/name ")
+        device.pull(path, tmp_path / "back ")
+        assert (tmp_path / "back ").read_bytes() == b"content"
+        device.sh(f'rm -r "{root}"')
 
 
 def test_push_and_pull_are_exact_and_sent_once(device: ShellDevice, tmp_path: Path) -> None:

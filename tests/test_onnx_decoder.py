@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from gemma_edge.export.emit.reference.reference_text import evaluate
 from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
 from gemma_edge.export.model.tensor_spec import PLE_NAME, Part
 from gemma_edge.export.weights.recipe import KvCache, Recipe, load_recipe
+from gemma_edge.runtime.artifacts.onnx_check import MAX_GRAPH_BYTES, check_windows
 from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder, physical_cores
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.families.config_fields import FULL
@@ -54,6 +56,34 @@ def decoder(source: DictSource, tmp_path_factory: pytest.TempPathFactory) -> Onn
 def fresh(decoder: OnnxDecoder) -> OnnxDecoder:
     decoder.reset()
     return decoder
+
+
+@pytest.mark.parametrize("window", [3, 5, 64])
+def test_a_manifest_with_another_window_than_the_graph(
+    source: DictSource, tmp_path: Path, window: int
+) -> None:
+    """ONNX Runtime would attend to the graph's window and answer otherwise than the manifest says."""
+    bundle = write_decoder(source, tmp_path, context=64, chunk=32)
+    config = replace(bundle.config, sliding_window=window)
+    path = bundle.file("decoder.onnx")
+    check_windows(path, bundle.config)
+    with pytest.raises(BundleError, match=rf"attention window of layer 0: expected {window}, as in the"):
+        check_windows(path, config)
+    with pytest.raises(BundleError, match="attention window of layer 0"):
+        OnnxDecoder(replace(bundle, config=config), threads=1)
+
+
+def test_windows_of_what_is_no_model(source: DictSource, tmp_path: Path) -> None:
+    path = tmp_path / "decoder.onnx"
+    path.write_bytes(b"\x3a\x03\x0a\x01\x00")  # a graph with a node that is no message
+    with pytest.raises(BundleError, match=r"decoder\.onnx: node: "):
+        check_windows(path, source.config)
+    path.write_bytes(b"")
+    with pytest.raises(BundleError, match="attention operators"):
+        check_windows(path, source.config)
+    os.truncate(path, MAX_GRAPH_BYTES + 1)
+    with pytest.raises(BundleError, match="size"):
+        check_windows(path, source.config)
 
 
 # Logits. ------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.artifacts import folder_bundle, litertlm_bundle
 from gemma_edge.runtime.artifacts.litertlm_reader import read_litertlm
 from gemma_edge.runtime.errors import BundleError, DeviceError
+from gemma_edge.runtime.host import cpu_fingerprint
 from gemma_edge.runtime.model import Model
 
 LOAD = """
@@ -220,6 +221,35 @@ def test_a_cpu_without_the_engines_instructions_is_named(
     with pytest.raises(DeviceError, match=r"CPU lacks instructions that LiteRT .* needs"):
         Model.load(made["tflite"], threads=1)
     assert not list(cache.glob("*.xnnpack*"))
+
+
+OLD_CPU = "processor : 0\nFeatures : fp asimd crc32\n\nprocessor : 1\nFeatures : fp asimd crc32 atomics\n"
+
+
+@pytest.mark.parametrize("instructions", ["old", "usual", "unknown"])
+def test_it_is_named_without_a_cache_too(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instructions: str
+) -> None:
+    """Then no process packs, unless the CPU is an old one: that would be a second packing in vain."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "file" / "cache"))
+    text = OLD_CPU if instructions == "old" else OLD_CPU.replace("crc32\n", "crc32 atomics\n")
+    if instructions != "unknown":
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(cpu_fingerprint, "CPUINFO", tmp_path / "cpuinfo")
+    cpu_fingerprint.has_usual_instructions.cache_clear()
+    dies = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
+    with monkeypatch.context() as patch:
+        patch.setattr("gemma_edge.runtime.engines.packed_weights._PACK", dies)
+        if instructions == "usual":
+            with pytest.warns(UserWarning, match="anonymous memory"):
+                assert answer(made["tflite"])
+        else:
+            with pytest.raises(DeviceError, match=r"CPU lacks instructions that LiteRT .* needs"):
+                answer(made["tflite"])
+    with pytest.warns(UserWarning, match="anonymous memory"):  # the real one packs for nothing, and lives
+        assert answer(made["tflite"])
+    cpu_fingerprint.has_usual_instructions.cache_clear()
 
 
 @pytest.mark.parametrize("format", ["tflite", "litertlm"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 
 from gemma_edge.runtime.errors import DeviceError
-from gemma_edge.runtime.host.cpu_fingerprint import CPUINFO
+from gemma_edge.runtime.host.cpu_fingerprint import CPUINFO, core_flags
 
 LITERT_LM = "litert-lm"
 # Required by an engine's aarch64 build: the flag in /proc/cpuinfo and its name.
@@ -24,10 +24,8 @@ def missing_feature(engine: str, machine: str, cpuinfo: str) -> str | None:
     if engine not in REQUIRED_FLAGS or machine.lower() not in ARM64:
         return None
     flag, name = REQUIRED_FLAGS[engine]
-    lines = [line for line in cpuinfo.splitlines() if line.split(":")[0].strip() == "Features"]
     # One core without it is enough: the process may be scheduled there.
-    lacking = any(flag not in line.partition(":")[2].split() for line in lines)
-    return name if lacking else None
+    return name if any(flag not in flags for flags in core_flags(cpuinfo)) else None
 
 
 def check_engine(engine: str, *, machine: str | None = None, cpuinfo: str | None = None) -> None:

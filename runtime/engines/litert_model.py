@@ -123,10 +123,12 @@ def compile_model(path: Path, packed: Path | None, threads: int) -> CompiledMode
 
 
 def pack(path: str, building: str, threads: str, parent: str) -> None:
-    """In the process that packs: writes the packed weights, and ends without the engine's farewell."""
+    """In the process that packs: writes the packed weights, unless `building` is empty, and ends without the
+    engine's farewell.
+    """
     end_with_parent(int(parent))
     try:
-        compile_model(Path(path), Path(building), int(threads))
+        compile_model(Path(path), Path(building) if building else None, int(threads))
     except Exception as error:  # the wrapper raises several types
         print(error, file=sys.stderr, flush=True)
         os._exit(REFUSED)

@@ -13,6 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.onnx_check import check_windows
 from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
 from gemma_edge.runtime.engines.decoder import check_fit, check_room, check_truncation
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
@@ -83,6 +84,7 @@ class OnnxDecoder:
         for name in sorted({*expected, *found}):
             if expected.get(name) != found.get(name):
                 raise BundleError(path, name, expected.get(name, "nothing"), found.get(name, "nothing"))
+        check_windows(path, c)
 
     def _bind_cache(self, precision: str) -> None:
         config = self.config

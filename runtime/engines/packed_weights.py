@@ -6,6 +6,7 @@ it, the model still runs, with its packed weights in anonymous memory.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -19,7 +20,7 @@ from gemma_edge.runtime.errors import BundleError, DeviceError
 from gemma_edge.runtime.files.cache_folder import CACHE_VARIABLE, cache_folder
 from gemma_edge.runtime.files.file_digest import remembered_sha256
 from gemma_edge.runtime.files.kept_files import keep, kept
-from gemma_edge.runtime.host.cpu_fingerprint import cpu_fingerprint
+from gemma_edge.runtime.host.cpu_fingerprint import cpu_fingerprint, has_usual_instructions
 
 PACKED_FACTOR = 1.2  # packed weights are a little larger than the file: sums of rows
 REFUSED = 3  # exit code: the engine does not take the model
@@ -57,14 +58,27 @@ def packed_weights(path: Path, recorded: str, threads: int) -> Path | None:
     except _RefusedError:
         return None  # whoever loads it without a file learns why
     except OSError as error:
+        if not has_usual_instructions():
+            with contextlib.suppress(_RefusedError):
+                _run_apart(path, None, threads)  # it packs for nothing, so that nobody dies here
         remedy = f"the packed weights take anonymous memory instead. Set {CACHE_VARIABLE} to another folder"
         warnings.warn(f"{cache_folder()}: {error.strerror}; {remedy}", stacklevel=3)
         return None
 
 
 def _pack_apart(path: Path, building: Path, threads: int) -> None:
-    """Packs in a process of its own, which ends with this one."""
-    argv = [sys.executable, "-c", _PACK, str(path), str(building), str(threads), str(os.getpid())]
+    """Packs in a process of its own. Raises OSError where that writes no file."""
+    done = _run_apart(path, building, threads)
+    if done.returncode or not building.exists():
+        reason = f"the process that packs weights ended with exit code {done.returncode}"
+        if "weight_cache" in done.stderr:  # the engine's file of it could not be written
+            reason = "the disk became full while weights were packed"
+        raise OSError(errno.EIO, reason, str(building))
+
+
+def _run_apart(path: Path, building: Path | None, threads: int) -> subprocess.CompletedProcess[str]:
+    """The process that packs, into a file or into its own memory; it ends with this one."""
+    argv = [sys.executable, "-c", _PACK, str(path), str(building or ""), str(threads), str(os.getpid())]
     done = subprocess.run(
         argv,
         stdin=subprocess.DEVNULL,
@@ -80,8 +94,4 @@ def _pack_apart(path: Path, building: Path, threads: int) -> None:
         )
     if done.returncode == REFUSED:
         raise _RefusedError
-    if done.returncode or not building.exists():
-        reason = f"the process that packs weights ended with exit code {done.returncode}"
-        if "weight_cache" in done.stderr:  # the engine's file of it could not be written
-            reason = "the disk became full while weights were packed"
-        raise OSError(errno.EIO, reason, str(building))
+    return done

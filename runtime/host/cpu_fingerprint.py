@@ -8,14 +8,35 @@ from functools import cache
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+_FLAGS = ("flags", "Features")  # on x86-64, on Arm
+_USUAL = {"avx2", "atomics"}
+
+
+def core_flags(cpuinfo: str) -> list[set[str]]:
+    """The instruction sets of each core, in the words of /proc/cpuinfo's text."""
+    lines = [line.partition(":") for line in cpuinfo.splitlines()]
+    return [set(flags.split()) for key, _, flags in lines if key.strip() in _FLAGS]
+
+
+@cache
+def has_usual_instructions() -> bool:
+    """Whether engines that are built for most CPUs of today run here: x86-64 with AVX2, Arm with LSE atomics.
+
+    False where nobody knows, too.
+    """
+    cores = core_flags(_cpuinfo())
+    return bool(cores) and all(flags & _USUAL for flags in cores)
+
+
+def _cpuinfo() -> str:
+    try:
+        return CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 @cache
 def cpu_fingerprint() -> str:
     """Eight hex digits that differ where architecture or instruction sets do, as after an SD card moved."""
-    try:
-        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    flags = {line for line in lines if line.split(":")[0].strip() in ("flags", "Features")}
+    flags = {line for line in _cpuinfo().splitlines() if line.split(":")[0].strip() in _FLAGS}
     return hashlib.sha256("\n".join([platform.machine(), *sorted(flags)]).encode()).hexdigest()[:8]
