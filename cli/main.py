@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
+from gemma_edge.runtime.answer_log import LOGGER
 from gemma_edge.runtime.errors import MESSAGE_CHARACTERS, GemmaEdgeError, UsageError, printable
 
 # verb: (module, one line of help)
@@ -49,6 +50,7 @@ EXTRAS = {
     "huggingface_hub": "hub",
 }
 TRACEBACK = "GEMMA_EDGE_TRACEBACK"
+LOG = "GEMMA_EDGE_LOG"
 SIGNAL_BASE = 128  # exit code of a command that a signal ended, less the signal's number
 INTERRUPTED = 130
 
@@ -58,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
+    if os.environ.get(LOG) == "1":
+        _log_to_stderr()
     try:
         with _termination_unwinds():
             code = _dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -76,6 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         message, code = _explain(error)
         print(f"gemma-edge: {printable(message, MESSAGE_CHARACTERS)}", file=sys.stderr)
         return code
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger(LOGGER).setLevel(logging.INFO)
 
 
 @contextlib.contextmanager
@@ -139,7 +150,7 @@ def _help() -> str:
             *(f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()),
             "",
             "`gemma-edge VERB --help` explains a verb, `gemma-edge --version` prints the version.",
-            f"{TRACEBACK}=1 prints the traceback of an error.",
+            f"{TRACEBACK}=1 prints the traceback of an error, {LOG}=1 a log of loads and answers.",
         ]
     )
 

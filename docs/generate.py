@@ -41,7 +41,8 @@ def command_line() -> str:
         "| verb | |\n|---|---|\n"
         + "\n".join(f"| [`{verb}`](#gemma-edge-{verb}) | {text} |" for verb, (_, text) in VERBS.items()),
         "Exit codes are in [exit-codes.md](exit-codes.md). `gemma-edge --version` prints the version. "
-        "`GEMMA_EDGE_TRACEBACK=1` prints the traceback of an error.",
+        "`GEMMA_EDGE_TRACEBACK=1` prints the traceback of an error, "
+        "and `GEMMA_EDGE_LOG=1` a log of loads and answers.",
     ]
     for verb, (name, _) in VERBS.items():
         module = importlib.import_module(name)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from gemma_edge.runtime.answer_log import AnswerLog
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 from gemma_edge.runtime.guards import GuardedAnswer
 from gemma_edge.runtime.logprobs import TokenLogprob
@@ -145,10 +146,11 @@ class Stream(Iterator[str]):
         logprobs: list[TokenLogprob] | None = None,
         guarded: GuardedAnswer | None = None,
         prompt: Prompt | None = None,
+        log: AnswerLog | None = None,
         calls: CallFinder | None = None,
     ) -> None:
         self.prompt = prompt
-        self._answer = _Answer(progress, cancelled, logprobs, calls or CallFinder(()))
+        self._answer = _Answer(progress, cancelled, logprobs, calls or CallFinder(()), log)
         # It must not refer to the stream: in a cycle of references, dropping the stream would free nothing.
         self._pieces = _pieces(tokens, text, stops, guarded or GuardedAnswer((), ""), end_ids, self._answer)
 
@@ -207,16 +209,23 @@ class _Answer:
         cancelled: Cancellation,
         logprobs: list[TokenLogprob] | None,
         calls: CallFinder,
+        log: AnswerLog | None,
     ) -> None:
         self.progress, self.cancelled, self.logprobs, self.calls = progress, cancelled, logprobs, calls
+        self.log = log
         self.emitted: list[str] = []
         self.completion: Completion | None = None
 
     def finish(self, reason: str) -> None:
         logprobs = None if self.logprobs is None else tuple(self.logprobs)
-        calls = list(self.calls.calls)
+        calls = [] if reason == "filtered" else list(self.calls.calls)
         reason = "tool_calls" if calls else reason
         self.completion = Completion("".join(self.emitted), self.progress.usage(), reason, logprobs, calls)
+        self.ended(reason)
+
+    def ended(self, reason: str, error: BaseException | None = None) -> None:
+        if self.log is not None:
+            self.log.ended(reason, error)
 
 
 def _pieces(
@@ -250,6 +259,9 @@ def _pieces(
         answer.finish("filtered" if guarded.refused else "stop" if stops.found else reason)
     except GeneratorExit:
         answer.finish(reason or "cancelled")
+        raise
+    except BaseException as error:
+        answer.ended("error", error)
         raise
     finally:
         tokens.close()

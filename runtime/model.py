@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 from weakref import WeakSet
 
+from gemma_edge.runtime.answer_log import AnswerLog
+from gemma_edge.runtime.answer_log import log as log_event
 from gemma_edge.runtime.answers import Cancellation, Completion, StopStrings, Stream
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.closed_model import CLOSED
@@ -161,6 +163,7 @@ class Model:
         for name, value in (("threads", threads), ("context", context)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be 1 or more, not {value}")
+        started = time.perf_counter()
         bundle = Bundle.open(path)
         tokenizer, template = bundle_tokenizer(bundle), bundle_template(bundle)
         sampling, end_ids = bundle_sampling(bundle)
@@ -173,7 +176,7 @@ class Model:
             video_tokens=video_tokens,
             note=log,
         )
-        return cls(
+        model = cls(
             decoder,
             embeddings,
             per_layer,
@@ -188,6 +191,9 @@ class Model:
             snapshots=snapshots,
             prefix_cache=prefix_cache,
         )
+        seconds = round(time.perf_counter() - started, 6)
+        log_event("load", {"bundle": str(path), "context": decoder.context, "load_s": seconds})
+        return model
 
     def close(self) -> None:
         """Ends the streams that run and gives back decoder, encoders and files. Any later use says so."""
@@ -405,6 +411,7 @@ class Model:
         if made.left_out:
             self.reader.note(f"the prompt is too long: {made.left_out} tokens of its text are left out")
         progress = GenerationProgress(tokenize_s=time.perf_counter() - started)
+        client = options.get("client") or ""
         tokens = self._generator.stream_tokens(
             made,
             sampler,
@@ -412,7 +419,7 @@ class Model:
             end_ids=self.end_ids,
             cancelled=cancelled.is_set,
             progress=progress,
-            client=options.get("client") or "",
+            client=client,
         )
         answer = Stream(
             tokens,
@@ -424,6 +431,7 @@ class Model:
             logprobs=None if recorder is None else recorder.tokens,
             guarded=GuardedAnswer(guards_of(options.get("guard")), said_in(prompt)),
             prompt=made,
+            log=AnswerLog(made, progress, client),
             calls=CallFinder(form.callable, count_calls(prompt)),
         )
         if stream:

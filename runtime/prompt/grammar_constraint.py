@@ -7,6 +7,7 @@ vocabulary is loaded; its limits bound what a grammar can cost.
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, end_ids: Collection[int]) -> None:
         self.tokenizer, self.end_ids = tokenizer, sorted(end_ids)
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
 
     def constraint(self, grammar: Grammar) -> GrammarConstraint:
         """A new constraint, at the beginning of an answer.
@@ -63,12 +65,14 @@ class Grammars:
             UsageError: llguidance is not installed, or the grammar is malformed, too large, or allows no
                 answer; of a JSON schema, the message has the path to the part that is wrong.
         """
-        if grammar not in self._compiled:
-            self._compiled[grammar] = self._compile(grammar)
-            if len(self._compiled) > KEPT:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(grammar)
-        return GrammarConstraint(self._compiled[grammar].deep_copy(), self.tokenizer.vocab_size, grammar.name)
+        with self._lock:  # requests are prepared in threads of their own
+            if grammar not in self._compiled:
+                self._compiled[grammar] = self._compile(grammar)
+                if len(self._compiled) > KEPT:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(grammar)
+            matcher = self._compiled[grammar].deep_copy()
+        return GrammarConstraint(matcher, self.tokenizer.vocab_size, grammar.name)
 
     @cached_property
     def _vocabulary(self) -> LLTokenizer:
