@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "describe": ("gemma_edge.cli.describe", "describe pictures, recordings or videos"),
     "transcribe": ("gemma_edge.cli.transcribe", "transcribe recordings or videos"),
     "translate": ("gemma_edge.cli.translate", "translate the speech of recordings or videos"),
+    "serve": ("gemma_edge.cli.serve", "serve a bundle over HTTP, with a chat page"),
     "eval": ("gemma_edge.cli.evaluate", "score a bundle on questions with one right answer"),
     "bench": ("gemma_edge.cli.bench", "measure speed, memory and latency, here or on a device"),
     "cache": ("gemma_edge.cli.cache", "show, bound or empty the cache of packed weights"),
@@ -48,6 +49,9 @@ EXTRAS = {
     "flatbuffers": "export",
     "litert_lm_builder": "export",
     "huggingface_hub": "hub",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
 }
 TRACEBACK = "GEMMA_EDGE_TRACEBACK"
 LOG = "GEMMA_EDGE_LOG"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemma_edge.runtime.answers import Completion, Stream
 from gemma_edge.runtime.errors import GemmaEdgeError
+from gemma_edge.runtime.logprobs import TokenLogprob
 from gemma_edge.runtime.request_queue import RequestQueue
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class AsyncAnswer(AsyncIterator[str]):
         if self._completion is None:
             raise GemmaEdgeError("the answer is not complete: await it, or read it to its end")
         return self._completion
+
+    @property
+    def logprobs(self) -> Sequence[TokenLogprob]:
+        """Those of the tokens so far; empty unless they were asked for."""
+        return () if self._work is None else self._work.logprobs
 
     def cancel(self) -> None:
         """Ends the answer; to be called in the loop's thread."""
@@ -112,6 +118,10 @@ class _Work:
             threading.Thread(
                 target=self._run, args=(begin, preparing.pop_all()), name="gemma-edge answer"
             ).start()
+
+    @property
+    def logprobs(self) -> Sequence[TokenLogprob]:
+        return () if self._stream is None else self._stream.logprobs
 
     def cancel(self) -> None:
         self._cancelled.set()

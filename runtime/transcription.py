@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gemma_edge.runtime.media.attachments import Attachment
 from gemma_edge.runtime.media.srt import Cue, stitch, timestamp
 from gemma_edge.runtime.model import Model
 
@@ -42,6 +43,22 @@ def spoken(
         As `Reader.segments` and `Model.generate`.
     """
     options = {"temperature": 0.0, "max_tokens": max_tokens, **options}
+    for start, end, clip in speech_clips(model, path):
+        if clip is None:
+            yield Spoken(start, end, "", "silence")
+            continue
+        answer = model.generate(prompt, attach=[clip], **options)
+        yield Spoken(start, end, answer.text.strip(), answer.finish_reason)
+
+
+def speech_clips(model: Model, path: str | Path) -> Iterator[tuple[float, float, Attachment | None]]:
+    """The segments of a recording: where each begins and ends, in seconds, and its sound; None for silence.
+
+    The sound is encoded already: the encoder is loaded once for `AHEAD` segments.
+
+    Raises:
+        As `Reader.segments`.
+    """
     segments = iter(model.reader.segments(path))
     while group := list(itertools.islice(segments, AHEAD)):
         clips = [
@@ -52,11 +69,7 @@ def spoken(
         ]
         model.encode([clip for clip in clips if clip is not None])
         for segment, clip in zip(group, clips, strict=True):
-            if clip is None:
-                yield Spoken(segment.start, segment.end, "", "silence")
-                continue
-            answer = model.generate(prompt, attach=[clip], **options)
-            yield Spoken(segment.start, segment.end, answer.text.strip(), answer.finish_reason)
+            yield segment.start, segment.end, clip
 
 
 def transcript(path: str | Path, cues: Sequence[Spoken], seconds: float) -> dict[str, Any]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize
+from support.http_server import ServerProcess, serving
 from support.random_gemma3n_text import (
     VARIANTS,
     LiveCase,
@@ -21,6 +23,8 @@ from support.random_gemma3n_text import (
     transformers_logits,
     transformers_model,
 )
+
+POCKET = Path(__file__).parents[1] / "pocket" / "checkpoint"
 
 # How long a machine takes says nothing about an example.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -41,7 +45,9 @@ SLOW_FILES = frozenset(
     release synth_checkpoint templates_that_fill_memory tflite_encoders litertlm_tools
     """.split()
 )
-SLOW_FIXTURES = frozenset(("adb_server", "live_case", "server", "sshd"))
+SLOW_FIXTURES = frozenset(
+    ("adb_server", "live_case", "pocket_bundles", "served", "served_onnx", "server", "sshd")
+)
 SLOW_NAMES = re.compile(
     r"transformers|timm|litert_lm|true_size|test_live|processor|browser|full_disk|_is_ended_cleans_up|flipped_bit|"
     r"three_hours|random_bytes|killed_before_every|safetensors_library|192_|repeats_one_table|on_any_text|"
@@ -97,3 +103,28 @@ def exact_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
     """`tiny_checkpoint` at fp32, whose logits hardly depend on the CPU, context 256. Not to be changed."""
     folder = tmp_path_factory.mktemp("bundle") / "fp32"
     return export_bundle(tiny_checkpoint, folder, recipe="fp32", context=256, chunk=64, verify=False).path
+
+
+@pytest.fixture(scope="session")
+def pocket_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pocket at int4, context 512, by format: one of each engine. Not to be changed: copy it first."""
+    folder = tmp_path_factory.mktemp("pocket")
+    options: dict[str, Any] = {"recipe": "int4", "context": 512, "verify": False}
+    return {
+        form: export_bundle(POCKET, folder / f"pocket-{form}", format=form, **options).path
+        for form in ("onnx", "tflite")
+    }
+
+
+@pytest.fixture(scope="session", params=["onnx", "tflite"])
+def served(request: pytest.FixtureRequest, pocket_bundles: dict[str, Path]) -> Iterator[ServerProcess]:
+    """`gemma-edge serve` over Pocket, whose name is "pocket"."""
+    with serving(pocket_bundles[request.param], "--name", "pocket") as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def served_onnx(pocket_bundles: dict[str, Path]) -> Iterator[ServerProcess]:
+    """The same, on one engine, for what does not depend on it."""
+    with serving(pocket_bundles["onnx"], "--name", "pocket") as process:
+        yield process

@@ -51,6 +51,7 @@ COMMANDS = {
     "translate": "translate {litertlm} {pocket}/" + SOUND,
     "eval": "eval {onnx} {pocket}/samples/questions.jsonl",
     "bench": "bench {onnx} " + SIZES + " --device local -o {out}/results.jsonl",
+    "serve": "serve {onnx} --port 0 --check",
     "cache": "cache --limit 1GiB",
     "report": "report {root}/benchmarks/results/1-parity.jsonl -o {out}/report.html",
 }

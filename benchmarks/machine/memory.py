@@ -22,6 +22,7 @@ import numpy as np
 
 from gemma_edge.benchmarks.typed_json import FieldError
 from gemma_edge.runtime.errors import DeviceError
+from gemma_edge.runtime.host.process_memory import resident_memory
 
 PROC = Path("/proc")
 Pid = int | str  # "self" is this process
@@ -109,12 +110,12 @@ def read_memory(pid: Pid = "self") -> MemorySample:
         DeviceError: no such process, or a system without /proc.
     """
     try:
-        status = _status(pid)
+        held = resident_memory(pid, PROC)
         # Field 12 (majflt); the name in parentheses may itself hold spaces and parentheses.
         major_faults = int((PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[9])
     except OSError as error:
         raise DeviceError(f"memory of process {pid} cannot be read from {PROC}: {error.strerror}") from None
-    return MemorySample(status["RssAnon"], status["RssFile"], status["RssShmem"], _pss(pid), major_faults)
+    return MemorySample(held.anon, held.file, held.shared, _pss(pid), major_faults)
 
 
 class PeakSampler:
@@ -156,15 +157,15 @@ class PeakSampler:
 
     def _sample(self) -> bool:
         try:
-            status = _status(self._pid)
+            held = resident_memory(self._pid, PROC)
         except OSError:
             return False
-        anon, file = status["RssAnon"], status["RssFile"]
+        anon, file = held.anon, held.file
         peak = self.peak
         peak.rss_anon = max(peak.rss_anon, anon)
         peak.rss_file = max(peak.rss_file, file)
-        peak.rss = max(peak.rss, anon + file + status["RssShmem"])
-        peak.high_water = max(peak.high_water, status["VmHWM"])
+        peak.rss = max(peak.rss, anon + file + held.shared)
+        peak.high_water = max(peak.high_water, held.peak)
         peak.samples += 1
         if self._timeline is not None:
             self._timeline.add(anon, file)
@@ -207,18 +208,6 @@ def _cached_bytes(fd: int) -> int:
     if failed:
         raise OSError(ctypes.get_errno(), "mincore")
     return min(size, int(np.count_nonzero(resident & 1)) * mmap.PAGESIZE)
-
-
-def _status(pid: Pid) -> dict[str, int]:
-    """RssAnon, RssFile, RssShmem and VmHWM in bytes; a process without memory (a zombie) has zeros."""
-    values = dict.fromkeys(("RssAnon", "RssFile", "RssShmem", "VmHWM"), 0)
-    with open(PROC / str(pid) / "status", "rb", buffering=0) as file:
-        text = file.read(16_384).decode("utf-8", "replace")
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key in values:
-            values[key] = int(value.split()[0]) * 1024
-    return values
 
 
 def _pss(pid: Pid) -> int | None:

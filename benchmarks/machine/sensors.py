@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemma_edge.runtime.host.temperature import zone_temperatures
+
 ROOT = Path("/sys")
 # get_throttled of a Raspberry Pi: the bits that say "now".
 _PI_FLAGS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
@@ -51,13 +53,7 @@ def read_sensors(root: Path = ROOT) -> Sensors:
     """The sensors that /sys has now."""
     cpu = root / "devices/system/cpu"
     policies = sorted(cpu.glob("cpufreq/policy*"), key=lambda p: int(p.name[6:] or 0))
-    zones: dict[str, float] = {}
-    for zone in sorted(root.glob("class/thermal/thermal_zone*")):
-        milli = _number(zone / "temp")
-        # Zones that are switched off say nonsense: 0, or below absolute zero.
-        if milli is not None and 0 < milli < 200_000:
-            name = _text(zone / "type") or zone.name
-            zones[name] = max(milli / 1000, zones.get(name, 0.0))
+    zones = zone_temperatures(root)
     return Sensors(
         temperature_c=max(zones.values(), default=None),
         zones_c=zones or None,

@@ -1,4 +1,4 @@
-"""Transcripts of segments as one text, or as SubRip subtitles."""
+"""Transcripts of segments as one text, or as SubRip or WebVTT subtitles."""
 
 from __future__ import annotations
 
@@ -37,6 +37,15 @@ def srt(cues: Iterable[Cue]) -> str:
 def subtitle(cue: Cue, number: int) -> str:
     """One cue of `srt`, numbered from 1."""
     return f"{number}\n{timestamp(cue.start)} --> {timestamp(cue.end)}\n{cue.line}\n"
+
+
+def vtt(cues: Iterable[Cue]) -> str:
+    """The same in the WebVTT format: times with a point, and no markup."""
+    cues = [cue for cue in cues if cue.line]
+    escape = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+    times = [f"{timestamp(cue.start)} --> {timestamp(cue.end)}".replace(",", ".") for cue in cues]
+    shown = [f"{time}\n{cue.line.translate(escape)}\n" for time, cue in zip(times, cues, strict=True)]
+    return "\n".join(["WEBVTT\n", *shown])
 
 
 def timestamp(seconds: float) -> str:

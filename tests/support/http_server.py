@@ -1,0 +1,166 @@
+"""`gemma-edge serve` as a process on loopback, and plain HTTP to it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from support.processes import PATIENCE_S, wait_for
+
+URL = re.compile(r"http://127\.0\.0\.1:(\d+)/ answers")
+JSON = {"Content-Type": "application/json"}
+
+
+LONG = "Count from one to one thousand, slowly, and never stop:"
+
+
+def endless(**fields: Any) -> dict[str, Any]:
+    """A completion whose answer has `max_tokens`, 400 unless told: no token ends it."""
+    never_end = {"1": -100, "106": -100}
+    return {"prompt": LONG, "max_tokens": 400, "temperature": 0, "logit_bias": never_end, **fields}
+
+
+@dataclass
+class Reply:
+    """A response, read to its end."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
+    def events(self) -> list[Any]:
+        """The data of a stream's events, comments and [DONE] left out."""
+        lines = [line[6:] for line in self.text.splitlines() if line.startswith("data: ")]
+        return [json.loads(line) for line in lines if line != "[DONE]"]
+
+    @property
+    def code(self) -> str | None:
+        """The code of an error."""
+        return self.json["error"]["code"]
+
+
+@dataclass
+class ServerProcess:
+    """A server that runs, and what it wrote on stderr so far."""
+
+    process: subprocess.Popen[str]
+    log: list[str] = field(default_factory=list)
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+
+    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
+        """One request; a body that is no bytes is sent as JSON."""
+        connection = self.connect()
+        with contextlib.closing(connection):
+            data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+            kind = {} if body is None or isinstance(body, bytes) else JSON
+            connection.request(method, path, data, {**kind, **(headers or {})})
+            response = connection.getresponse()
+            return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+
+    def get(self, path: str, **headers: str) -> Reply:
+        return self.ask("GET", path, headers=headers)
+
+    def chat(self, text: str = "What is 2 + 3?", **fields: Any) -> Reply:
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 8, "temperature": 0, **fields}
+        return self.ask("POST", "/v1/chat/completions", body)
+
+    def send(self, data: bytes, *, wait: float = PATIENCE_S) -> bytes:
+        """Raw bytes; what comes back until the server closes the connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=wait) as made:
+            with contextlib.suppress(ConnectionError):
+                made.sendall(data)
+            received = bytearray()
+            with contextlib.suppress(ConnectionError):
+                while block := made.recv(65_536):
+                    received += block
+            return bytes(received)
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def wait_for_log(self, text: str) -> None:
+        wait_for(lambda: any(text in line for line in self.log), f"the log never said {text!r}: {self.log}")
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def anonymous_memory(self) -> int:
+        """RssAnon in bytes."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) << 10  # type: ignore[index]
+
+
+@contextlib.contextmanager
+def serving(*arguments: str | Path, env: dict[str, str] | None = None) -> Iterator[ServerProcess]:
+    """A server with these arguments, listening; ended by SIGTERM."""
+    command = [sys.executable, "-m", "gemma_edge.cli.main", "serve", *map(str, arguments), "--port", "0"]
+    with started(command, env) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def started(
+    command: Sequence[str], env: dict[str, str] | None = None, **options: Any
+) -> Iterator[ServerProcess]:
+    """A server from any command that says where it listens."""
+    environ = {**os.environ, **(env or {})}
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environ, **options
+    )
+    server = ServerProcess(process)
+    reader = threading.Thread(target=_read, args=(server,))
+    reader.start()
+    try:
+        wait_for(lambda: server.port or process.poll() is not None, "the server never listened")
+        assert server.port, f"the server ended: {server.log}"
+        yield server
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(PATIENCE_S)
+        finally:
+            process.kill()
+            process.wait()
+            reader.join()
+
+
+def _read(server: ServerProcess) -> None:
+    assert server.process.stderr is not None
+    for line in server.process.stderr:
+        server.log.append(line)
+        if found := URL.search(line):
+            server.port = int(found[1])
+    server.process.stderr.close()
