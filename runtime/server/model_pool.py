@@ -146,8 +146,9 @@ class ModelPool:
     def _advance(self) -> None:
         """Lets in whom it can: first those whose model is there, then the first of the line loads its own."""
         if self._reloading is not None:
-            if not self._loading and not any(served.users for served in self.models.values()):
-                self._reloading.done() or self._reloading.set_result(None)
+            used = self._loading or any(served.users for served in self.models.values())
+            if not used and not self._reloading.done():
+                self._reloading.set_result(None)
             return
         if self._loading is not None:
             return
