@@ -82,9 +82,11 @@ class Serving(uvicorn.Server):
     ) -> None:
         self.app, self._find_models, self._ready = app, find_models, ready
         options = app.options
-        self._protocol = type(
-            "Protocol", (BoundedProtocol,), {"header_seconds": options.limits.header_seconds}
-        )
+
+        class Protocol(BoundedProtocol):
+            header_seconds = options.limits.header_seconds
+
+        self._protocol = Protocol
         super().__init__(
             uvicorn.Config(
                 app,
