@@ -7,6 +7,7 @@ a thousandth of the size and is trained on a few kinds of questions about text, 
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import shutil
 import textwrap
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_edge.benchmarks.machine.memory import PROC
-from gemma_edge.benchmarks.measure.questions import Answered, Question, ask, read_questions
+from gemma_edge.benchmarks.measure.questions import Answered, Question, as_answer, ask, read_questions
 from gemma_edge.benchmarks.measure.target import LocalTarget
 from gemma_edge.benchmarks.measure.workload import Workload
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
@@ -34,6 +35,7 @@ from gemma_edge.runtime.units import format_size
 from gemma_edge.runtime.usage import Usage
 
 RECIPE, CONTEXT = "int8", 1024
+TOOLS = "tools.json"  # in SAMPLES: what the question with tools offers
 SAMPLES = "samples"  # in Pocket's folder: the questions that are asked, and their files
 # Pocket in a checkout, and where it is installed.
 POCKET = (("pocket", "checkpoint"), ("pocket",))
@@ -123,10 +125,13 @@ def _answer(bundle: Path, questions: Iterable[Question], prefix: str) -> Usage:
     for question in questions:
         text, files = _asked(question)
         options = "".join(f" -a {prefix}{file}" for file in files)
+        if question.tools:
+            options += f" --tools {prefix}ckpt/{SAMPLES}/{TOOLS}"
         print(f"$ gemma-edge run {prefix}out{options} {shlex.quote(text)}")
         said = ask(model, question)
-        print(without_controls(said.text))
-        given = Answered(question.task, question.answer.strip(), said.text.strip())
+        calls = [json.dumps(call.to_dict(), ensure_ascii=False) for call in said.tool_calls]
+        print(without_controls("\n".join([said.text] * bool(said.text) + calls)))
+        given = Answered(question.task, question.answer.strip(), as_answer(said.text, said.tool_calls))
         print("  right" if given.right else f"  wrong; the right answer: {question.answer}", flush=True)
     return said.usage
 

@@ -12,7 +12,11 @@ Answers are greedy. An answer is correct if it equals `answer` to the letter, ex
 it.
 
 For a checkpoint, every recipe is exported in every format to a temporary folder and asked. The table that is
-printed also has the divergence of logits from the checkpoint, the size, and the peak memory.
+printed also has the divergence of logits from the checkpoint, over the answers and over `--text`, the size,
+and the peak memory.
+
+A question may have `tools`, a list of JSON schemas, and `tool_convention`. An answer that calls tools is a
+JSON list of {"name": ..., "arguments": {...}}.
 """
 
 from __future__ import annotations
@@ -68,6 +72,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=FILE",
         help="answers of another program, as --json prints them: a column of their own",
     )
+    recipes.add_argument(
+        "--text", type=Path, metavar="FILE", help="compare logits over the beginning of this text too"
+    )
     recipes.add_argument("--name", help="the model's name in results (default: the checkpoint's folder)")
     recipes.add_argument("--record", type=Path, metavar="FILE", help="append a record to this JSONL file")
 
@@ -81,7 +88,9 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = Path(bundle)
     if (checkpoint / "config.json").is_file() and not (checkpoint / "manifest.json").is_file():
         return _compare(args, checkpoint, questions)
-    given = next((f for f in ("recipe", "format", "answers", "name", "record") if getattr(args, f)), None)
+    given = next(
+        (f for f in ("recipe", "format", "answers", "text", "name", "record") if getattr(args, f)), None
+    )
     if given:
         raise UsageError(f"--{given} is for a checkpoint, and {bundle} is none")
     model = Model.load(bundle, threads=args.threads, keep_encoders=True, log=lambda text: None)
@@ -103,12 +112,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace, checkpoint: Path, questions: list[Question]) -> int:
+    try:
+        text = args.text.read_text(encoding="utf-8") if args.text else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{args.text}: cannot be read as UTF-8 text: {error}") from None
     record = measure_quality(
         checkpoint,
         questions,
         recipes=args.recipe or RECIPES,
         formats=args.format or FORMATS,
         others=dict(read_answers(named) for named in args.answers),
+        text=text,
         name=args.name or checkpoint.resolve().name,
     )
     if args.record:

@@ -87,14 +87,14 @@ def test_a_packed_row_sees_its_own_conversation_and_a_window() -> None:
     from batches import Sequence_, masks, pack
     from layout import WINDOW
 
-    lengths = (100, 80, 60)
+    lengths = (200, 160, 120)
     sequences = [Sequence_([*range(10, 10 + n)], [-100] * (n - 2) + [7, 8]) for n in lengths]
     batch = pack(sequences, rows=4)
-    assert batch.segments.shape[0] == 2  # 100 + 80 in the first, 60 in the second
-    assert [int(np.sum(batch.segments == i)) for i in (1, 2)] == [100 + 60, 80]
-    assert batch.labels[0, 97:100].tolist() == [7, 8, -100]
+    assert batch.segments.shape[0] == 2  # 200 + 160 in the first, 120 in the second
+    assert [int(np.sum(batch.segments == i)) for i in (1, 2)] == [200 + 120, 160]
+    assert batch.labels[0, 197:200].tolist() == [7, 8, -100]
     seen = masks(batch.segments)
-    for (row, query), key in itertools.product(((0, 99), (0, 100), (0, 179), (1, 59)), range(192)):
+    for (row, query), key in itertools.product(((0, 199), (0, 200), (0, 359), (1, 119)), range(384)):
         same = batch.segments[row, query] == batch.segments[row, key] and key <= query
         assert seen["full_attention"][row, 0, query, key] == same
         assert seen["sliding_attention"][row, 0, query, key] == (same and query - key < WINDOW)

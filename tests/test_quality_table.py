@@ -44,8 +44,18 @@ def test_a_column_a_bundle_and_blanks_where_nothing_was_measured() -> None:
     assert lines[0].startswith("|  | transformers | fp32, ONNX |")
     assert all(line.count("|") == 7 for line in lines)
     assert "| **text** | **98.0%** | **98.0%** | **97.0%** | **97.5%** | **97.5%** |" in lines
-    assert "| KL, nats a token |  | 0.012 | 0.012 | 0.012 | 0.012 |" in lines
+    assert "| answers: KL, nats a token |  | 0.012 | 0.012 | 0.012 | 0.012 |" in lines
+    assert not any(line.startswith("| prose") for line in lines)
     assert "| answers as transformers |  | 99.5% | 99.5% | 99.5% | 99.5% |" in lines
+
+
+def test_divergence_over_a_text_has_rows_of_its_own() -> None:
+    prose = Divergence(mean_kl=0.25, top1=0.75, bundle_perplexity=12.5)
+    lines = render_quality(
+        replace(METRICS, columns=(COLUMNS[0], replace(COLUMNS[1], prose=prose)))
+    ).splitlines()
+    assert "| prose: KL, nats a token |  | 0.25 |" in lines
+    assert "| prose: perplexity |  | 12.500 |" in lines
 
 
 def test_bars_with_what_was_measured() -> None:

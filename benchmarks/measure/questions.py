@@ -5,14 +5,17 @@ TASKS is a JSON lines file, one question a line:
     {"task": "arithmetic", "messages": [{"role": "user", "content": "What is 3 + 4?"}], "answer": "7"}
 
 Messages are as `Model.generate` takes them; files of images and recordings are named relative to TASKS.
-Answers are greedy, and right when they are `answer` to the letter, but for white space around it.
+Answers are greedy, and right when they are `answer` to the letter, but for white space around it. A line may
+have `tools`, a list of JSON schemas, and `tool_convention`; an `answer` of calls is a JSON list of them:
+
+    [{"name": "get_weather", "arguments": {"city": "Oslo"}}]
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from gemma_edge.benchmarks.records.record import Score
 from gemma_edge.runtime.answers import Completion
 from gemma_edge.runtime.errors import MediaError, UsageError
 from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.prompt.tool_calls import CONVENTIONS, Convention, ToolCall
 
 Json = dict[str, Any]
 
@@ -37,12 +41,15 @@ class Question:
         messages: the conversation, up to the user's last turn; paths of files are whole.
         answer: the right one.
         place: file and line, for errors.
+        tools, tool_convention: see `GenerateOptions`.
     """
 
     task: str
     messages: list[Json]
     answer: str
     place: str
+    tools: list[Json] | None = None
+    tool_convention: Convention | None = None
 
     @property
     def kind(self) -> str:
@@ -105,7 +112,13 @@ def _question(line: str, place: str, folder: Path) -> Question:
         raise UsageError(f"{place}: expected the texts `task` and `answer`, and the list `messages`")
     if not all(isinstance(message, dict) for message in messages):
         raise UsageError(f"{place}: every message must be an object with `role` and `content`")
-    return Question(task, [_located(message, folder) for message in messages], answer, place)
+    tools, convention = data.get("tools"), data.get("tool_convention")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise UsageError(f"{place}: `tools` must be a list of JSON schemas")
+    if convention is not None and convention not in CONVENTIONS:
+        raise UsageError(f"{place}: `tool_convention` must be {' or '.join(CONVENTIONS)}, not {convention!r}")
+    located = [_located(message, folder) for message in messages]
+    return Question(task, located, answer, place, tools, convention)
 
 
 def _located(message: Json, folder: Path) -> Json:
@@ -130,7 +143,13 @@ def ask(model: Model, question: Question) -> Completion:
     """
     limit = len(model.tokenizer.encode(question.answer, bos=False)) + MARGIN_TOKENS
     try:
-        return model.generate(question.messages, max_tokens=limit, temperature=0.0)
+        return model.generate(
+            question.messages,
+            max_tokens=limit,
+            temperature=0.0,
+            tools=question.tools,
+            tool_convention=question.tool_convention,
+        )
     except UsageError as error:
         raise UsageError(f"{question.place}: {error}") from None
     except MediaError as error:
@@ -142,7 +161,16 @@ def ask(model: Model, question: Question) -> Completion:
 def answers(model: Model, questions: Iterable[Question]) -> Iterator[Answered]:
     """What `ask` gives for each question, and raises."""
     for question in questions:
-        yield Answered(question.task, question.answer.strip(), ask(model, question).text.strip())
+        said = ask(model, question)
+        yield Answered(question.task, question.answer.strip(), as_answer(said.text, said.tool_calls))
+
+
+def as_answer(text: str, calls: Sequence[ToolCall]) -> str:
+    """What was said, as a question's `answer` has it: the calls as JSON if there are any, else the text."""
+    if not calls:
+        return text.strip()
+    listed = [{"name": call.name, "arguments": call.arguments} for call in calls]
+    return json.dumps(listed, ensure_ascii=False)
 
 
 def scores(given: Iterable[Answered]) -> dict[str, Score]:

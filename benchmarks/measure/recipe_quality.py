@@ -1,7 +1,7 @@
 """The cost of recipes and engines in answers: a checkpoint's bundles, asked the same questions.
 
-For every recipe and format: divergence from the checkpoint over the answers to text questions, correct
-answers by task, size, and the memory of a run.
+For every recipe and format: divergence from the checkpoint over the answers to text questions and over a
+text, correct answers by task, size, and the memory of a run.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ from gemma_edge.runtime.engines.cores import physical_cores
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.files.abandoned import temporary_folder
 from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 
 RECIPES, FORMATS = ("fp32", "int8", "int4"), ("onnx", "tflite")
 CONTEXT, CHUNK = 512, 128
 COMPARED = 100  # text questions over whose answers logits are compared
+PIECE, PIECES = 256, 48  # tokens of the pieces of a text, each after <bos>; how many of them
 MEMORY_TIMEOUT = 300.0
 
 
 def measure_bundle(
-    source: Path, questions: Sequence[Question], recipe: str, format: str, folder: Path
+    source: Path, questions: Sequence[Question], recipe: str, format: str, folder: Path, text: str = ""
 ) -> tuple[QualityColumn, list[Answered]]:
     """Exports `source` to `folder`/bundle: its column, and its answers.
 
@@ -48,21 +50,14 @@ def measure_bundle(
     facts = bundle_facts(path)
     model = Model.load(path, keep_encoders=True, log=lambda text: None)
     given = list(answers(model, questions))
-    texts = [question for question in questions if question.kind == "text"]
+    texts = [question for question in questions if question.kind == "text" and not question.tools]
     texts = texts[:: max(1, len(texts) // COMPARED)]  # of every task
     prompts = [model.prompt_ids(question.messages) for question in texts]
     replies = [model.tokenizer.encode(question.answer, bos=False) for question in texts]
+    pieces = text_pieces(model.tokenizer, text) if text else []
     del model
-    divergence = None
-    if texts:
-        with Checkpoint.open(source, ()) as checkpoint:
-            differences = verify_sequences(
-                Bundle.open(path),
-                checkpoint,
-                [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)],
-                starts=[len(prompt) - 1 for prompt in prompts],
-            )
-        divergence = from_json(Divergence, differences.to_dict())
+    asked = [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)]
+    divergence = _divergence(source, path, asked, [len(prompt) - 1 for prompt in prompts])
     workload = Workload((256,), (32,), reps=1, threads=physical_cores(), context=CONTEXT)
     report = LocalTarget(path).work(workload, None, MEMORY_TIMEOUT).report
     peak = report.memory.peak if report and report.memory else PeakMemory()
@@ -73,8 +68,27 @@ def measure_bundle(
         file_bytes=facts.file_bytes,
         peak_rss_anon_bytes=peak.rss_anon,
         peak_rss_file_bytes=peak.rss_file,
+        prose=_divergence(source, path, pieces, [0] * len(pieces)),
     )
     return column, given
+
+
+def text_pieces(tokenizer: Tokenizer, text: str) -> list[list[int]]:
+    """The beginning of a text, PIECES times PIECE tokens, each piece after <bos>."""
+    bos, *ids = tokenizer.encode(text, bos=True)
+    starts = range(0, len(ids), PIECE - 1)[:PIECES]
+    return [[bos, *ids[start : start + PIECE - 1]] for start in starts]
+
+
+def _divergence(
+    source: Path, bundle: Path, sequences: list[list[int]], starts: list[int]
+) -> Divergence | None:
+    """Of the bundle from its checkpoint; None if there is nothing to compare."""
+    if not sequences:
+        return None
+    with Checkpoint.open(source, ()) as checkpoint:
+        differences = verify_sequences(Bundle.open(bundle), checkpoint, sequences, starts=starts)
+    return from_json(Divergence, differences.to_dict())
 
 
 def counts(
@@ -122,12 +136,14 @@ def measure_quality(
     recipes: Sequence[str] = RECIPES,
     formats: Sequence[str] = FORMATS,
     others: Mapping[str, list[Answered]] | None = None,
+    text: str = "",
     name: str,
 ) -> QualityRecord:
     """Exports a checkpoint in every recipe and format, and asks every bundle all questions.
 
     Args:
         others: answers of other programs by their names, each a column of its own.
+        text: over which logits are compared too.
         name: of the model, in the record.
 
     Raises:
@@ -143,7 +159,7 @@ def measure_quality(
     for recipe in recipes:
         for format in formats:
             with temporary_folder("quality") as folder:
-                column, replies = measure_bundle(checkpoint, questions, recipe, format, folder)
+                column, replies = measure_bundle(checkpoint, questions, recipe, format, folder, text)
                 model = bundle_facts(folder / "bundle").model
             columns.append(column)
             given[column.name] = replies

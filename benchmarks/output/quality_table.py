@@ -16,12 +16,19 @@ def render_quality(metrics: Quality) -> str:
         for kind in first.kinds
     ]
     rows += [[task, *(_share(column.tasks.get(task)) for column in columns)] for task in first.tasks]
-    apart = [column.divergence for column in columns]
     same = [metrics.agreement.get(column.name, {}).get(first.name) for column in columns]
+    for where, apart in (
+        ("answers", [column.divergence for column in columns]),
+        ("prose", [column.prose for column in columns]),
+    ):
+        if where == "prose" and not any(apart):
+            continue
+        rows += [
+            [f"{where}: KL, nats a token", *(f"{each.mean_kl:.2g}" if each else "" for each in apart)],
+            [f"{where}: same likeliest token", *(f"{each.top1:.1%}" if each else "" for each in apart)],
+            [f"{where}: perplexity", *(f"{each.bundle_perplexity:.3f}" if each else "" for each in apart)],
+        ]
     rows += [
-        ["KL, nats a token", *(f"{each.mean_kl:.2g}" if each else "" for each in apart)],
-        ["same likeliest token", *(f"{each.top1:.1%}" if each else "" for each in apart)],
-        ["perplexity", *(f"{each.bundle_perplexity:.3f}" if each else "" for each in apart)],
         ["files", *(_size(column.file_bytes) for column in columns)],
         ["peak RssAnon", *(_size(column.peak_rss_anon_bytes) for column in columns)],
         [f"answers as {first.name}", *("" if share is None else f"{share:.1%}" for share in same)],

@@ -109,7 +109,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far logits are from the checkpoint's, over the answers to text questions."""
+    """How far logits are from the checkpoint's, over the answers to text questions or over a text."""
 
     mean_kl: float
     top1: float
@@ -122,7 +122,10 @@ class Divergence:
 
 @dataclass(frozen=True)
 class QualityColumn:
-    """One bundle: correct answers by task and by medium, divergence, size and memory in bytes."""
+    """One bundle: correct answers by task and by medium, divergence, size and memory in bytes.
+
+    `prose` is the divergence over a text.
+    """
 
     name: str
     tasks: dict[str, Score]
@@ -131,6 +134,7 @@ class QualityColumn:
     file_bytes: int | None = None
     peak_rss_anon_bytes: int | None = None
     peak_rss_file_bytes: int | None = None
+    prose: Divergence | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from pictures import Scene
 
 IGNORED = -100  # a label that no loss is taken of
-ROW = 192  # tokens of a row
+ROW = 384  # tokens of a row
 FILLER = 1  # <eos>
+LEAST_REST = 24  # tokens at the end of a row that are worth a text
 
 
 @dataclass
@@ -59,6 +61,19 @@ def encode(example: Example, tokenizer: sentencepiece.SentencePieceProcessor) ->
     return out
 
 
+TURN = re.compile(r"(?<=<start_of_turn>model\n)(.*?<end_of_turn>)", re.DOTALL)
+
+
+def encode_rendered(text: str, tokenizer: sentencepiece.SentencePieceProcessor) -> Sequence_:
+    """A conversation as the chat template wrote it; all turns of the model's are learned."""
+    out = Sequence_([tokenizer.bos_id()], [IGNORED])
+    for number, part in enumerate(TURN.split(text.removeprefix("<bos>"))):
+        ids = tokenizer.encode(part)
+        out.ids.extend(ids)
+        out.labels.extend(ids if number % 2 else [IGNORED] * len(ids))
+    return out
+
+
 @dataclass
 class Batch:
     """Packed rows.
@@ -80,8 +95,12 @@ class Batch:
         return float(np.mean(self.segments > 0))
 
 
-def pack(sequences: Iterable[Sequence_], rows: int) -> Batch:
-    """Fills at most `rows` rows from `sequences`, each into the first with room, until one fits nowhere."""
+def pack(sequences: Iterable[Sequence_], rows: int, rest: Callable[[int], Sequence_] | None = None) -> Batch:
+    """Fills at most `rows` rows from `sequences`, each into the first with room, until one fits nowhere.
+
+    Args:
+        rest: makes a sequence of a given length, for what is left of a row.
+    """
     filled: list[list[Sequence_]] = [[] for _ in range(rows)]
     lengths = [0] * rows
     for sequence in sequences:
@@ -92,6 +111,11 @@ def pack(sequences: Iterable[Sequence_], rows: int) -> Batch:
             break
         filled[row].append(sequence)
         lengths[row] += len(sequence.ids)
+    if rest is not None:
+        for row, length in enumerate(lengths):
+            if ROW - length >= LEAST_REST:
+                filled[row].append(rest(ROW - length))
+                lengths[row] = ROW
     rows = sum(length > 0 for length in lengths)
     batch = Batch(
         # The embedding of <pad> is 0, and AltUp's magnitude has no gradient there: nothing must be <pad>.

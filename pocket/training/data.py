@@ -35,7 +35,6 @@ WEIGHTS = {
     "repeat": 2.5,
     "facts": 0.7,
     "stories": 1.0,
-    "tools": 2.0,
     "recall": 1.5,
     "retrieval": 2.0,
     **dict.fromkeys(QUESTIONS, 1.0),

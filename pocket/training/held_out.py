@@ -22,12 +22,16 @@ from examples import Example, Turn
 from pictures import QUESTIONS, Scene, unseen_images
 from speech import SPEECH_TASKS, Clip, unseen_speech
 from text_tasks import TEXT_TASKS, unseen_text
+from tool_tasks import TOOL_TASKS, ToolTalk, unseen_tools
 
+from gemma_edge.benchmarks.measure.questions import as_answer
 from gemma_edge.runtime.media.recordings import SAMPLE_RATE
+from gemma_edge.runtime.prompt.tool_calls import ToolCall
 
 SEED = 7
 TASKS = {
     **dict.fromkeys(TEXT_TASKS, unseen_text),
+    **dict.fromkeys(TOOL_TASKS, unseen_tools),
     **dict.fromkeys(QUESTIONS, unseen_images),
     **dict.fromkeys(SPEECH_TASKS, unseen_speech),
 }
@@ -44,8 +48,22 @@ def write_questions(folder: Path, each: dict[str, int], seed: int = SEED) -> Non
 
 
 def _question(example: Example, folder: Path, name: str) -> dict[str, Any]:
+    if isinstance(example, ToolTalk):
+        return _tool_question(example)
     messages = [_message(turn, folder, name) for turn in example.turns]
     return {"task": example.task, "messages": messages, "answer": example.answer}
+
+
+def _tool_question(talk: ToolTalk) -> dict[str, Any]:
+    *messages, last = json.loads(talk.messages)
+    calls = [ToolCall("", **call["function"]) for call in last.get("tool_calls", ())]
+    return {
+        "task": talk.task,
+        "messages": messages,
+        "tools": json.loads(talk.tools),
+        "tool_convention": talk.convention,
+        "answer": as_answer(last["content"], calls),
+    }
 
 
 def _message(turn: Turn, folder: Path, name: str) -> dict[str, Any]:

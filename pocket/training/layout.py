@@ -28,7 +28,7 @@ from gemma_edge.runtime.families.config_fields import FULL, SLIDING
 
 Json = dict[str, Any]
 
-PIECES = 1024  # of the tokenizer; ids from here up are soft tokens, which have no row in the PLE table
+PIECES = 1280  # of the tokenizer; ids from here up are soft tokens, which have no row in the PLE table
 IMAGE_IDS, AUDIO_IDS = 4, 4
 END_OF_IMAGE, IMAGE = PIECES, PIECES + 1
 END_OF_AUDIO, AUDIO = PIECES + IMAGE_IDS, PIECES + IMAGE_IDS + 1
@@ -38,6 +38,7 @@ END_OF_TURN, START_OF_IMAGE, START_OF_AUDIO = 106, PIECES - 2, PIECES - 1
 IMAGE_SIZE, IMAGE_GRID = 64, 4
 AUDIO_TOKENS, TOKEN_SECONDS = 16, 0.16
 WINDOW = 64
+FFN, FFN_WIDTHS = 384, (128, 192, 256, 384)  # a prefix of each of these widths is trained to work alone
 
 TEXT: Json = {
     # Two sliding layers, then a global one; the last three read the caches of layers 4 and 5.
@@ -54,7 +55,7 @@ TEXT: Json = {
     "hidden_size": 128,
     "hidden_size_per_layer_input": 32,
     "initializer_range": 0.02,
-    "intermediate_size": [256] * 9,
+    "intermediate_size": [FFN] * 9,
     "laurel_rank": 32,
     "layer_types": [SLIDING, SLIDING, FULL] * 3,
     "max_position_embeddings": 2048,

@@ -159,15 +159,13 @@ def answer_logits(model: Any, run: Any, batch: Batch, soft: Tensor | None) -> tu
     text = model.model.language_model
     embeddings = text.embed_tokens(ids)
     if soft is not None:
-        image = bool((ids == IMAGE).any())
-        embedder, place, end = (
-            (model.model.embed_vision, IMAGE, END_OF_IMAGE)
-            if image
-            else (model.model.embed_audio, AUDIO, END_OF_AUDIO)
-        )
-        last = embedder(input_ids=torch.tensor([[end]]))
-        embeddings = torch.where((ids == end)[..., None], last, embeddings)
-        embeddings = embeddings.masked_scatter((ids == place)[..., None], soft)
+        for embedder, end in (
+            (model.model.embed_vision, END_OF_IMAGE),
+            (model.model.embed_audio, END_OF_AUDIO),
+        ):
+            last = embedder(input_ids=torch.tensor([[end]]))
+            embeddings = torch.where((ids == end)[..., None], last, embeddings)
+        embeddings = embeddings.masked_scatter(((ids == IMAGE) | (ids == AUDIO))[..., None], soft)
     seen: dict[str, NDArray[np.bool_]] = masks(batch.segments)
     full, sliding = (torch.from_numpy(seen[kind]) for kind in ("full_attention", "sliding_attention"))
     hidden = run(embeddings, text.get_per_layer_inputs(ids), full, sliding, torch.from_numpy(batch.positions))

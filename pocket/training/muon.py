@@ -1,4 +1,7 @@
-"""Muon in fp32; torch's own computes in bf16, ten times as slow on a CPU without bf16 units."""
+"""Muon in fp32, and AdamW beside it.
+
+Torch's own Muon computes in bf16, ten times as slow on a CPU without bf16 units.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MOMENTUM = 0.95
+MOMENTUM, WEIGHT_DECAY, CLIP = 0.95, 0.01, 1.0
 # The quintic of Keller Jordan's Muon: singular values end between 0.7 and 1.2 after five steps.
 A, B, C, STEPS = 3.4445, -4.7750, 2.0315, 5
 
@@ -55,3 +58,29 @@ class Muon(torch.optim.Optimizer):
                 for weight, update in zip(weights, orthogonalized(torch.stack(updates)), strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.add_(update.view_as(weight), alpha=-group["lr"] * size)
+
+
+class Optimizers:
+    """Muon for linear layers and convolutions, AdamW for everything else, one schedule."""
+
+    def __init__(self, named: list[tuple[str, nn.Parameter]], rate: float) -> None:
+        self.rate = rate
+        matrices, others = [], []
+        for name, weight in named:
+            table = "embed_tokens" in name or name.endswith("embedding.weight")
+            mixes = weight.dim() > 1 and min(weight.shape[:2]) > 4  # no vector, no depthwise convolution
+            (matrices if mixes and not table else others).append(weight)
+        self.parameters = [*matrices, *others]
+        self.both: list[torch.optim.Optimizer] = [
+            Muon(matrices, rate, WEIGHT_DECAY),
+            torch.optim.AdamW(others, rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY),
+        ]
+
+    def step(self, factor: float) -> None:
+        """One step down the gradients that there are, with `factor` times the learning rate."""
+        nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        for optimizer in self.both:
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate * factor
+            optimizer.step()
+            optimizer.zero_grad()

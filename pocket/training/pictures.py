@@ -14,6 +14,8 @@ from random import Random
 from examples import Example, Turn, ask, held_out
 from PIL import Image, ImageDraw
 
+from gemma_edge.runtime.description import QUESTIONS as DESCRIBE
+
 SIZE = 64
 COLOURS = {
     "red": (214, 40, 40),
@@ -140,7 +142,20 @@ def count(random: Random, picture: Scene) -> Example:
     return ask("image count", f"How many {name} are there?", NUMBERS[number], picture)
 
 
-QUESTIONS = {"image what": what, "image where": where, "image colour": colour, "image count": count}
+def describe(random: Random, picture: Scene) -> Example:
+    """All shapes with their places, as the verb `describe` asks for them."""
+    parts = [f"a {shape.name} in the {PLACES[shape.place]}" for shape in picture.shapes]
+    listed = " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
+    return ask("image describe", DESCRIBE["image"], f"{listed.capitalize()}.", picture)
+
+
+QUESTIONS = {
+    "image what": what,
+    "image where": where,
+    "image colour": colour,
+    "image count": count,
+    "image describe": describe,
+}
 
 
 def image_example(random: Random, test: bool, task: str) -> Example:
@@ -150,13 +165,16 @@ def image_example(random: Random, test: bool, task: str) -> Example:
             return example
 
 
-def image_talk(random: Random, weights: Mapping[str, float], questions: int = 4) -> Example:
+def image_talk(
+    random: Random, weights: Mapping[str, float], questions: int = 4, picture: Scene | None = None
+) -> Example:
     """Questions about one training picture, in turns: seeing it costs more than being asked.
 
     Args:
         weights: how often each of QUESTIONS is asked.
+        picture: a new one by default.
     """
-    picture, asked = scene(random, False), list[Example]()
+    picture, asked = picture or scene(random, False), list[Example]()
     while len(asked) < questions:
         task = random.choices(list(QUESTIONS), [weights[name] for name in QUESTIONS])[0]
         if example := QUESTIONS[task](random, picture):

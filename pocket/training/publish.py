@@ -1,9 +1,10 @@
 """Copies a finished run's checkpoint into the repository, with questions for CI and the demo.
 
-    python pocket/training/train.py RUN --finish --steps 500
+    python pocket/training/teach.py RUN --from CHECKPOINT
     python pocket/training/publish.py RUN
 
-Writes checkpoint/, questions/ with measured.json (what an int8 bundle answers right), and curve.png.
+Writes checkpoint/, questions/ with prose.txt and measured.json (what an int8 bundle answers right), and
+curve.png.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from curve import draw
 from held_out import TASKS, write_questions
 from pictures import QUESTIONS
+from prose import chapters
 from speech import SPEECH_TASKS
 from text_tasks import TEXT_TASKS
+from tool_tasks import TOOL_TASKS
 
 from gemma_edge.benchmarks.measure.questions import answers, read_questions, scores
 from gemma_edge.export.exporter import export_bundle
@@ -28,9 +31,28 @@ from gemma_edge.runtime.model import Model
 
 HERE = Path(__file__).parents[1]
 # Questions of a task in git: a recording takes 40 kB, a picture 300 bytes.
-EACH = {**dict.fromkeys(TEXT_TASKS, 10), **dict.fromkeys(QUESTIONS, 10), **dict.fromkeys(SPEECH_TASKS, 4)}
-SHOWN = ("facts", "image what", "speech commands", "tools")  # one of each is what the demo asks
+EACH = {
+    **dict.fromkeys((*TEXT_TASKS, *QUESTIONS), 10),
+    **dict.fromkeys(TOOL_TASKS, 5),
+    **dict.fromkeys(SPEECH_TASKS, 3),
+}
+# One of each is what the demo asks.
+SHOWN = ("facts", "image what", "speech commands", "translated commands", "tools call python")
 SHOWN_SEED = 2
+PROSE_BYTES = 50_000
+
+
+def write_prose(path: Path, cache: Path) -> None:
+    """The shortest held-out chapters, as many as PROSE_BYTES have room for, in the order of the books."""
+    shortest = sorted((chapter for chapter in chapters(cache) if chapter.held_out), key=lambda c: len(c.text))
+    taken, size = [], 0
+    for chapter in shortest:
+        size += len(chapter.text.encode()) + 2
+        if size > PROSE_BYTES:
+            break
+        taken.append(chapter)
+    taken.sort(key=lambda c: (c.book, c.number))
+    path.write_text("\n\n".join(chapter.text for chapter in taken) + "\n", encoding="utf-8")
 
 
 def publish(run: Path) -> None:
@@ -40,7 +62,11 @@ def publish(run: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(run / "checkpoint", checkpoint)
     write_questions(checkpoint / "samples", dict.fromkeys(SHOWN, 1), SHOWN_SEED)
+    shown = read_questions(checkpoint / "samples" / "questions.jsonl")
+    tools = next(question.tools for question in shown if question.tools)
+    (checkpoint / "samples" / "tools.json").write_text(json.dumps(tools, indent=2) + "\n")
     write_questions(questions, {task: EACH[task] for task in TASKS})
+    write_prose(questions / "prose.txt", run / "cache")
     draw(run / "log.jsonl", HERE / "curve.png")
     with tempfile.TemporaryDirectory() as folder:
         bundle = export_bundle(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from examples import Example, ask
 from layout import AUDIO_TOKENS, TOKEN_SECONDS
 from numpy.typing import NDArray
 
+from gemma_edge.runtime import transcription
+from gemma_edge.runtime.description import QUESTIONS as DESCRIBE
 from gemma_edge.runtime.media.recordings import SAMPLE_RATE, read_audio
 
 Array = NDArray[np.float32]
@@ -148,11 +150,40 @@ def _about(spoken: Clip, topic: str, answer: str) -> Example:
     return ask(f"translated {topic}", TRANSLATE, answer, spoken)
 
 
-SPEECH_TASKS = {
+def asked_by_verb(spoken: Clip, answer: str, task: str) -> Example:
+    """What the verbs `transcribe`, `translate` and `describe` ask of a clip.
+
+    Args:
+        answer: what is said, in English; digits are figures.
+    """
+    figures = answer.isdigit()
+    if task == "speech transcribe":
+        return ask(task, transcription.TRANSCRIBE, answer if figures else spoken.said, spoken)
+    if task == "translated speech":
+        return ask(task, transcription.TRANSLATE.format(language="English"), answer, spoken)
+    voice = "A voice" if spoken.language == "en" else "A Spanish voice"
+    said = answer if figures else spoken.said
+    return ask("speech describe", DESCRIBE["audio"], f"{voice} says: {said}", spoken)
+
+
+def _by_verb(task: str) -> Callable[[Random, bool, str], Example]:
+    def make(random: Random, test: bool, language: str) -> Example:
+        if language == "any":
+            language = random.choice(("en", "es"))
+        example = random.choice((digits, command))(random, test, language)
+        return asked_by_verb(example.turns[0].media, example.answer, task)
+
+    return make
+
+
+SPEECH_TASKS: dict[str, tuple[Callable[[Random, bool, str], Example], str]] = {
     "speech digits": (digits, "en"),
     "speech commands": (command, "en"),
     "translated digits": (digits, "es"),
     "translated commands": (command, "es"),
+    "speech transcribe": (_by_verb("speech transcribe"), "any"),
+    "speech describe": (_by_verb("speech describe"), "any"),
+    "translated speech": (_by_verb("translated speech"), "es"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The text tasks: arithmetic, repeating, facts, stories, tool calls, recall and retrieval.
+"""The text tasks: arithmetic, repeating, facts, stories, recall and retrieval.
 
 Each generator takes a random source and `test`: True draws held-out combinations only, False never does.
 What is held out is named in each docstring.
@@ -6,7 +6,6 @@ What is held out is named in each docstring.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import TypeVar
@@ -132,59 +131,6 @@ def story(random: Random, test: bool) -> Example:
     return ask("stories", question.format(n=name, p=pet), PLOTS[pet].format(n=name))
 
 
-# Tool calls: name, parameters, ways of asking, and how arguments are drawn. --------------------------
-
-TOOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[[Random], tuple[str | int, ...]]]] = {
-    "set_timer": (
-        ("minutes",),
-        ("Set a timer for {0} minutes.", "Wake me in {0} minutes.", "Start a timer of {0} minutes."),
-        lambda r: (r.randrange(2, 100),),
-    ),
-    "send_message": (
-        ("to", "text"),
-        ("Tell {0}: {1}.", "Send {0} a message: {1}.", "Write to {0}: {1}."),
-        lambda r: (r.choice(NAMES), r.choice(MESSAGES)),
-    ),
-    "get_weather": (
-        ("city",),
-        ("What is the weather in {0}?", "Will it rain in {0}?", "Is it cold in {0}?"),
-        lambda r: (r.choice(CITIES),),
-    ),
-    "play_music": (("song",), ("Play {0}.", "I want to hear {0}."), lambda r: (r.choice(SONGS),)),
-    "set_light": (
-        ("room", "percent"),
-        ("Set the light in the {0} to {1} percent.", "Light in the {0}: {1} percent."),
-        lambda r: (r.choice(ROOMS), r.randrange(10, 100)),
-    ),
-    "call": (("name",), ("Call {0}.", "I want to talk to {0}.", "Ring {0}."), lambda r: (r.choice(NAMES),)),
-    "add_item": (
-        ("item", "count"),
-        ("Add {1} {0} to the list.", "Put {1} {0} on the list.", "We need {1} {0}."),
-        lambda r: (r.choice(ITEMS), r.randrange(2, 50)),
-    ),
-}
-
-
-def signature(tool: str) -> str:
-    return f"{tool}({', '.join(TOOLS[tool][0])})"
-
-
-def tool_call(random: Random, test: bool) -> Example:
-    """One call as JSON. Held out: arguments of a tool together with the way of asking."""
-
-    def draw(r: Random) -> tuple[str, str, tuple[str | int, ...]]:
-        tool = r.choice(list(TOOLS))
-        _, requests, arguments = TOOLS[tool]
-        return tool, r.choice(requests), arguments(r)
-
-    tool, request, values = _draw(random, test, draw, lambda v: v)
-    offered = [tool, *random.sample([t for t in TOOLS if t != tool], random.randrange(1, 3))]
-    random.shuffle(offered)
-    question = f"Tools: {', '.join(map(signature, offered))}\n{request.format(*values)}"
-    call = {"name": tool, "arguments": dict(zip(TOOLS[tool][0], values, strict=True))}
-    return ask("tools", question, json.dumps(call))
-
-
 # Facts given in the conversation. ------------------------------------------------------------------
 
 ABOUT: dict[str, tuple[tuple[str, ...], str, str, str]] = {  # values, statement, question, answer
@@ -263,7 +209,6 @@ TEXT_TASKS: dict[str, Callable[[Random, bool], Example]] = {
     "repeat": repeat,
     "facts": fact,
     "stories": story,
-    "tools": tool_call,
     "recall": recall,
     "retrieval": retrieval,
 }

@@ -35,15 +35,17 @@ from data import WEIGHTS, Data, held_out_sets
 from export_checkpoint import write_checkpoint
 from layout import train_tokenizer, write_side_files
 from model import Helpers, answer_loss, decoder, hear, new_model, see
-from muon import Muon
+from muon import Optimizers
 from pictures import QUESTIONS, image_example, scene
+from prose import chapters
 from speech import COMMANDS, TRANSCRIBE, TRANSLATE
 from text_tasks import TEXT_TASKS
-from torch import Tensor, nn
+from tool_tasks import TOOL_TASKS, rendered, tool_talk
+from torch import Tensor
 
 SEED = 2026
 LEARNING_RATES = {"text": 3e-3, "encoders": 2e-3}
-WARMUP, WEIGHT_DECAY, CLIP = 60, 0.01, 1.0
+WARMUP = 60
 SEEN, HEARD = 32, 24  # images and clips of a step of the encoders alone
 HELPER_SHARE = 0.3  # of the helpers' loss when all learn together
 # What the helpers must get right before all learn together, and before the decoder hears.
@@ -53,8 +55,8 @@ EXAMINE_STEPS, TEST_EXAMPLES = 150, 40
 SAVE_SECONDS, SHOWN_SECONDS = 120, 30
 
 
-def texts(seed: int, count: int = 2000) -> list[str]:
-    """What the tokenizer is trained on: the text of every task."""
+def texts(seed: int, cache: Path, count: int = 2000) -> list[str]:
+    """What the tokenizer is trained on: the text of every task, and prose."""
     random, found = Random(f"tokenizer {seed}"), ["user", "model", TRANSCRIBE, TRANSLATE, *COMMANDS] * 500
     makers = [lambda task=task: TEXT_TASKS[task](random, False) for task in TEXT_TASKS]
     makers += [lambda task=task: image_example(random, False, task) for task in QUESTIONS]
@@ -62,33 +64,9 @@ def texts(seed: int, count: int = 2000) -> list[str]:
         for _ in range(count):
             example = make()
             found += [turn.text for turn in example.turns] + [example.answer]
-    return found
-
-
-class Optimizers:
-    """Muon for linear layers and convolutions, AdamW for everything else, one schedule."""
-
-    def __init__(self, named: list[tuple[str, nn.Parameter]], rate: float) -> None:
-        self.rate = rate
-        matrices, others = [], []
-        for name, weight in named:
-            table = "embed_tokens" in name or name.endswith("embedding.weight")
-            mixes = weight.dim() > 1 and min(weight.shape[:2]) > 4  # no vector, no depthwise convolution
-            (matrices if mixes and not table else others).append(weight)
-        self.parameters = [*matrices, *others]
-        self.both: list[torch.optim.Optimizer] = [
-            Muon(matrices, rate, WEIGHT_DECAY),
-            torch.optim.AdamW(others, rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY),
-        ]
-
-    def step(self, factor: float) -> None:
-        """One step down the gradients that there are, with `factor` times the learning rate."""
-        nn.utils.clip_grad_norm_(self.parameters, CLIP)
-        for optimizer in self.both:
-            for group in optimizer.param_groups:
-                group["lr"] = self.rate * factor
-            optimizer.step()
-            optimizer.zero_grad()
+    found += [rendered(tool_talk(random, False, random.choice(TOOL_TASKS))) for _ in range(count)]
+    novels = [chapter.text for chapter in chapters(cache) if not chapter.held_out]
+    return found + [paragraph for text in novels for paragraph in text.split("\n\n")]
 
 
 class Training:
@@ -98,7 +76,7 @@ class Training:
         self.folder, self.state = folder, folder / "state.pt"
         side = folder / "side"
         if not (side / "tokenizer.model").exists():
-            write_side_files(side, train_tokenizer(texts(SEED)))
+            write_side_files(side, train_tokenizer(texts(SEED, folder / "cache")))
         model_file = (side / "tokenizer.model").read_bytes()
         self.tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model_file)
         write_side_files(side, model_file)

@@ -24,6 +24,7 @@ from gemma_edge.benchmarks.measure.questions import (
     MARGIN_TOKENS,
     Answered,
     Question,
+    as_answer,
     format_scores,
     read_questions,
     scores,
@@ -31,6 +32,8 @@ from gemma_edge.benchmarks.measure.questions import (
     to_json,
 )
 from gemma_edge.runtime.media.recordings import read_audio
+from gemma_edge.runtime.prompt.tool_calls import find_calls
+from gemma_edge.runtime.prompt.tool_schemas import normal_tools
 
 
 class Checkpoint:
@@ -53,6 +56,8 @@ class Checkpoint:
         for question in questions:
             inputs = self.processor.apply_chat_template(
                 [_message(message) for message in question.messages],
+                tools=question.tools,
+                tool_convention=question.tool_convention or "python",
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
@@ -62,11 +67,14 @@ class Checkpoint:
             with torch.no_grad():
                 out = self.model.generate(**inputs, max_new_tokens=limit, do_sample=False)
             said = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            yield Answered(question.task, question.answer.strip(), said.strip())
+            found = find_calls(said, normal_tools(question.tools))
+            yield Answered(question.task, question.answer.strip(), as_answer(found.text, found.calls))
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
     """As `transformers` takes it, with files read."""
+    if message["role"] == "tool" or "tool_calls" in message:
+        return message
     content = message["content"]
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
