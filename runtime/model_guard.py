@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.guards import Stage
 from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 
 SPARE_TOKENS = 8  # where the text meets the question, tokens may be others
 ASKED = {"prompt": "user's prompt", "answer": "assistant's answer"}
@@ -30,7 +29,8 @@ Does the {what} violate the policy? Your answer must start with '{yes}' or '{no}
 class ModelGuard:
     """A guard that refuses what a model calls a violation. It can be wrong in both directions.
 
-    The probability of a violation is that of the token `yes` against `no` as the first of the model's answer.
+    The probability of a violation is that of the first token of `yes` against that of `no`, as the beginning
+    of the model's answer.
     A text that is too long for the model's context is judged in overlapping windows, by the worst of them.
 
     Args:
@@ -41,7 +41,7 @@ class ModelGuard:
         question: the prompt, with the fields `what`, `text`, `policy`, `yes` and `no`.
 
     Raises:
-        UsageError: `yes` or `no` is not one token, or an option is out of range.
+        UsageError: `yes` and `no` begin with the same token, or an option is out of range.
     """
 
     def __init__(
@@ -59,7 +59,10 @@ class ModelGuard:
             raise UsageError("a guard's threshold must be above 0 and at most 1, its interval 1 or more")
         self.model, self.policy, self.threshold, self.interval = model, policy, threshold, interval
         self._words = {"yes": yes, "no": no}
-        self._ids = [_one_token(word, model.tokenizer) for word in (yes, no)]
+        begins = [model.tokenizer.encode(word, bos=False)[:1] for word in (yes, no)]
+        if not (begins[0] and begins[1] and begins[0] != begins[1]):
+            raise UsageError(f"a guard's answers must begin with different tokens, unlike {yes!r} and {no!r}")
+        self._ids = [ids[0] for ids in begins]
         self._question = question
         try:
             self._prompt("prompt", "")
@@ -107,10 +110,3 @@ class ModelGuard:
         )
         yes, no = (float(seen[0][i]) for i in self._ids)
         return 1 / (1 + math.exp(min(no - yes, 700)))
-
-
-def _one_token(word: str, tokenizer: Tokenizer) -> int:
-    ids = tokenizer.encode(word, bos=False)
-    if len(ids) != 1:
-        raise UsageError(f"a guard's answer must be one token, and {word!r} is {len(ids)}")
-    return ids[0]

@@ -161,7 +161,8 @@ def test_a_model_guards_another(tokenizer: Tokenizer) -> None:
 def test_a_guard_that_cannot_be(tokenizer: Tokenizer, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="threshold"):
         judge(tokenizer, **options)
-    with pytest.raises(UsageError, match="must be one token"):
-        ModelGuard(tiny_model(tokenizer, lambda ids: 0), "x", yes="theeth")
+    for words in ({"yes": "the sea", "no": "the sun"}, {"yes": ""}):
+        with pytest.raises(UsageError, match="must begin with different tokens"):
+            ModelGuard(tiny_model(tokenizer, lambda ids: 0), "x", **words)
     with pytest.raises(UsageError, match="not one of its own: 'name'"):
         ModelGuard(tiny_model(tokenizer, lambda ids: 0), "x", yes="t", no="n", question="{name}")
