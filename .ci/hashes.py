@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PYTHONS = ("3.11", "3.12", "3.13")
 MACHINES = ("x86_64", "aarch64")
 GLIBC = (17, 27, 28, 31, 34, 35)  # the manylinux tags that a wheel may have
-EXTRAS = ("export", "images", "audio", "serve", "structured", "video")
+EXTRAS = ("export", "images", "audio", "serve", "structured", "video", "completion")
 
 
 def wanted() -> list[str]:

@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
     finally:
         for kind, path in outputs:
             if path is None:
-                sys.stdout.write(render(rows, kind))
+                sys.stdout.write(render(rows, kind) if rows else "")
             else:
                 if kind != "jsonl":
                     save(rows, kind, path)

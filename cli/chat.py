@@ -133,7 +133,7 @@ def chat(
         except (UsageError, FileError, OSError) as error:
             if not interactive:
                 raise
-            tell(f"error: {error}")
+            tell(f"error: {error}", always=True)
         except KeyboardInterrupt:
             if not interactive:
                 raise
@@ -160,9 +160,9 @@ def _command(name: str, conversation: Conversation) -> None:
         conversation.reset()
         tell("Conversation forgotten.")
     elif name == "/help":
-        tell(HELP)
+        tell(HELP, always=True)
     else:
-        tell(f"There is no command {name}.\n{HELP}")
+        tell(f"There is no command {name}.\n{HELP}", always=True)
 
 
 @contextlib.contextmanager

@@ -28,8 +28,8 @@ from gemma_edge.export.formats.export_format import ExportFormat, ExportJob
 from gemma_edge.export.formats.registry import FORMAT_NAMES, export_format, format_of_target
 from gemma_edge.export.plan import check_ceiling, make_plan
 from gemma_edge.export.plan_table import format_plan
-from gemma_edge.export.replaced_bundle import old_manifest
 from gemma_edge.export.weights.recipe import KV_CACHES, Recipe
+from gemma_edge.runtime.artifacts.bundle_list import peek_manifest
 from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import parse_size
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_targets(args: argparse.Namespace, recipes: Sequence[Recipe], targets: Sequence[str]) -> None:
     """Refuses what must not be replaced, before anything is written; tells what will be."""
-    if len(targets) > 1 and old_manifest(Path(args.out)) is not None:
+    if len(targets) > 1 and peek_manifest(Path(args.out)) is not None:
         raise UsageError(
             f"{args.out} is a bundle, and several formats need a folder for theirs: name another"
         )

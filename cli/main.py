@@ -16,9 +16,11 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
-from gemma_edge.runtime.answer_log import LOGGER
+from gemma_edge.cli import completion
+from gemma_edge.runtime.console import set_volume
 from gemma_edge.runtime.errors import MESSAGE_CHARACTERS, GemmaEdgeError, UsageError, printable
 
 # verb: (module, one line of help)
@@ -36,8 +38,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("gemma_edge.cli.serve", "serve a bundle over HTTP, with a chat page"),
     "eval": ("gemma_edge.cli.evaluate", "score a bundle on questions with one right answer"),
     "bench": ("gemma_edge.cli.bench", "measure speed, memory and latency, here or on a device"),
+    "list": ("gemma_edge.cli.list", "list the bundles in a folder and below it"),
+    "recipes": ("gemma_edge.cli.recipes", "show what each recipe stores"),
     "cache": ("gemma_edge.cli.cache", "show, bound or empty the cache of packed weights"),
     "report": ("gemma_edge.cli.report", "turn results into one HTML page"),
+    "completion": ("gemma_edge.cli.completion", "print what makes a shell complete at the Tab key"),
 }
 # Top-level module of an optional dependency: the extra that installs it.
 EXTRAS = {
@@ -52,7 +57,14 @@ EXTRAS = {
     "starlette": "serve",
     "uvicorn": "serve",
     "prometheus_client": "serve",
+    "argcomplete": "completion",
 }
+# Flags of every verb: the long form, and the help.
+TALK = {
+    "-q": ("--quiet", "print answers and errors alone"),
+    "-v": ("--verbose", "log what is done, with times and memory, on stderr"),
+}
+FLAGS = {*TALK, *(name for name, _ in TALK.values())}
 TRACEBACK = "GEMMA_EDGE_TRACEBACK"
 LOG = "GEMMA_EDGE_LOG"
 SIGNAL_BASE = 128  # exit code of a command that a signal ended, less the signal's number
@@ -61,11 +73,10 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. Nothing is raised, unless GEMMA_EDGE_TRACEBACK=1 is set."""
+    _open_standard_files()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
-    if os.environ.get(LOG) == "1":
-        _log_to_stderr()
     try:
         with _termination_unwinds():
             code = _dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -84,13 +95,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         message, code = _explain(error)
         print(f"gemma-edge: {printable(message, MESSAGE_CHARACTERS)}", file=sys.stderr)
         return code
+    finally:
+        set_volume()
 
 
-def _log_to_stderr() -> None:
-    import logging
+def _open_standard_files() -> None:
+    """Gives a process that was started without stdin, stdout or stderr the null device in their place.
 
-    logging.basicConfig(format="%(asctime)s %(message)s")
-    logging.getLogger(LOGGER).setLevel(logging.INFO)
+    Otherwise the next file that is opened gets such a number, and what a library prints goes into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            if os.open(os.devnull, os.O_RDWR) == number:  # the lowest that is free
+                setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
 @contextlib.contextmanager
@@ -114,14 +133,21 @@ def _termination_unwinds() -> Iterator[None]:
 
 
 def _dispatch(argv: list[str]) -> int:
+    if completion.VARIABLE in os.environ:
+        completion.complete(VERBS)
+    talk = []  # -q and -v may stand before the verb, too
+    while argv and argv[0] in FLAGS:
+        talk.append(argv.pop(0))
     if not argv:
         print(_help(), file=sys.stderr)
         return UsageError.exit_code
     verb, *rest = argv
     if verb in ("-h", "--help", "help"):
-        print(_help())
-        return 0
-    if verb in ("-V", "--version"):
+        if not rest:
+            print(_help())
+            return 0
+        verb, *rest = (*rest, "--help")
+    if verb in ("-V", "--version", "version"):
         from gemma_edge.runtime.version import __version__
 
         print(f"gemma-edge {__version__}")
@@ -138,9 +164,37 @@ def _dispatch(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     module.configure(parser)
+    volume = parser.add_mutually_exclusive_group()
+    for flag, (name, text) in TALK.items():
+        volume.add_argument(flag, name, action="store_true", help=text)
     # `run out/ -a photo.jpg "What is this?"`; but after "--" a word is none of the options.
     parse = parser.parse_args if "--" in rest else parser.parse_intermixed_args
-    return int(module.run(parse(rest)))
+    args = parse([*talk, *rest])
+    verbose = args.verbose or (os.environ.get(LOG) == "1" and not args.quiet)
+    set_volume(quiet=args.quiet, verbose=verbose)
+    if not verbose:
+        return int(module.run(args))
+    with _logged(verb):
+        return int(module.run(args))
+
+
+@contextlib.contextmanager
+def _logged(verb: str) -> Iterator[None]:
+    """Logs the versions at work, and what the verb took."""
+    import logging
+    import platform
+    import resource
+
+    from gemma_edge.runtime.version import __version__
+
+    log, started = logging.getLogger("gemma_edge.cli"), time.perf_counter()
+    versions = f"gemma-edge {__version__}, Python {platform.python_version()}, {platform.platform()}"
+    log.info("%s: %s", verb, versions)
+    try:
+        yield
+    finally:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        log.info("%s: %.2f s, at most %d MiB resident", verb, time.perf_counter() - started, peak // 1024)
 
 
 def _help() -> str:
@@ -153,8 +207,9 @@ def _help() -> str:
             "",
             *(f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()),
             "",
-            "`gemma-edge VERB --help` explains a verb, `gemma-edge --version` prints the version.",
-            f"{TRACEBACK}=1 prints the traceback of an error, {LOG}=1 a log of loads and answers.",
+            "`gemma-edge help VERB` explains a verb, `gemma-edge version` prints the version.",
+            "With -q, only answers and errors are printed; with -v, what is done, with times and memory.",
+            f"{LOG}=1 logs as -v does, {TRACEBACK}=1 prints the traceback of an error.",
         ]
     )
 

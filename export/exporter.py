@@ -22,9 +22,10 @@ from gemma_edge.export.gate.gate_prompts import prompt_ids
 from gemma_edge.export.gate.parity import Agreement, check_bounds, verify_sequences
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan import Plan, check_ceiling, make_plan
-from gemma_edge.export.replaced_bundle import check_replacement, old_manifest
+from gemma_edge.export.replaced_bundle import check_replacement
 from gemma_edge.export.weights.recipe import KV_CACHES, Bounds, Recipe, load_recipe
 from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.bundle_list import peek_manifest
 from gemma_edge.runtime.artifacts.manifest import SCHEMA_VERSION
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.errors import ParityError, UsageError
@@ -247,7 +248,7 @@ def replaced_by(source: str | Path, out: str | Path, recipe: Recipe, *, force: b
     Raises:
         UsageError: `export_bundle` would refuse to replace it.
     """
-    if old_manifest(Path(out)) is None:
+    if peek_manifest(Path(out)) is None:
         return ""
     with open_checkpoint(source, ["text"]) as checkpoint:
         return check_replacement(Path(out), _source(checkpoint, source), recipe.name, force=force)

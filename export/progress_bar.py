@@ -7,6 +7,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from gemma_edge.runtime.console import is_quiet
+
 
 class ProgressBar:
     """A bar over `total` units; with total 0, only its title and the time."""
@@ -18,7 +20,7 @@ class ProgressBar:
             unit=unit,
             unit_scale=True,
             file=sys.stderr,
-            disable=not (show and sys.stderr.isatty()),
+            disable=not show or is_quiet() or not sys.stderr.isatty(),
             dynamic_ncols=True,
             leave=False,
         )

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self
 
-from gemma_edge.export.replaced_bundle import carry_over, is_litertlm, old_manifest
+from gemma_edge.export.replaced_bundle import carry_over
+from gemma_edge.runtime.artifacts.bundle_list import is_litertlm, peek_manifest
 from gemma_edge.runtime.artifacts.manifest import MANIFEST
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 from gemma_edge.runtime.files.abandoned import abandoned, remove, remove_abandoned
@@ -148,7 +149,7 @@ class BundleWriter:
     def publish(self) -> Path:
         """Renames the folder to the target; an old bundle there is replaced, or stays if that fails."""
         if self.target.is_dir():
-            listed = (old_manifest(self.target) or {}).get("files")
+            listed = (peek_manifest(self.target) or {}).get("files")
             ours = listed if isinstance(listed, dict) else self.records
             carry_over(self.target, self.folder, {MANIFEST, *ours})
         _sync_folder(self.folder)

@@ -8,32 +8,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.runtime.artifacts.litertlm_bundle import MANIFEST_KEY
-from gemma_edge.runtime.artifacts.litertlm_reader import MAGIC, read_litertlm
-from gemma_edge.runtime.artifacts.manifest import MANIFEST
-from gemma_edge.runtime.errors import BundleError, GemmaEdgeError, UsageError
-from gemma_edge.runtime.files.text_files import parse_json, read_json
+from gemma_edge.runtime.artifacts.bundle_list import peek_manifest
+from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
 Json = dict[str, Any]
-
-
-def is_litertlm(path: Path) -> bool:
-    """Whether a file begins as a .litertlm does."""
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
-
-
-def old_manifest(target: Path) -> Json | None:
-    """The manifest of the bundle at `target`; {} if none can be read, None if there is no bundle."""
-    try:
-        if target.is_dir():
-            path = target / MANIFEST
-            return read_json(path, BundleError) if path.is_file() else None
-        if not target.is_file() or not is_litertlm(target):
-            return None
-        return parse_json(read_litertlm(target).system.get(MANIFEST_KEY, "{}"), target, BundleError)
-    except BundleError:
-        return {}
 
 
 def check_replacement(target: Path, source: Json, recipe: str, *, force: bool = False) -> str:
@@ -47,7 +25,7 @@ def check_replacement(target: Path, source: Json, recipe: str, *, force: bool = 
     Raises:
         UsageError: a bundle of another checkpoint or recipe is there, or one whose manifest cannot be read.
     """
-    if (manifest := old_manifest(target)) is None:
+    if (manifest := peek_manifest(target)) is None:
         return ""
     old, precision = (manifest.get(key) for key in ("source", "recipe"))
     old = old if isinstance(old, dict) else {}

@@ -15,13 +15,12 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from gemma_edge.runtime.console import LOGGER
 from gemma_edge.runtime.host.own_memory import own_memory
 
 if TYPE_CHECKING:
     from gemma_edge.runtime.prompt.prompt_builder import Prompt
     from gemma_edge.runtime.usage import GenerationProgress
-
-LOGGER = "gemma_edge"
 
 
 def logs() -> bool:

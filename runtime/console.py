@@ -5,11 +5,45 @@ from __future__ import annotations
 import shutil
 import sys
 import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import logging
+
+LOGGER = "gemma_edge"
+_quiet = False
+_handler: logging.Handler | None = None  # of -v
 
 
-def tell(text: str) -> None:
-    """Prints a line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+def set_volume(*, quiet: bool = False, verbose: bool = False) -> None:
+    """Whether `tell` and progress are silent, and whether what is logged goes to stderr."""
+    global _quiet, _handler
+    _quiet = quiet
+    if not (verbose or _handler):
+        return
+    import logging
+
+    log = logging.getLogger(LOGGER)
+    if _handler:
+        log.removeHandler(_handler)
+        log.setLevel(logging.NOTSET)
+    _handler = None
+    if verbose:
+        _handler = logging.StreamHandler()
+        _handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(_handler)
+        log.setLevel(logging.INFO)
+
+
+def is_quiet() -> bool:
+    """Are only answers and errors wanted?"""
+    return _quiet
+
+
+def tell(text: str, *, always: bool = False) -> None:
+    """Prints a line on stderr, unless only answers and errors are wanted; with `always`, then too."""
+    if always or not _quiet:
+        print(text, file=sys.stderr, flush=True)
 
 
 class ProgressLine:

@@ -6,6 +6,8 @@ import errno
 import io
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
+import gemma_edge
 from gemma_edge.cli import chat as chat_repl
 from gemma_edge.cli import main as cli
 from gemma_edge.cli import run as run_verb
+from gemma_edge.export.weights.recipe import list_recipes, load_recipe
 from gemma_edge.runtime.conversation import Conversation
 from gemma_edge.runtime.errors import BundleError, CeilingError, DeviceError, GemmaEdgeError, ParityError
 from gemma_edge.runtime.model import Model
@@ -390,3 +394,120 @@ def test_a_terminal_gets_no_control_characters_of_an_answer(
     assert got.decode() == (
         "a]0;titleb2J\tcé\r\n" if terminal else "".join(pieces)
     )  # a terminal writes \n as \r\n
+
+
+# What every verb shares. --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argv", [["version"], ["--version"], ["-V"]])
+def test_the_version_in_every_spelling(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 0
+    assert capsys.readouterr().out == f"gemma-edge {gemma_edge.__version__}\n"
+
+
+def test_help_of_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["help", "run"]) == 0
+    asked = capsys.readouterr().out
+    assert cli.main(["run", "--help"]) == 0
+    assert capsys.readouterr().out == asked and "--top-k" in asked
+    assert cli.main(["help", "rnu"]) == 2
+    assert "did you mean 'run'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_program_without_its_script() -> None:
+    for line in ("-m gemma_edge version", "-c 'import gemma_edge; print(gemma_edge.__version__)'"):
+        done = subprocess.run(
+            [sys.executable, *shlex.split(line)], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split()[-1] == gemma_edge.__version__
+    code = "import sys, gemma_edge; print(*sys.modules); from gemma_edge import Model; print(Model.load)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"numpy", "argparse", "onnxruntime"}.isdisjoint(done.stdout.splitlines()[0].split())
+
+
+@pytest.mark.parametrize("argv", [["-q", "list"], ["list", "--quiet"]])
+def test_quiet_prints_answers_and_errors_alone(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*argv, str(tmp_path)]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert cli.main([*argv, str(tmp_path / "nothing")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert cli.main(["list", str(tmp_path)]) == 0  # it holds for one command alone
+    assert "no bundle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["-v", "run", "b", "hi"], ["run", "b", "hi", "--verbose"]])
+def test_verbose_logs_versions_time_and_memory(
+    argv: list[str], model: Model, stdin: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(argv) == 0
+    out, err = capsys.readouterr()
+    assert out == "the first\n"
+    assert f"run: gemma-edge {gemma_edge.__version__}, Python " in err and "MiB resident" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_files_are_no_error(closed: str, tmp_path: Path) -> None:
+    """Nor does a file that is opened get the number of one that is missing."""
+    line = f"{shlex.join(COMMAND)} list {shlex.quote(str(tmp_path))} --json {closed}"
+    done = subprocess.run(["bash", "-c", line], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    code = "import os, sys; import gemma_edge.cli.main as m; m.main(['version']); sys.exit(os.open('/', 0))"
+    line = f"{shlex.join([sys.executable, '-c', code])} >&- <&-"
+    done = subprocess.run(["bash", "-c", line], stderr=subprocess.PIPE, text=True)
+    assert done.returncode > 2
+
+
+def test_an_attachment_that_is_a_url(
+    model: Model, stdin: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", "b", "-a", "https://example.org/a.png", "what?"]) == 2
+    said = "https://example.org/a.png: only files are read: download it first."
+    assert capsys.readouterr().err == f"gemma-edge: error: {said}\n"
+
+
+# Recipes and bundles. -----------------------------------------------------------------------------
+
+
+def test_recipes_are_a_table_json_or_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipes"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in table[2:]] == list(list_recipes())
+    assert "4/64" in next(line for line in table if line.startswith("int4 "))
+    assert cli.main(["recipes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["int8"] == load_recipe("int8").to_dict()
+    assert cli.main(["recipes", "int4"]) == 0
+    (tmp_path / "mine.json").write_text(capsys.readouterr().out)
+    assert load_recipe(tmp_path / "mine.json") == load_recipe("int4")
+    assert cli.main(["recipes", "int5"]) == 2
+
+
+def test_list_finds_bundles_below_a_folder(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("b/deep", ".hidden/one", "a"):
+        shutil.copytree(tiny_bundle, tmp_path / name)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "manifest.json").write_text("{")
+    (tmp_path / "empty.litertlm").touch()
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert cli.main(["list", str(tmp_path), "--json"]) == 0
+    found = {
+        Path(each["path"]).relative_to(tmp_path).as_posix(): each
+        for each in json.loads(capsys.readouterr().out)
+    }
+    assert list(found) == ["a", "b/deep", "damaged"]
+    assert found["a"]["format"] == "onnx" and found["a"]["recipe"] == "int4" and found["a"]["context"] == 256
+    size = sum(path.stat().st_size for path in tiny_bundle.iterdir() if path.name != "manifest.json")
+    assert found["a"]["bytes"] == size and found["damaged"]["recipe"] == "?"
+    assert cli.main(["list", str(tmp_path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 3
+    assert cli.main(["list", str(tmp_path / ".hidden" / "one" / "nothing")]) == 2
+
+
+def test_list_finds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", str(tmp_path)]) == 0
+    assert "no bundle in it or below" in capsys.readouterr().err

@@ -27,9 +27,13 @@ def files_of_the_packages() -> dict[str, Path]:
     """By their names in a wheel."""
     sources = [path for top in PACKAGES for path in (ROOT / top).rglob("*") if path.suffix in KINDS]
     pocket = [path for path in (ROOT / "pocket" / "checkpoint").rglob("*") if path.is_file()]
-    return {f"gemma_edge/{path.relative_to(ROOT)}": path for path in sources} | {
-        f"gemma_edge/pocket/{path.relative_to(ROOT / 'pocket' / 'checkpoint')}": path for path in pocket
-    }
+    top = [path for path in (ROOT / "src" / "gemma_edge").iterdir() if path.is_file()]
+    assert {path.name for path in top} == {"__init__.py", "__main__.py", "py.typed"}
+    return (
+        {f"gemma_edge/{path.name}": path for path in top}
+        | {f"gemma_edge/{path.relative_to(ROOT)}": path for path in sources}
+        | {f"gemma_edge/pocket/{path.relative_to(ROOT / 'pocket' / 'checkpoint')}": path for path in pocket}
+    )
 
 
 def build_wheel(tree: Path, folder: Path) -> zipfile.ZipFile:

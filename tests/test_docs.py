@@ -15,7 +15,8 @@ from gemma_edge.cli.main import INTERRUPTED
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.export.weights.recipe import list_recipes, load_recipe
 from gemma_edge.runtime import errors
-from support.repository import DOCUMENTS, ROOT, blocks, read
+from gemma_edge.runtime.host.offline import SILENCED
+from support.repository import DOCUMENTS, PACKAGES, ROOT, blocks, read
 
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide.md"
 RECIPES, EXIT_CODES = (read(ROOT / "docs" / f"{name}.md") for name in ("recipes", "exit-codes"))
@@ -95,3 +96,13 @@ def test_generated_documents_are_current() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(read(README).splitlines()) < 250
+
+
+def test_the_page_of_variables_has_every_one() -> None:
+    sources = [p for top in (*PACKAGES, "tests", ".ci") for p in (ROOT / top).rglob("*") if p.is_file()]
+    texts = [read(path) for path in sources if path.suffix in (".py", ".sh", "")]
+    used = {name for text in texts for name in re.findall(r"\bGEMMA_EDGE_[A-Z_]+[A-Z]\b", text)}
+    page = re.findall(r"^\| `([A-Z_]+)` \|", read(ROOT / "docs" / "environment.md"), re.MULTILINE)
+    ours = [name for name in page if name.startswith("GEMMA_EDGE_")]
+    assert sorted(ours) == sorted(used) and len(set(page)) == len(page)
+    assert set(SILENCED) <= set(page)

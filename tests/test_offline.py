@@ -53,6 +53,9 @@ COMMANDS = {
     "bench": "bench {onnx} " + SIZES + " --device local -o {out}/results.jsonl",
     "serve": "serve {onnx} --port 0 --check",
     "cache": "cache --limit 1GiB",
+    "list": "list {root}",
+    "recipes": "recipes int4",
+    "completion": "completion bash",
     "report": "report {root}/benchmarks/results/1-parity.jsonl -o {out}/report.html",
 }
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-PACKAGES = ("gemma_edge.runtime", "gemma_edge.export")
+PACKAGES = ("gemma_edge", "gemma_edge.runtime", "gemma_edge.export")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
