@@ -37,6 +37,7 @@ from gemma_edge.benchmarks.records.results_file import append_record
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.cli.bundle_options import add_words, take_bundle
 from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.reuse.prefix_files import LEAST_TOKENS
 from gemma_edge.runtime.units import parse_size
 
 LOCAL = "local"
@@ -76,6 +77,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     for flag, what in (("--image", "photos of 12 megapixels"), ("--audio", "recordings of 30 s")):
         answer.add_argument(flag, type=int, metavar="N", help=f"{what} (default: 1 if the bundle takes them)")
+    parser.add_argument(
+        "--prefix",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start prompts behind N tokens, without the prefix cache and with it; N + 25 tokens of context",
+    )
     bars = parser.add_argument_group("bars (exit code 5 if the bundle misses one)")
     bars.add_argument("--ceiling", type=parse_size, metavar="SIZE", help="run under this memory limit: 2GiB")
     bars.add_argument(
@@ -193,6 +201,7 @@ def _job(args: argparse.Namespace, run_id: str, emit: Emit, record: Emit | None)
         encode=not args.no_encode,
         images=images,
         clips=clips,
+        prefix=args.prefix,
         bandwidth_seconds=args.bandwidth,
         timeout=args.timeout,
         peers=_peers(args, facts),
@@ -268,7 +277,9 @@ def _workloads(args: argparse.Namespace, facts: BundleFacts) -> list[Workload]:
         )
         for count in threads
     ]
-    for workload in workloads:
+    if args.prefix and args.prefix < LEAST_TOKENS:
+        raise UsageError(f"--prefix {args.prefix}: the prefix cache keeps {LEAST_TOKENS} tokens or more")
+    for workload in (*workloads, Workload(context=args.context, prefix=args.prefix)):
         workload.check(args.context or facts.context)
     return workloads
 

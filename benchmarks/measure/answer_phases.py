@@ -75,7 +75,9 @@ def measure_answer(path: Path, workload: Workload) -> RunReport:
     cached = drop_page_cache(bundle_files(path)) if workload.cold else None
     run = _Phases()
     with run.phase(FIRST):
-        model = Model.load(path, threads=workload.threads, context=workload.context, defer_decoder=True)
+        model = Model.load(
+            path, threads=workload.threads, context=workload.context, defer_decoder=True, snapshots=0
+        )
     with run.phase("read"):
         prompt = _prompt(model, list(map(Path, workload.attach)), workload.n_prompt, n_gen)
         attachments = [item.attachment for item in prompt.placed]

@@ -7,8 +7,8 @@ from typing import TypedDict
 
 from gemma_edge.benchmarks.records.bundle_facts import BundleFacts
 from gemma_edge.benchmarks.records.environment import Environment, now
-from gemma_edge.benchmarks.records.measurement import Measurement
-from gemma_edge.benchmarks.records.rows import BenchRow, EncodeRow
+from gemma_edge.benchmarks.records.measurement import Measurement, PrefixRun
+from gemma_edge.benchmarks.records.rows import BenchRow, EncodeRow, PrefixRow
 from gemma_edge.benchmarks.records.run_report import RunReport
 from gemma_edge.runtime.version import __version__
 
@@ -106,6 +106,22 @@ class RowBuilder:
             )
             for run in report.encode
         ]
+
+    def prefix(self, report: RunReport, run: PrefixRun) -> PrefixRow:
+        """The row of a run that measured the prefix cache."""
+        facts, time = self.facts, now()
+        return PrefixRow(
+            **self.head(time),
+            **vars(run),
+            environment=report.environment,
+            model_filename=self.file,
+            n_threads=self.threads,
+            engine=self.engine(report),
+            model=facts.model,
+            recipe=facts.recipe,
+            format=facts.format,
+            test_time=time,
+        )
 
     def peer(
         self, test: Measurement, engine: str, file: str, peak_rss: int, environment: Environment

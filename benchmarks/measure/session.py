@@ -47,6 +47,7 @@ from gemma_edge.runtime.units import format_size
 
 Emit = Callable[[Head], None]
 CONTROL_TOKENS = 8
+PREFIX_REPS = 3  # each computes a long prefix
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Plan:
     Attributes:
         ceiling, control: bytes; the limit that everything runs under, and the limit that must kill a run.
         images, clips: attachments of one answer that is measured phase by phase; none for no such step.
+        prefix: tokens of a prefix that is restored from the prefix cache; 0 for no such step.
         peers: programs to measure in turn with us, `rounds` times.
         record: takes the records for the tables; None for none.
         targets: of the tables: the text for a figure, by the figure's name.
@@ -68,6 +70,7 @@ class Plan:
     encode: bool = True  # where the bundle has encoders
     images: int = 0
     clips: int = 0
+    prefix: int = 0
     bandwidth_seconds: float = 2.0
     timeout: float = 3600.0
     peers: Sequence[Peer] = ()
@@ -154,6 +157,8 @@ class Session:
             ]
         if plan.images or plan.clips:
             self._answer(limited)
+        if plan.prefix and self.target.runs_worker:
+            self._prefix()
         if plan.peers:
             self._peers()
 
@@ -318,6 +323,21 @@ class Session:
                 self._say(f"an answer: {test}")
             if limit is None:
                 self.tables.answered(report, plan.images, plan.clips)
+
+    def _prefix(self) -> None:
+        """Starts behind a long prefix, without the prefix cache and with it."""
+        workload = self.workload
+        reps = min(PREFIX_REPS, workload.reps)
+        self._say(f"starting {reps} prompts behind {self.plan.prefix} tokens, and as many restored ones")
+        report = self._work(
+            Workload(reps=reps, threads=workload.threads, context=workload.context, prefix=self.plan.prefix)
+        )
+        if report.prefix is not None:
+            row = self.build.prefix(report, report.prefix)
+            self.emit(row)
+            self._say(str(row))
+            self.tables.environment = report.environment
+            self.tables.restored(report.prefix, self.row.busy_cores)
 
     def _limited_answer(self, *attempts: Any) -> None:
         self.tables.limited(*attempts, images=self.plan.images, clips=self.plan.clips)

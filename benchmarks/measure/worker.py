@@ -31,6 +31,7 @@ from gemma_edge.benchmarks.measure.answer_phases import measure_answer
 from gemma_edge.benchmarks.measure.encoder_times import measure_encoders
 from gemma_edge.benchmarks.measure.kernel_tests import bench_decode, bench_prefill, runtime_import_seconds
 from gemma_edge.benchmarks.measure.latency import measure_latency, summarize
+from gemma_edge.benchmarks.measure.prefix_times import measure_prefix
 from gemma_edge.benchmarks.measure.workload import Sizes, Workload
 from gemma_edge.benchmarks.records.bundle_facts import bundle_files
 from gemma_edge.benchmarks.records.environment import environment
@@ -132,7 +133,7 @@ def measure(path: Path, workload: Workload) -> RunReport:
     timeline = MemoryTimeline(origin)
     with PeakSampler(interval=SAMPLE_S, timeline=timeline) as sampler:
         start = time.perf_counter()
-        model = Model.load(path, threads=workload.threads, context=workload.context)
+        model = Model.load(path, threads=workload.threads, context=workload.context, snapshots=0)
         load_s = time.perf_counter() - start
         workload.check(model.decoder.context)
         run = _Run(model, workload, bundle.config.vocab_size_per_layer_input, origin)
@@ -199,6 +200,7 @@ def main() -> int:
     path, workload = Path(sys.argv[1]), Workload.from_json(sys.argv[2])
     began = ClockReading.now()
     work = encode if workload.encode else measure_answer if workload.attach else measure
+    work = measure_prefix if workload.prefix else work
     report = work(path, workload)
     notes = tuple(began.notes(ClockReading.now()))
     print(json.dumps(to_json(replace(report, environment=environment(), notes=notes))), flush=True)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from gemma_edge.benchmarks.typed_json import from_json, to_json
 from gemma_edge.runtime.errors import UsageError
 
+QUESTION_TOKENS = 24  # behind a measured prefix
+
 
 class Sizes(NamedTuple):
     """One test of llama-bench's kind; exactly one of n_prompt and n_gen is not 0."""
@@ -29,7 +31,8 @@ class Workload:
 
     With `encode` the decoder is not loaded: the bundle's encoders are, one after the other, and each encodes
     `reps` times. With `attach`, files on the machine of the process, one answer to a prompt with them is
-    measured phase by phase: at least `prompts[0]` tokens, then `gens[0]` decoded.
+    measured phase by phase: at least `prompts[0]` tokens, then `gens[0]` decoded. With `prefix`, prompts
+    behind so many tokens are started without the prefix cache and with it, `reps` times each.
     """
 
     prompts: tuple[int, ...] = ()
@@ -46,6 +49,7 @@ class Workload:
     sustained_s: float = 0.0
     encode: bool = False
     attach: tuple[str, ...] = ()
+    prefix: int = 0
 
     def tests(self) -> Iterator[Sizes]:
         """In llama-bench's order: depth by depth, prefill before decode."""
@@ -71,6 +75,8 @@ class Workload:
             sizes.append(self.prompt + self.answer)
         if self.sustained_s:
             sizes.append(self.n_prompt + self.n_gen)
+        if self.prefix:
+            sizes.append(self.prefix + QUESTION_TOKENS + 1)
         return max(sizes, default=0)
 
     def check(self, context: int) -> None:

@@ -11,7 +11,15 @@ from pathlib import Path
 from gemma_edge.benchmarks.machine.memory import MemorySample, PeakMemory
 from gemma_edge.benchmarks.records.record import Head
 from gemma_edge.benchmarks.records.results_file import append_record, json_line
-from gemma_edge.benchmarks.records.rows import BenchRow, EncodeRow, Row, SessionRow, attached, threads_of
+from gemma_edge.benchmarks.records.rows import (
+    BenchRow,
+    EncodeRow,
+    PrefixRow,
+    Row,
+    SessionRow,
+    attached,
+    threads_of,
+)
 from gemma_edge.benchmarks.records.run_report import Percentiles
 from gemma_edge.benchmarks.typed_json import to_json
 from gemma_edge.runtime.errors import UsageError
@@ -86,6 +94,10 @@ def to_markdown(rows: Sequence[Head]) -> str:
         several = len({row.device for row in encoders}) > 1
         cells = (_with_device(encode_cells(row), row.device, several) for row in encoders)
         lines += ["", *_table(_with_device(ENCODE_HEAD, "device", several), cells)]
+    if prefixes := [row for row in rows if isinstance(row, PrefixRow)]:
+        several = len({row.device for row in prefixes}) > 1
+        cells = (_with_device(prefix_cells(row), row.device, several) for row in prefixes)
+        lines += ["", *_table(_with_device(PREFIX_HEAD, "device", several), cells)]
     for session in (row for row in rows if isinstance(row, SessionRow)):
         title = ", ".join(filter(None, (f"{session.name} on {session.device}", threads_of(session))))
         lines += ["", *_table([title, ""], session_lines(session))]
@@ -129,6 +141,34 @@ def encode_cells(row: EncodeRow) -> list[str]:
         f"{row.load_s:.2f} s",
         format_size(row.peak_rss_anon),
         format_size(row.peak_rss_file),
+    ]
+
+
+PREFIX_HEAD = [
+    "model",
+    "engine",
+    "threads",
+    "prefix",
+    "without",
+    "restored",
+    "sooner",
+    "sooner, loaded",
+    "file",
+]
+
+
+def prefix_cells(row: PrefixRow) -> list[str]:
+    """Starts behind a prefix for people, below PREFIX_HEAD."""
+    return [
+        _name(row, row.recipe),
+        row.engine,
+        str(row.n_threads),
+        row.test,
+        f"{row.without_s:.2f} s",
+        f"{row.restored_s:.2f} s",
+        f"{row.sooner:.1f}x",
+        f"{row.sooner_loaded:.1f}x",
+        format_size(row.file_bytes),
     ]
 
 

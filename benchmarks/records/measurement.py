@@ -93,6 +93,80 @@ class KernelTest(Measurement):
 
 
 @dataclass(frozen=True)
+class PrefixStart:
+    """One start: seconds of loading the bundle, and from there to the first token."""
+
+    load_s: float
+    first_token_s: float
+
+    @property
+    def seconds(self) -> float:
+        return self.load_s + self.first_token_s
+
+
+@dataclass(frozen=True)
+class PrefixRun:
+    """Prompts behind a prefix, without the prefix cache and with it.
+
+    Attributes:
+        prefix_tokens, question_tokens: of each prompt.
+        file_bytes: of the stored prefix.
+        stored: the start that stored it.
+        without, restored: in turn.
+
+    Raises:
+        FieldError: no starts.
+    """
+
+    DERIVED: ClassVar = ("test", "sooner", "sooner_loaded")
+
+    prefix_tokens: int
+    question_tokens: int
+    file_bytes: int
+    stored: PrefixStart
+    without: tuple[PrefixStart, ...]
+    restored: tuple[PrefixStart, ...]
+
+    def __post_init__(self) -> None:
+        if not self.without or not self.restored:
+            raise FieldError("without, restored", "at least one start each", [])
+
+    @property
+    def test(self) -> str:
+        return f"prefix {self.prefix_tokens}"
+
+    @property
+    def without_s(self) -> float:
+        """The median start without the cache, loading included."""
+        return statistics.median(start.seconds for start in self.without)
+
+    @property
+    def restored_s(self) -> float:
+        """The median start with it, loading included."""
+        return statistics.median(start.seconds for start in self.restored)
+
+    @property
+    def sooner(self) -> float:
+        """How many times sooner a prompt starts with the cache, loading of the bundle included."""
+        return round(self.without_s / max(1e-9, self.restored_s), 3)
+
+    @property
+    def sooner_loaded(self) -> float:
+        """The same with the bundle loaded already; reading the prefix is included."""
+        without, restored = (
+            statistics.median(start.first_token_s for start in starts)
+            for starts in (self.without, self.restored)
+        )
+        return round(without / max(1e-9, restored), 3)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.test}: {self.sooner:.1f}x sooner ({self.without_s:.2f} s, restored "
+            f"{self.restored_s:.2f} s, loading included); {self.sooner_loaded:.1f}x when loaded"
+        )
+
+
+@dataclass(frozen=True)
 class EncoderRun(Timed):
     """One encoder: its loads, its times, its memory.
 

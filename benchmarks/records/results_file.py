@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_edge.benchmarks.records.record import CeilingRecord, CompareRecord, Head, QualityRecord, Record
-from gemma_edge.benchmarks.records.rows import BenchRow, EncodeRow, SessionRow
+from gemma_edge.benchmarks.records.rows import BenchRow, EncodeRow, PrefixRow, SessionRow
 from gemma_edge.benchmarks.typed_json import FieldError, from_json, to_json
 from gemma_edge.runtime.errors import FileError
 from gemma_edge.runtime.files.text_files import read_text
@@ -23,6 +23,7 @@ MAX_RESULTS_BYTES = 256 << 20
 KINDS: dict[str, type[Head]] = {
     "bench": BenchRow,
     "encode": EncodeRow,
+    "prefix": PrefixRow,
     "session": SessionRow,
     "compare": CompareRecord,
     "ceiling": CeilingRecord,

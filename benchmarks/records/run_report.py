@@ -8,7 +8,7 @@ from gemma_edge.benchmarks.machine.bandwidth import Bandwidth
 from gemma_edge.benchmarks.machine.memory import MemoryPoints, MemorySample, PeakMemory
 from gemma_edge.benchmarks.machine.sensors import Sensors
 from gemma_edge.benchmarks.records.environment import Environment
-from gemma_edge.benchmarks.records.measurement import EncoderRun, KernelTest, PeerRun
+from gemma_edge.benchmarks.records.measurement import EncoderRun, KernelTest, PeerRun, PrefixRun
 from gemma_edge.benchmarks.typed_json import FieldError
 
 REPORT_SCHEMA = 1
@@ -88,6 +88,7 @@ class RunReport:
         engine: for a native program, which has none of our environment.
         cached_bytes: bytes of the bundle in the page cache before a cold load.
         encode: of a run of the encoders, which loads no decoder.
+        prefix: of a run that measures the prefix cache, and nothing else.
         soft_tokens: of the attachments of an answer.
         phases: with `start_s` and `end_s`, or of an answer with `seconds` and `peak`.
     """
@@ -103,6 +104,7 @@ class RunReport:
     latency: Latency | None = None
     sustained: tuple[SustainedPoint, ...] | None = None
     encode: tuple[EncoderRun, ...] = ()
+    prefix: PrefixRun | None = None
     soft_tokens: int | None = None
     phases: tuple[Phase, ...] = ()
     memory: MemoryReport | None = None

@@ -79,6 +79,10 @@ class PrefixFiles:
             lambda path: write_sealed(path, header, snapshot.arrays),
         )
 
+    def bytes_of(self, keys: Keys) -> int:
+        """Bytes of the files that a prompt with these keys could begin with."""
+        return sum(e.path.stat().st_size for e in self._entries() if reusable(e.keys, e.earliest, keys))
+
     def forget(self, keys: Keys) -> None:
         """Removes the files that a prompt with these keys could begin with."""
         for entry in list(self._entries()):
