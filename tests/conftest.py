@@ -39,10 +39,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SLOW_FILES = frozenset(
     f"test_{name}"
     for name in """
-    bench bench_devices bench_encode bench_peers demo devices_shell devices_supervise distribution
-    encoder_export end_to_end export_format exporter first_hour fuzz_corpus leaks litert_decoder litert_torch
-    litertlm_bundle litertlm_encoders multimodal native_runner offline optimum packed_weights parity pocket
-    pocket_lessons pocket_verbs release synth_checkpoint templates_that_fill_memory
+    bench bench_devices bench_encode bench_peers bench_prefix demo devices_shell devices_supervise
+    distribution encoder_export end_to_end export_format exporter first_hour fuzz_corpus leaks litert_decoder
+    litert_torch litertlm_bundle litertlm_encoders multimodal native_runner offline optimum packed_weights
+    parity pocket pocket_lessons pocket_verbs release synth_checkpoint templates_that_fill_memory
     tflite_encoders litertlm_tools applications
     """.split()
 )

@@ -9,7 +9,7 @@ from gemma_edge.runtime.engines.kv_snapshot import KvSnapshot
 from gemma_edge.runtime.host.available_memory import available_memory
 from gemma_edge.runtime.reuse.kv_file import Keys
 
-SNAPSHOTS = 128 << 20  # bytes, unless told: two conversations of 1,000 tokens with E2B
+SNAPSHOTS = 128 << 20  # bytes, unless told: three conversations of 1,000 tokens with E2B in int4
 SPARE_BYTES = 64 << 20  # stay free beside a snapshot
 LEAST_TOKENS = 64  # that a cache must spare to be taken back to them
 

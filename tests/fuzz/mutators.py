@@ -6,6 +6,7 @@ same damage. Values are those that readers get wrong: edges of integers, other t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import marshal
 import struct
@@ -275,6 +276,21 @@ def damaged_safetensors(rng: Random, raw: bytes) -> bytes:
     length = int.from_bytes(raw[:8], "little")
     header = json_bytes(rng, json.loads(raw[8 : 8 + length]))
     return len(header).to_bytes(8, "little") + header + raw[8 + length :]
+
+
+def damaged_sealed(rng: Random, raw: bytes) -> bytes:
+    """A file of `sealed_arrays`: bytes, or the header or the arrays with length and seal put right again."""
+    if rng.random() < 0.25:
+        return damaged_bytes(rng, raw)
+    length = int.from_bytes(raw[8:16], "little")
+    header, body = raw[16 : 16 + length], raw[16 + length : -32]
+    if rng.random() < 0.8:
+        header = json_bytes(rng, json.loads(header))
+        header += b" " * (-len(header) % 64)
+    else:
+        body = damaged_bytes(rng, body) if rng.random() < 0.5 else rng.randbytes(len(body))
+    data = raw[:8] + len(header).to_bytes(8, "little") + header + body
+    return data + hashlib.sha256(data).digest()
 
 
 def damaged_weights(rng: Random, raw: bytes) -> bytes:

@@ -22,6 +22,7 @@ from . import valid_inputs
 from .mutators import (
     damaged_bytes,
     damaged_safetensors,
+    damaged_sealed,
     damaged_text,
     damaged_weights,
     damaged_wire,
@@ -268,6 +269,44 @@ def read_recipe(folder: Path) -> None:
     load_recipe(folder / "recipe.json")
 
 
+@cache
+def session_model() -> Any:
+    from gemma_edge.runtime.model import Model
+
+    return Model.load(models() / "onnx", threads=1)
+
+
+def read_session(folder: Path) -> None:
+    from gemma_edge.runtime.conversation import Conversation
+
+    options = {"max_tokens": 2, "temperature": 0}
+    conversation = Conversation.load(
+        session_model(), folder / "x.session", overflow="drop-oldest", options=options
+    )
+    conversation.answer("in")
+    conversation.save(folder / "saved.session")
+
+
+def read_prefix(folder: Path) -> None:
+    """A prompt that the prefix would begin: damage is a miss, and never an error."""
+    from gemma_edge.runtime.errors import GemmaEdgeError
+    from gemma_edge.runtime.files.cache_folder import cache_folder
+    from gemma_edge.runtime.files.sealed_arrays import read_header
+    from gemma_edge.runtime.reuse.prefix_files import PrefixFiles
+    from gemma_edge.runtime.reuse.prompt_cache import PromptCache
+
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    name = f"{valid_inputs.PREFIX_OF[:32]}-{'0' * 32}.prefix"
+    (cache_folder() / name).write_bytes((folder / "x.prefix").read_bytes())
+    cache = PromptCache(session_model().decoder, files=PrefixFiles(valid_inputs.PREFIX_OF, 1 << 30, least=4))
+    keys = [*read_header(models() / "session" / "x.prefix")["kv"]["keys"], 7, 8]
+    try:
+        if not cache.begin(cache.find(keys), keys):
+            assert cache.begin(cache.find(keys), keys), "a prefix that no decoder takes is found again"
+    except GemmaEdgeError as error:
+        raise AssertionError(f"an error instead of a miss: {error}") from None
+
+
 def read_results(folder: Path) -> None:
     from gemma_edge.benchmarks.output.plots import render_plots
     from gemma_edge.benchmarks.output.report import render_page
@@ -506,6 +545,8 @@ def subjects() -> dict[str, Subject]:
         Subject(
             "results", 30, one_file("results.jsonl"), changing("results.jsonl", damaged_results), read_results
         ),
+        Subject("session", 60, folder_files("session"), changing("x.session", damaged_sealed), read_session),
+        Subject("prefix", 60, folder_files("session"), changing("x.prefix", damaged_sealed), read_prefix),
         Subject("batch", 20, folder_files("batch"), damaged_batch, read_batch),
         Subject("pictures", 250, folder_files("pictures"), changing_any(damaged_bytes), read_picture),
         Subject("recordings", 40, folder_files("recordings"), changing_any(damaged_bytes), read_recording),

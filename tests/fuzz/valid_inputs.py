@@ -15,9 +15,14 @@ from gemma_edge.export.checkpoint.sentencepiece_model import BYTE_PIECES
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.export.weights.recipe import RECIPES
+from gemma_edge.runtime.conversation import Conversation
+from gemma_edge.runtime.files.sealed_arrays import write_sealed
+from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.reuse.kv_file import kv_header
 
 Json = dict[str, Any]
 RATE = 16_000
+PREFIX_OF = "ab" * 32
 
 # Every mechanism of the text model, in as few weights as may be.
 SMALL = {
@@ -51,11 +56,24 @@ def make_models(folder: Path) -> None:
     export_bundle(
         checkpoint, folder / "model.litertlm", format="litertlm", context=64, chunk=32, verify=False
     )
+    make_session(folder / "session", folder / "onnx")
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()), encoding="utf-8")
     (folder / "results.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in results()), encoding="utf-8"
     )
     (folder / "recipe.json").write_bytes((RECIPES / "int4.json").read_bytes())
+
+
+def make_session(folder: Path, bundle: Path) -> None:
+    """A conversation, and a prefix, with the KV caches of a bundle."""
+    folder.mkdir()
+    with Model.load(bundle, threads=1) as model:
+        conversation = Conversation(model, options={"max_tokens": 4, "temperature": 0})
+        conversation.answer("the thing")
+        conversation.save(folder / "x.session")
+        keys, snapshot = model.prompts.held, model.decoder.snapshot()
+        header = {"kind": "prefix", "of": PREFIX_OF, "kv": kv_header(keys, snapshot)}
+        write_sealed(folder / "x.prefix", header, snapshot.arrays)
 
 
 def tokenizer_json() -> Json:
