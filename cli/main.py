@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import faulthandler
 import importlib
 import os
 import signal
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
+    _report_crashes()
     try:
         with _termination_unwinds():
             code = _dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -110,6 +112,14 @@ def _open_standard_files() -> None:
         except OSError:
             if os.open(os.devnull, os.O_RDWR) == number:  # the lowest that is free
                 setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+
+
+def _report_crashes() -> None:
+    """Makes SIGBUS, SIGILL, SIGSEGV, SIGFPE and SIGABRT say so before they end the process."""
+    if not faulthandler.is_enabled():
+        with contextlib.suppress(OSError):  # no stderr
+            # Not descriptor 2 itself: what engines log while a model loads goes elsewhere.
+            faulthandler.enable(os.dup(2), all_threads=False)
 
 
 @contextlib.contextmanager

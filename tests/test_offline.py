@@ -16,6 +16,7 @@ from gemma_edge.benchmarks.devices.local import LocalDevice
 from gemma_edge.cli.main import VERBS
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.host.offline import SILENCED, offline_variables, silence_telemetry
+from support.strace import can_trace
 
 POCKET = Path(__file__).parents[1] / "pocket" / "checkpoint"
 CALLS = "socket,connect,bind,sendto,sendmsg,?open,openat,?creat,?mkdir,mkdirat,?rename,?renameat,renameat2"
@@ -58,14 +59,6 @@ COMMANDS = {
     "completion": "completion bash",
     "report": "report {root}/benchmarks/results/1-parity.jsonl -o {out}/report.html",
 }
-
-
-def can_trace() -> bool:
-    try:
-        traced = subprocess.run(["strace", "-f", "-o", "/dev/null", "true"], capture_output=True, check=False)
-    except FileNotFoundError:
-        return False
-    return traced.returncode == 0
 
 
 strace = pytest.mark.skipif(not can_trace(), reason="no strace (tests/install.sh), or it may not trace here")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -23,6 +24,7 @@ from gemma_edge.benchmarks.output.result_text import save
 from gemma_edge.benchmarks.records.results_file import append_record, parse_record, read_records
 from gemma_edge.cli.main import main
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
+from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.runtime.files import kept_files
 from gemma_edge.runtime.files.abandoned import temporary_folder
@@ -30,6 +32,7 @@ from gemma_edge.runtime.files.cache_folder import cache_limit
 from gemma_edge.runtime.files.file_digest import SETTLED_NS, remember
 from support.breaking_disk import kill_everywhere
 from support.repository import ROOT
+from support.strace import can_trace
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -249,3 +252,39 @@ def test_temporary_folders_of_killed_processes_go(tmp_path: Path, monkeypatch: p
     with temporary_folder() as folder:
         assert {path.name for path in tmp_path.iterdir()} == {mine.name, folder.name}
     assert list(tmp_path.iterdir()) == [mine]
+
+
+PACK = "import sys; from gemma_edge.runtime.engines.packed_weights import packed_weights as pack\n"
+PACK += "from pathlib import Path; print(pack(Path(sys.argv[1]), '', 1))"
+
+
+@pytest.mark.slow
+def test_packing_by_the_engine(cache: Path, tmp_path: Path) -> None:
+    """The engine writes in a process of its own, where only strace counts; the kill ends it or its parent."""
+    pytest.importorskip("ai_edge_litert", reason="LiteRT is not installed")
+    if not can_trace():
+        pytest.skip("no strace (tests/install.sh), or it may not trace here")
+    checkpoint = synthesize(tmp_path / "checkpoint", config=SMALL, progress=False).path
+    options: dict[str, Any] = {"format": "tflite", "context": 64, "chunk": 32, "verify": False}
+    bundle = export_bundle(checkpoint, tmp_path / "bundle", **options).path
+
+    def pack(*strace: str) -> subprocess.CompletedProcess[str]:
+        argv = [*strace, sys.executable, "-c", PACK, str(bundle / "decoder.tflite")]
+        return subprocess.run(argv, capture_output=True, encoding="utf-8", timeout=100, check=False)
+
+    assert pack().returncode == 0
+    (packed,) = visible(cache)
+    building = cache / f"{packed[:-40]}.xnnpack.building"
+    content = (cache / packed).read_bytes()
+    for call, number in [("openat", 1), *(("write", n) for n in (1, 2, 9, 30)), ("fsync", 1), ("rename", 1)]:
+        emptied(cache)
+        inject = f"inject={call}:signal=SIGKILL:when={number}"
+        killed = pack("strace", "-f", "-qq", "-o", "/dev/null", "-P", str(building), "-e", inject)
+        if killed.returncode == 0:  # the process that packs was killed, and its parent says so
+            assert killed.stdout == "None\n" and "exit code -9" in killed.stderr
+            assert visible(cache) == []
+        else:
+            assert killed.returncode == -signal.SIGKILL and call in ("openat", "fsync", "rename")
+            assert set(visible(cache)) <= {building.name, packed}
+        assert pack().stdout == f"{cache / packed}\n"
+        assert visible(cache) == [packed] and (cache / packed).read_bytes() == content
