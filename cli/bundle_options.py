@@ -105,14 +105,18 @@ def is_bundle(path: str) -> bool:
     return Path(path, MANIFEST).is_file() or (Path(path).suffix in FILE_SUFFIXES and Path(path).is_file())
 
 
-def loading(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `Model.load` from those of `add_loading` and, where used, `add_video`."""
+def loading(args: argparse.Namespace, snapshots: int = 0) -> dict[str, Any]:
+    """Keyword arguments of `Model.load` from those of `add_loading` and, where used, `add_video`.
+
+    Args:
+        snapshots: bytes of KV snapshots in memory; a verb with one conversation needs none.
+    """
     return {
         "threads": args.threads,
         "context": args.context,
         "keep_encoders": args.keep_encoders,
         "video_tokens": getattr(args, "video_tokens", None),
-        "snapshots": 0,  # a verb has one conversation
+        "snapshots": snapshots,
         "prefix_cache": getattr(args, "prefix_cache", None),
         "log": tell,
     }

@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_edge.cli.bench import duration
-from gemma_edge.cli.bundle_options import add_loading, add_words, is_bundle, loading, take_bundle
+from gemma_edge.cli.bundle_options import (
+    add_loading,
+    add_prefix_cache,
+    add_words,
+    is_bundle,
+    loading,
+    take_bundle,
+)
 from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import parse_size
@@ -37,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add_words(parser)
     add_loading(parser)
+    add_prefix_cache(parser)
     where = parser.add_argument_group("where")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     where.add_argument(
@@ -174,10 +182,15 @@ def _models(args: argparse.Namespace, bundle: str | None) -> Mapping[str, Served
 def _pool(args: argparse.Namespace, models: Mapping[str, ServedModel]) -> Any:
     from gemma_edge.runtime.host.available_memory import available_memory
     from gemma_edge.runtime.model import Model
+    from gemma_edge.runtime.reuse.snapshot_pool import SNAPSHOTS
     from gemma_edge.runtime.server.model_pool import ModelPool
 
     budget = (args.memory or available_memory()) if args.models else None
-    how = {**loading(args), "queue": args.queue, "log": logging.getLogger("gemma_edge.server").debug}
+    how = {
+        **loading(args, SNAPSHOTS),
+        "queue": args.queue,
+        "log": logging.getLogger("gemma_edge.server").debug,
+    }
     return ModelPool(models, lambda path: Model.load(path, **how), budget=budget, most_waiting=args.queue)
 
 
