@@ -1,7 +1,8 @@
 """Chat with a bundle, turn by turn.
 
-Each line is a turn, at a terminal and from a pipe. Answers go to stdout, everything else to stderr.
-Ctrl-C ends the current answer, Ctrl-D the conversation. With `--json`, each answer is one line of
+Each line is a turn, at a terminal and from a pipe; lines between two \"\"\" are one turn, and so is what a
+terminal pastes. The prompt shows how much of the context is used. Answers go to stdout, everything else to
+stderr. Ctrl-C ends the current answer, Ctrl-D the conversation. With `--json`, each answer is one line of
 JSON.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import signal
 import sys
@@ -21,6 +23,7 @@ from typing import Any
 from gemma_edge.cli.bundle_options import add_words, loading, take_bundle
 from gemma_edge.cli.run import add_options, generate_options, print_answer, read_utf8
 from gemma_edge.cli.tool_files import add_tools, tool_options
+from gemma_edge.cli.turn_editor import TurnEditor, read_turn
 from gemma_edge.runtime.answers import Completion, Stream
 from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.conversation import Conversation
@@ -31,11 +34,17 @@ from gemma_edge.runtime.tool_loop import Approve
 
 HELP = """\
 /attach FILE  attach an image, a recording or a video to the next turn
-/save FILE  keep the conversation in a file, for --session
-/reset  forget the conversation
-/help   show this list
-/quit   end (as does Ctrl-D)
-Ctrl-C  end the current answer"""
+/save FILE    keep the conversation in a file, for --session
+/reset        forget the conversation (also /clear)
+/context      show how much of the context is used
+/help         show this list (also /?)
+/quit         end (also /exit, /bye and Ctrl-D)
+Ctrl-C        end the current answer
+\"\"\"           begin and end a turn of several lines
+Tab           complete a command or a path"""
+COMMANDS = ("/attach ", "/save ", "/reset", "/context", "/help", "/quit")
+ALIASES = {"/clear": "/reset", "/?": "/help", "/exit": "/quit", "/bye": "/quit"}
+COMMAND = re.compile(r"/[a-z?]*|/(attach|save)\s.*", re.IGNORECASE)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         chat(
             conversation,
-            _ask if interactive else lambda: read_utf8(sys.stdin.readline) or None,
+            TurnEditor(COMMANDS, lambda: prompt(conversation)).read if interactive else _piped,
             interactive=interactive,
             as_json=args.json,
             usage=args.usage,
@@ -105,7 +114,7 @@ def chat(
     """Reads turns until there are no more, and answers each.
 
     Args:
-        read: the next line, or None at the end.
+        read: the next turn, or None at the end.
         interactive: go on after an error and after Ctrl-C at the prompt.
         approve: see `Conversation.run`.
 
@@ -116,7 +125,10 @@ def chat(
 
     def show(stream: Stream) -> Completion:
         with ctrl_c_cancels(stream):
-            return print_answer(stream, as_json=as_json, usage=usage)
+            completion = print_answer(stream, as_json=as_json, usage=usage)
+        if completion.finish_reason == "length":
+            tell(cut_off(conversation))
+        return completion
 
     while True:
         try:
@@ -124,10 +136,12 @@ def chat(
             if line is None:
                 return
             text = line.strip()
-            if re.fullmatch(r"/[a-z]*|/(attach|save)\s.*", text):
-                if text == "/quit":
+            if COMMAND.fullmatch(text):
+                verb, _, file = text.partition(" ")
+                verb = ALIASES.get(verb.lower(), verb.lower())
+                if verb == "/quit" and not file:
                     return
-                _command(text, conversation)
+                _command(verb, file.strip(), conversation)
             elif text:
                 conversation.run(text, read=show, approve=approve)
         except (UsageError, FileError, OSError) as error:
@@ -148,21 +162,47 @@ def approved(call: ToolCall) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _command(name: str, conversation: Conversation) -> None:
-    verb, _, file = name.partition(" ")
-    if verb == "/attach" and file.strip():
-        conversation.attach(file.strip().strip("'\""))  # a terminal quotes a file that is dropped on it
+def gauge(conversation: Conversation) -> tuple[int, int]:
+    """Tokens that the conversation takes of the context, and those that the context holds."""
+    decoder = conversation.model.decoder
+    return decoder.position if conversation.turns else 0, decoder.context
+
+
+def prompt(conversation: Conversation) -> str:
+    """What the terminal shows before a turn: the share of the context that is used."""
+    tokens, context = gauge(conversation)
+    return f"{tokens / context:.0%} > "
+
+
+def cut_off(conversation: Conversation) -> str:
+    """Why an answer ended at the limit of its length."""
+    decoder, limit = conversation.model.decoder, conversation.options.get("max_tokens")
+    if decoder.position >= decoder.context - 1:
+        return f"[cut off: the context of {decoder.context} tokens is full: /reset, or --context]"
+    return f"[cut off after {limit} tokens: --max-tokens]"
+
+
+def _piped() -> str | None:
+    return read_turn(lambda: read_utf8(sys.stdin.readline) or None)
+
+
+def _command(verb: str, file: str, conversation: Conversation) -> None:
+    path = os.path.expanduser(file.strip("'\""))  # a terminal quotes a file that is dropped on it
+    if verb == "/attach" and path:
+        conversation.attach(path)
         tell("Attached to your next turn.")
-    elif verb == "/save" and file.strip():
-        conversation.save(file.strip().strip("'\""))
+    elif verb == "/save" and path:
+        conversation.save(path)
         tell("Saved.")
-    elif name == "/reset":
+    elif verb == "/reset":
         conversation.reset()
         tell("Conversation forgotten.")
-    elif name == "/help":
+    elif verb == "/context":
+        tell("{} of {} tokens".format(*gauge(conversation)), always=True)
+    elif verb == "/help":
         tell(HELP, always=True)
     else:
-        tell(f"There is no command {name}.\n{HELP}", always=True)
+        tell(f"There is no command {verb}.\n{HELP}", always=True)
 
 
 @contextlib.contextmanager
@@ -182,18 +222,3 @@ def ctrl_c_cancels(stream: Stream) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def _ask() -> str | None:
-    """A line from the terminal, with editing and history where Python has readline; None at Ctrl-D."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 (importing it is what gives `input` its editing)
-    sys.stdout.flush()
-    try:
-        if sys.stdout.isatty():
-            return input("> ")
-        print("> ", end="", file=sys.stderr, flush=True)  # stdout is a file, for answers only
-        return sys.stdin.readline() or None
-    except EOFError:
-        tell("")
-        return None

@@ -3,59 +3,22 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
-import select
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gemma_edge.cli import main as cli
-from support.processes import PATIENCE_S
+from support.terminal import Terminal
 
 pytest.importorskip("argcomplete")
 pytestmark = pytest.mark.slow
 PROMPT = "READY>"
-
-
-class Terminal:
-    """An interactive bash in which `gemma-edge` is this one."""
-
-    def __init__(self, folder: Path) -> None:
-        program = folder / "bin" / "gemma-edge"
-        program.parent.mkdir()
-        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m gemma_edge "$@"\n')
-        program.chmod(0o755)
-        environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}", "TERM": "dumb"}
-        self.pid, self.descriptor = pty.fork()
-        if not self.pid:
-            os.chdir(folder)
-            os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], environment)
-        self.type(f"bind 'set bell-style none'; PS1='{PROMPT[:3]}''{PROMPT[3:]}'\n")
-        self.read_to(PROMPT)
-
-    def type(self, text: str) -> None:
-        os.write(self.descriptor, text.encode())
-
-    def read_to(self, pattern: str) -> str:
-        """What is shown until the pattern is."""
-        shown, deadline = "", time.monotonic() + PATIENCE_S
-        while not re.search(pattern, shown):
-            assert time.monotonic() < deadline, f"{pattern!r} is not in {shown!r}"
-            if select.select([self.descriptor], [], [], 0.1)[0]:
-                shown += os.read(self.descriptor, 4096).decode()
-        return shown
-
-    def close(self) -> None:
-        os.kill(self.pid, 9)
-        os.waitpid(self.pid, 0)
-        os.close(self.descriptor)
 
 
 @pytest.fixture
@@ -63,13 +26,17 @@ def bash(tmp_path: Path) -> Iterator[Terminal]:
     if not shutil.which("bash"):
         pytest.skip("no bash")
     (tmp_path / "bundle-of-mine").mkdir()
-    terminal = Terminal(tmp_path)
-    terminal.type('eval "$(gemma-edge completion bash)"\n')
-    terminal.read_to(PROMPT)
-    try:
+    program = tmp_path / "bin" / "gemma-edge"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m gemma_edge "$@"\n')
+    program.chmod(0o755)
+    variables = {"PATH": f"{program.parent}:{os.environ['PATH']}", "TERM": "dumb"}
+    with Terminal(["bash", "--norc", "--noprofile", "-i"], tmp_path, variables) as terminal:
+        terminal.type(f"bind 'set bell-style none'; PS1='{PROMPT[:3]}''{PROMPT[3:]}'\n")
+        terminal.read_to(PROMPT)
+        terminal.type('eval "$(gemma-edge completion bash)"\n')
+        terminal.read_to(PROMPT)
         yield terminal
-    finally:
-        terminal.close()
 
 
 @pytest.mark.parametrize(
