@@ -1,4 +1,4 @@
-"""Chat at a real terminal: turns of several lines, commands, completion, history, the gauge of the context."""
+"""Chat at a real terminal: turns of several lines, commands, completion, history, how full the context is."""
 
 from __future__ import annotations
 
