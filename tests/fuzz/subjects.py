@@ -46,7 +46,7 @@ class Subject:
     """One kind of file.
 
     Attributes:
-        weight: thousands of cases among two million; what is cheap to read is drawn more.
+        weight: how often it is drawn, in thousands of about two million cases; what is cheap is drawn more.
         valid: the folder of valid files that reading needs, copied for every worker.
         damage: the changed files, by name, from a seed.
         read: what is done with the folder: all that a user's command would do with these files.
