@@ -6,7 +6,6 @@ to a version of an engine, too; another one computes it again, and nothing is lo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from gemma_edge.runtime.engines.kv_snapshot import KvSnapshot
 from gemma_edge.runtime.errors import GemmaEdgeError, SessionError
 from gemma_edge.runtime.files.json_shape import misfit
 from gemma_edge.runtime.files.sealed_arrays import Arrays, Json, read_sealed, write_sealed
+from gemma_edge.runtime.files.whole_file import replacing
 from gemma_edge.runtime.media.attachments import Attachment, Reader
 from gemma_edge.runtime.prompt.chat_template import normalize_messages
 from gemma_edge.runtime.reuse.kv_file import Keys, kv_header, kv_of
@@ -72,16 +72,8 @@ def write_conversation(path: str | Path, saved: SavedConversation, bundle: str) 
     if saved.kv:
         header["kv"] = kv_header(*saved.kv)
         arrays |= saved.kv[1].arrays
-    path = Path(path)
-    building = path.with_name(f".{path.name}.{os.getpid()}")
-    building.unlink(missing_ok=True)
-    try:
-        write_sealed(building, header, arrays)
-        with open(building, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(building, path)
-    finally:
-        building.unlink(missing_ok=True)
+    with replacing(Path(path)) as sibling:
+        write_sealed(sibling, header, arrays)
 
 
 def read_conversation(path: str | Path, bundle: str, reader: Reader) -> SavedConversation:

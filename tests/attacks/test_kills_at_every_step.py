@@ -30,6 +30,9 @@ from gemma_edge.runtime.files import kept_files
 from gemma_edge.runtime.files.abandoned import temporary_folder
 from gemma_edge.runtime.files.cache_folder import cache_limit
 from gemma_edge.runtime.files.file_digest import SETTLED_NS, remember
+from gemma_edge.runtime.files.sealed_arrays import read_header, read_sealed
+from gemma_edge.runtime.saved_conversation import SavedConversation, write_conversation
+from gemma_edge.runtime.turns import Turn
 from support.breaking_disk import kill_everywhere
 from support.repository import ROOT
 from support.strace import can_trace
@@ -212,6 +215,34 @@ def test_a_note_of_a_hash(cache: Path, tmp_path: Path) -> None:
     for _ in kill_everywhere(cache, lambda: emptied(cache), act):
         act()
         assert len(list((cache / ".hashes").iterdir())) == 1
+
+
+def test_a_prefix(cache: Path) -> None:
+    def keep() -> bool:
+        return kept_files.keep_cheap("one.prefix", 1 << 20, 69, make)
+
+    for _ in kill_everywhere(cache, lambda: emptied(cache), keep, 4):
+        assert all(path.stat().st_size == 69 for path in cache.glob("*.prefix"))
+        assert keep() and visible(cache) == ["one.prefix"]
+
+
+def test_a_conversation(tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    path = folder / "saved.session"
+
+    def save(system: str) -> None:
+        turn = Turn(messages=[{"role": "user", "content": system}])
+        write_conversation(path, SavedConversation(system, [turn], {}, None), "bundle")
+
+    def prepare() -> None:
+        emptied(folder)
+        save("old")
+
+    for _ in kill_everywhere(folder, prepare, lambda: save("new"), 4):
+        assert read_header(path)["system"] in ("old", "new")
+        read_sealed(path)
+        save("next")
+        assert [file.name for file in folder.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("verb", ["--clear", "--limit=1MiB"])
