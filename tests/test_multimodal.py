@@ -144,6 +144,20 @@ def test_the_decoder_makes_room_where_there_is_not_enough_memory_for_both(
         assert progress.cached_tokens == cached
 
 
+def test_a_prefix_on_disk_spares_the_encoder(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The picture and the clip of an earlier process are known by their content."""
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path))
+    logs: list[list[str]] = [[], []]
+    for log in logs:
+        model = Model.load(bundle, threads=1, prefix_cache="1GiB", log=log.append)
+        progress = GenerationProgress()
+        assert answer(model, model.prompt(FIRST), progress) == GOLDEN["first"]
+    assert [line.split()[0] for line in logs[0]] == ["image", "audio"] and logs[1] == []
+    assert progress.restored_from == "disk" and progress.cached_tokens > 200
+
+
 def test_snapshots_go_before_the_decoder_does(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model.load(bundle, threads=1)
     answer(model, model.prompt(FIRST))
