@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gemma_edge.runtime.engines.kv_snapshot import KvSnapshot
-from gemma_edge.runtime.errors import GemmaEdgeError, SessionError
+from gemma_edge.runtime.errors import GemmaEdgeError, SessionError, UsageError
 from gemma_edge.runtime.files.json_shape import misfit
 from gemma_edge.runtime.files.sealed_arrays import Arrays, Json, read_sealed, write_sealed
 from gemma_edge.runtime.files.whole_file import replacing
@@ -50,6 +50,7 @@ def write_conversation(path: str | Path, saved: SavedConversation, bundle: str) 
         bundle: `Bundle.identity`.
 
     Raises:
+        UsageError: a message holds what JSON does not have.
         OSError: the file cannot be written.
     """
     attachments: list[Attachment] = []
@@ -73,7 +74,10 @@ def write_conversation(path: str | Path, saved: SavedConversation, bundle: str) 
         header["kv"] = kv_header(*saved.kv)
         arrays |= saved.kv[1].arrays
     with replacing(Path(path)) as sibling:
-        write_sealed(sibling, header, arrays)
+        try:
+            write_sealed(sibling, header, arrays)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"a message cannot be written into a file: {error}") from None
 
 
 def read_conversation(path: str | Path, bundle: str, reader: Reader) -> SavedConversation:

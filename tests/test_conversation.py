@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -222,6 +223,15 @@ def test_saving_over_a_file_replaces_it_whole(tokenizer: Tokenizer, saved: Path)
     assert len(again.turns) == 3
 
 
+def test_what_json_does_not_have_is_refused_and_the_old_file_stays(tokenizer: Tokenizer, saved: Path) -> None:
+    conversation = Conversation.load(rambling(tokenizer), saved)
+    conversation.turns[0].messages[0]["content"] = object()
+    before = saved.read_bytes()
+    with pytest.raises(UsageError, match="cannot be written"):
+        conversation.save(saved)
+    assert saved.read_bytes() == before and os.listdir(saved.parent) == [saved.name]
+
+
 def test_a_smaller_context_computes_again(tokenizer: Tokenizer, saved: Path) -> None:
     conversation = Conversation.load(rambling(tokenizer, 90), saved, overflow="drop-oldest", options=OPTIONS)
     conversation.answer("on")
@@ -352,6 +362,24 @@ def test_in_every_format_a_prefix_on_disk_serves_the_next_process(
     assert (cold.cached_tokens, warm.restored_from) == (0, "disk") and warm.cached_tokens >= 128
     assert first == second
     assert all(state.arrays[n].tobytes() == restored.arrays[n].tobytes() for n in state.arrays)
+
+
+@pytest.mark.slow
+def test_the_command_line_keeps_prefixes(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "cache"))
+    document = "Air scatters blue light more than red light. " * 12
+    run = ["run", str(bundle), "-s", document, "--threads", "1", "--max-tokens", "4", "-u"]
+    said = []
+    for question in ("Why is the sky blue?", "And red?"):
+        assert main([*run, question, "--prefix-cache", "1GiB"]) == 0
+        said.append(capsys.readouterr().err)
+    assert "(0 cached)" in said[0] and "cached, on disk)" in said[1]
+    assert main(["cache", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["files"]
+    assert sum(file["name"].endswith(".prefix") for file in listed) == 1
+    assert main([*run, "x", "--prefix-cache", "much"]) == 2
 
 
 @pytest.mark.slow
