@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.logprobs import LogprobRecorder, bias_by_id
+from gemma_edge.runtime.logprobs import LogprobRecorder, _likeliest, bias_by_id
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.sampling import Sampler, Sampling
@@ -49,6 +49,16 @@ def test_logprobs_are_those_of_the_models_distribution(tokenizer: Tokenizer, see
     assert [a.logprob for a in entry.alternatives] == pytest.approx(
         sorted(exact, reverse=True)[:count], abs=1e-4
     )
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.sampled_from([5, 300, 6000]), st.booleans())
+def test_the_likeliest_are_found_among_equals_too(seed: int, count: int, size: int, ties: bool) -> None:
+    logits = np.random.default_rng(seed).standard_normal(size).astype(np.float32)
+    if ties:
+        logits = np.round(logits)
+    logits[::3] = -np.inf
+    wanted = [int(i) for i in np.argsort(-logits, kind="stable")[:count] if np.isfinite(logits[i])]
+    assert _likeliest(logits, count) == wanted
 
 
 def test_a_completion_reports_every_token_while_it_streams_and_after(model: Model) -> None:
