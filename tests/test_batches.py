@@ -27,6 +27,7 @@ from gemma_edge.runtime.batches.prompts_file import MAX_LINE_BYTES, read_prompts
 from gemma_edge.runtime.errors import FileError, GemmaEdgeError, UsageError
 from gemma_edge.runtime.model import Model
 from support.rule_decoder import RuleDecoder, hash_rule, tiny_model
+from support.small_disk import small_disk
 from support.tiny_tokenizer import tiny_tokenizer
 
 COMMAND = [sys.executable, "-m", "gemma_edge.cli.main"]
@@ -291,6 +292,30 @@ def test_two_processes_do_not_write_one_file(model: Model, prompts: Path, tmp_pa
     ):
         run_batch(model, prompts, tmp_path / "a.jsonl")
     assert run_batch(model, prompts, tmp_path / "a.jsonl", max_tokens=2).answers == 3
+
+
+def test_the_prompts_are_not_taken_for_a_file_of_answers(model: Model, prompts: Path) -> None:
+    before = prompts.read_bytes()
+    with pytest.raises(FileError, match="Name another file"):
+        run_batch(model, prompts, prompts)
+    assert prompts.read_bytes() == before
+
+
+def test_a_disk_that_is_full_is_named_and_the_batch_goes_on_later(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Model, "load", lambda path, **options: model)
+    lines = [json.dumps({"prompt": f"the sea {n}", "id": "x" * 200_000}) for n in range(8)]
+    path = write(tmp_path / "p.jsonl", *lines)
+    with small_disk(tmp_path / "disk", 1) as disk:
+        argv = ["run", "b", "--batch", str(path), "-o", str(disk / "a.jsonl"), "--max-tokens", "2"]
+        assert cli.main(argv) == 1
+        assert "the disk is full: " in (err := capsys.readouterr().err) and "a.jsonl" in err
+        torn = (disk / "a.jsonl").read_bytes()
+        assert 2 <= torn.count(b"\n") <= 5
+        (tmp_path / "a.jsonl").write_bytes(torn)
+    totals = run_batch(model, path, tmp_path / "a.jsonl", max_tokens=2)
+    assert totals.answers == 8 and len(read(tmp_path / "a.jsonl")) == 8
 
 
 def test_a_lone_surrogate_in_an_id_is_written(model: Model, tmp_path: Path) -> None:

@@ -67,11 +67,19 @@ class AnswersFile:
             raise
 
     def append(self, answer: Mapping[str, Any]) -> None:
-        """Writes a line; when this returns, it is on disk."""
+        """Writes a line; when this returns, it is on disk.
+
+        Raises:
+            OSError: it cannot be written; names the file.
+        """
         text = json.dumps(answer, ensure_ascii=False)
-        self._file.write(text.encode("utf-8", "backslashreplace") + b"\n")  # a lone surrogate, as JSON has it
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        rest = text.encode("utf-8", "backslashreplace") + b"\n"  # a lone surrogate, as JSON has it
+        try:
+            while rest:
+                rest = rest[os.write(self._file.fileno(), rest) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def close(self) -> None:
         """Lets other processes write the file."""

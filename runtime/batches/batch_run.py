@@ -104,7 +104,7 @@ class BatchRun:
 
     def _hash_of_model_and_options(self) -> bytes:
         bundle = self.model.bundle
-        given = {name: value for name, value in self.options.items() if value not in (None, (), [])}
+        given = {name: value for name, value in self.options.items() if not _is_default(value)}
         said = [None if bundle is None else bundle.manifest, given]
         text = json.dumps(said, sort_keys=True, default=lambda value: type(value).__qualname__)
         return hashlib.sha256(text.encode()).digest()
@@ -118,6 +118,11 @@ class BatchRun:
             "the answer to another prompt",
             ELSEWHERE,
         )
+
+
+def _is_default(value: object) -> bool:
+    """Whether an option says nothing."""
+    return value is None or value is False or (isinstance(value, list | tuple | dict) and not value)
 
 
 def run_batch(
