@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from gemma_edge.cli import completion
 from gemma_edge.runtime.console import set_volume
 from gemma_edge.runtime.errors import MESSAGE_CHARACTERS, GemmaEdgeError, UsageError, printable
+from gemma_edge.runtime.install_hint import distribution, install_hint
 
 # verb: (module, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -231,8 +232,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
     if isinstance(error, ImportError) and (package := (error.name or "").split(".")[0]) in EXTRAS:
-        remedy = f'pip install "gemma-edge[{EXTRAS[package]}]"'
-        return f"error: this needs {package}, which is not installed: {remedy}", UsageError.exit_code
+        remedy = install_hint(EXTRAS[package])
+        return f"error: this needs {distribution(package)}: {remedy}", UsageError.exit_code
     if isinstance(error, MemoryError):
         return "error: not enough memory", GemmaEdgeError.exit_code
     if isinstance(error, OSError):

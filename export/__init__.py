@@ -6,7 +6,7 @@
     print(exported.agreement)
 
 Importing this package loads none of its modules; a name does when it is first used. It needs the extra
-`export`: pip install "gemma-edge[export]".
+`export`: pip install ".[export]" in a clone of gemma-edge.
 """
 
 from __future__ import annotations

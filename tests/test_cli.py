@@ -125,8 +125,16 @@ def test_malformed_arguments(argv: list[str]) -> None:
         (PermissionError(errno.EACCES, "denied", "out"), 1, "no permission: out"),
         (FileNotFoundError(errno.ENOENT, "No such file", "x"), 1, "No such file: x"),
         (MemoryError(), 1, "not enough memory"),
-        (ModuleNotFoundError("No module", name="onnx.helper"), 2, 'pip install "gemma-edge[export]"'),
-        (ModuleNotFoundError("No module", name="huggingface_hub"), 2, 'pip install "gemma-edge[hub]"'),
+        (
+            ModuleNotFoundError("No module", name="onnx.helper"),
+            2,
+            'needs onnx: pip install ".[export]" in a clone',
+        ),
+        (
+            ModuleNotFoundError("No module", name="huggingface_hub"),
+            2,
+            'huggingface-hub: pip install ".[hub]" in a clone',
+        ),
         (ZeroDivisionError("oops"), 1, "internal error: ZeroDivisionError: oops"),
     ],
 )

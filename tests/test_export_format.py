@@ -97,12 +97,29 @@ def test_a_format_needs_only_its_own_packages(name: str, tiny_checkpoint: Path, 
     assert out.exists()
 
 
-def test_a_missing_package_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", BLOCKED, "onnx"]
-    command += ["export", str(tiny_checkpoint), str(tmp_path / "out")]
+MAKERS = {"onnx": "onnx", "litertlm": "litert_lm_builder"}
+
+
+@pytest.mark.parametrize("name", FORMAT_NAMES)
+def test_a_plan_needs_no_package_that_writes(name: str, seeing: Path) -> None:
+    """A board has the runtime's packages alone; with and without the others the plan is the same."""
+    words = ["export", str(seeing), "--format", name, "--context", "64", "--dry-run", "--json"]
+    plans = []
+    for blocked in ("nothing", "onnx,litert_lm_builder,absl,tomli,huggingface_hub"):
+        command = [sys.executable, "-c", BLOCKED, blocked, *words]
+        plans.append(subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout)
+    assert plans[0] == plans[1] and json.loads(plans[0])["format"] == name
+
+
+@pytest.mark.parametrize("name", ["onnx", "litertlm"])
+def test_a_missing_package_is_named(name: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BLOCKED, MAKERS[name]]
+    command += ["export", str(tiny_checkpoint), str(tmp_path / "out"), "--format", name, "--context", "64"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 2
-    assert '--format onnx needs the package onnx: pip install "gemma-edge[export]"' in run.stderr
+    distribution = MAKERS[name].replace("_", "-")
+    hint = f'--format {name} needs {distribution}: pip install ".[export]" in a clone of gemma-edge'
+    assert run.returncode == 2 and hint in run.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 # Refused before a weight is read. -----------------------------------------------------------------

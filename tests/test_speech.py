@@ -320,11 +320,11 @@ def test_a_missing_package_is_named_with_its_remedy(
 ) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     _, err = run(capsys, "run", "b", "x", "-a", photo, code=2)
-    assert 'pip install "gemma-edge[images]"' in err
+    assert 'needs pillow: pip install ".[images]" in a clone' in err
     monkeypatch.setitem(sys.modules, "av", None)
     monkeypatch.setattr(attachments, "kind_of", lambda path: "video")
     _, err = run(capsys, "describe", "b", photo, code=2)
-    assert "gemma-edge[" in err
+    assert "in a clone of gemma-edge" in err
 
 
 def test_errors_are_gemma_edges_own() -> None:

@@ -42,6 +42,7 @@ from gemma_edge.runtime.artifacts.modalities import KINDS, Kind
 from gemma_edge.runtime.errors import CheckpointError, GemmaEdgeError, UsageError
 from gemma_edge.runtime.families.model_family import TextConfig
 from gemma_edge.runtime.files.text_files import read_bytes, read_json, read_text
+from gemma_edge.runtime.install_hint import install_hint
 
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -303,7 +304,7 @@ def resolve(source: str) -> Path:
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     except ImportError:
         raise UsageError(
-            f'{source}: no such folder; to download it from Hugging Face: pip install "gemma-edge[hub]"'
+            f"{source}: no such folder; to download it from Hugging Face: {install_hint('hub')}"
         ) from None
     try:
         return Path(snapshot_download(source, allow_patterns=HUB_PATTERNS))

@@ -8,6 +8,7 @@ from pathlib import Path
 from gemma_edge.export.formats.export_format import ExportFormat
 from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.install_hint import distribution, install_hint
 
 FORMAT_NAMES = tuple(ARTIFACT_FORMATS)
 DEFAULT_FORMAT = FORMAT_NAMES[0]
@@ -42,6 +43,6 @@ def export_format(name: str) -> ExportFormat:
         if (error.name or "").startswith("gemma_edge"):
             raise
         raise UsageError(
-            f'--format {name} needs the package {error.name}: pip install "gemma-edge[export]"'
+            f"--format {name} needs {distribution(str(error.name))}: {install_hint('export')}"
         ) from None
     return found

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from gemma_edge.runtime.artifacts.modalities import AudioModality, VisionModality
 from gemma_edge.runtime.errors import BundleError, MediaError, UsageError, printable
+from gemma_edge.runtime.install_hint import install_hint
 from gemma_edge.runtime.media.attached_values import (
     DOWNLOAD,
     FOREIGN_TYPES,
@@ -277,7 +278,7 @@ class Reader:
         try:
             from PIL import Image
         except ImportError:
-            raise UsageError(f'{where}: images need Pillow: pip install "gemma-edge[images]"') from None
+            raise UsageError(f"{where}: images need pillow: {install_hint('images')}") from None
         if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
             try:
                 value = Image.fromarray(value)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.errors import MediaError, UsageError
+from gemma_edge.runtime.install_hint import install_hint
 from gemma_edge.runtime.units import format_size
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def load_image(path: str | Path, size: int, resample: Resample = "bilinear") -> 
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise UsageError(f'{path}: reading images needs Pillow: pip install "gemma-edge[images]"') from None
+        raise UsageError(f"{path}: reading images needs pillow: {install_hint('images')}") from None
     with _opened(path) as file, _reported(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
         try:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from gemma_edge.runtime.errors import MediaError, UsageError
 from gemma_edge.runtime.families.log_mel import LogMel
+from gemma_edge.runtime.install_hint import install_hint
 
 Array = NDArray[np.float32]
 
@@ -260,7 +261,7 @@ def _optional(path: Path, module: str) -> ModuleType:
         return importlib.import_module(module)
     except (ImportError, OSError):  # OSError: soundfile without a libsndfile
         raise UsageError(
-            f'{path}: reading it needs {module}: pip install "gemma-edge[audio]", or convert it to a WAV of '
+            f"{path}: reading it needs {module}: {install_hint('audio')}, or convert it to a WAV of "
             "16-bit integers at 16 kHz"
         ) from None
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.errors import MediaError, UsageError
+from gemma_edge.runtime.install_hint import install_hint
 from gemma_edge.runtime.media.images import Resample, pixels
 from gemma_edge.runtime.media.recordings import SAMPLE_RATE
 
@@ -144,7 +145,7 @@ def _av(path: Path) -> ModuleType:
     try:
         return importlib.import_module("av")
     except ImportError:
-        raise UsageError(f'{path}: reading videos needs PyAV: pip install "gemma-edge[video]"') from None
+        raise UsageError(f"{path}: reading videos needs av: {install_hint('video')}") from None
 
 
 @contextmanager

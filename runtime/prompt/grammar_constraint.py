@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.errors import UsageError, printable
+from gemma_edge.runtime.install_hint import install_hint
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Grammars:
         except ImportError:
             raise UsageError(
                 "holding answers to a form needs the package llguidance: "
-                'install it with pip install "gemma-edge[structured]"'
+                f"install it with {install_hint('structured')}"
             ) from None
         if not self.end_ids:
             raise UsageError("holding answers to a form needs an end token, and the bundle names none")

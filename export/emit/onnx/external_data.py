@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
 
+from gemma_edge.export.emit.onnx.onnx_package import TensorProto
 from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.tensor_spec import Part, TensorSpec
 from gemma_edge.export.model.weight_source import WeightSource

@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
 
 from gemma_edge.export.emit.onnx.external_data import ExternalData
 from gemma_edge.export.emit.onnx.onnx_graph import ACCURACY_FP32, FLOAT, EmittedGraph, OnnxGraph
+from gemma_edge.export.emit.onnx.onnx_package import TensorProto, helper, numpy_helper
 from gemma_edge.export.export_families import encoder_model
 from gemma_edge.export.model.audio_ops import LocalWindow
 from gemma_edge.export.model.ops import Weight

@@ -13,9 +13,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from gemma_edge.export.emit.onnx.external_data import ExternalData
+from gemma_edge.export.emit.onnx.onnx_package import (
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.export.weights.recipe import FP32, Recipe

@@ -25,7 +25,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from onnx import helper
 
 from gemma_edge.export.emit.onnx.external_data import ExternalData
 from gemma_edge.export.emit.onnx.onnx_graph import (
@@ -38,6 +37,7 @@ from gemma_edge.export.emit.onnx.onnx_graph import (
     OnnxGraph,
     value_info,
 )
+from gemma_edge.export.emit.onnx.onnx_package import helper
 from gemma_edge.export.export_families import family_with, tensor_specs
 from gemma_edge.export.model.ops import HeadProjection
 from gemma_edge.export.model.tensor_spec import Part

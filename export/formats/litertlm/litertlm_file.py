@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from litert_lm_builder import litertlm_builder as builder
-
 from gemma_edge.runtime.artifacts.litertlm_bundle import MANIFEST_KEY, TOKENIZER
 from gemma_edge.runtime.artifacts.litertlm_reader import CONFIG_KEY, HEADER_LIMIT, read_litertlm
 from gemma_edge.runtime.errors import ConfigError
@@ -86,6 +84,8 @@ def check_header(contents: Contents, models: Collection[str], tokens: bool) -> N
 
 def _build(folder: Path, contents: Contents, models: Mapping[str, Path], tokens: Path | None) -> Path:
     """The container in `folder`, synced."""
+    from litert_lm_builder import litertlm_builder as builder  # a plan does without it
+
     metadata, tokenizer, whole = (folder / name for name in ("metadata.pb", TOKENIZER, "model.litertlm"))
     metadata.write_bytes(contents.metadata)
     tokenizer.write_bytes(contents.tokenizer)

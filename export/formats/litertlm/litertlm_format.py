@@ -36,6 +36,7 @@ from gemma_edge.runtime.artifacts.litertlm_bundle import TOKENIZER, TOKENS
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.families.model_family import TextConfig
+from gemma_edge.runtime.install_hint import require
 
 
 class LitertlmFormat:
@@ -68,6 +69,7 @@ class LitertlmFormat:
         return 2 * file_bytes
 
     def prepare(self, job: ExportJob, files: SideFiles, facts: Json, target: Path) -> Artifact:
+        require("litert_lm_builder", "export", "--format litertlm")
         return LitertlmArtifact(job, files, facts, target)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
 
 from gemma_edge.export.checkpoint.sentencepiece_model import PieceKind, sentencepiece_proto
 from gemma_edge.export.export_families import family_with
@@ -53,6 +52,8 @@ def llm_metadata(facts: LlmFacts, tokenizer: bytes = b"") -> bytes:
     Raises:
         ConfigError: the config has no bos token.
     """
+    from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2  # a plan does without
+
     config, sampling, family = facts.config, facts.sampling, family_with(facts.config)
     if config.bos_token_id is None:
         raise ConfigError("config.json", "bos_token_id", "the id that a prompt begins with", None)

@@ -28,6 +28,7 @@ from gemma_edge.export.weights.stored_tensor import check_magnitude
 from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.families.model_family import TextConfig
+from gemma_edge.runtime.install_hint import require
 
 DECODER, DECODER_DATA, PLE, EMBEDDINGS = "decoder.onnx", "decoder.onnx.data", "ple.bin", "embeddings.bin"
 TABLE_CHUNK = 1 << 20  # elements of a table in memory at once
@@ -66,6 +67,7 @@ class OnnxFormat:
         return file_bytes
 
     def prepare(self, job: ExportJob, files: SideFiles, facts: Json, target: Path) -> Artifact:
+        require("onnx", "export", "--format onnx")
         return OnnxFolder(self, job, files, facts, target)
 
 
