@@ -105,11 +105,11 @@ def is_bundle(path: str) -> bool:
     return Path(path, MANIFEST).is_file() or (Path(path).suffix in FILE_SUFFIXES and Path(path).is_file())
 
 
-def loading(args: argparse.Namespace, snapshots: int = 0) -> dict[str, Any]:
+def loading(args: argparse.Namespace, snapshots: int | None = 0) -> dict[str, Any]:
     """Keyword arguments of `Model.load` from those of `add_loading` and, where used, `add_video`.
 
     Args:
-        snapshots: bytes of KV snapshots in memory; a verb with one conversation needs none.
+        snapshots: as of `Model.load`; a verb with one conversation needs none.
     """
     return {
         "threads": args.threads,

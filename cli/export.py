@@ -32,7 +32,7 @@ from gemma_edge.export.weights.recipe import KV_CACHES, Recipe
 from gemma_edge.runtime.artifacts.bundle_list import peek_manifest
 from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.units import parse_size
+from gemma_edge.runtime.units import as_bytes, parse_size
 
 EXAMPLE = "Why is the sky blue?"  # for a checkpoint that names no example of its own
 
@@ -71,6 +71,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="inputs of the bundle, from text,image,audio (default: all that the checkpoint has)",
     )
     parser.add_argument("--ceiling", metavar="SIZE", help="refuse a plan above this size, such as 2GiB")
+    parser.add_argument(
+        "--snapshots",
+        metavar="SIZE",
+        help="memory that the plan counts for KV snapshots of other conversations (default: none)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and exit")
     parser.add_argument(
         "--force", action="store_true", help="replace a bundle of another checkpoint or recipe, too"
@@ -93,7 +98,8 @@ def run(args: argparse.Namespace) -> int:
     jobs = []
     for format in formats:
         recipe = resolve_recipe(args.recipe, args.kv_cache, format.runtime.name)
-        jobs.append(export_job(config, recipe, args.context, args.chunk, towers))
+        snapshots = as_bytes(args.snapshots or 0)
+        jobs.append(export_job(config, recipe, args.context, args.chunk, towers, snapshots))
     targets = [_target(args.out, format, len(formats) == 1) for format in formats]
     if not args.dry_run:
         _check_targets(args, [job.recipe for job in jobs], targets)
@@ -155,6 +161,7 @@ def _run_format(
         format=format.runtime.name,
         modalities=modalities,
         force=args.force,
+        snapshots=job.snapshots,
     )
     result = record_export(export, args.record) if args.record else export()
     if args.json:

@@ -14,7 +14,6 @@ from gemma_edge.runtime.batches.prompts_file import check_prompts
 from gemma_edge.runtime.console import ProgressLine, tell
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.model import Model
-from gemma_edge.runtime.reuse.snapshot_pool import SNAPSHOTS
 
 SHOWN_ERRORS = 3
 
@@ -46,7 +45,7 @@ def run_batch_verb(args: argparse.Namespace, bundle: str, words: list[str], opti
     check_prompts(args.batch)  # before anything is loaded
     answers = None if args.output is None else AnswersFile(args.output)
     try:
-        model = Model.load(bundle, defer_decoder=bool(args.attach), **loading(args, SNAPSHOTS))
+        model = Model.load(bundle, defer_decoder=bool(args.attach), **loading(args, snapshots=None))
         run = BatchRun(model, args.batch, answers, system=args.system, attach=args.attach, **options)
         if run.totals.answers:
             tell(f"{args.output}: {run.totals.answers} of {run.total} prompts are answered; going on")

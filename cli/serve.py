@@ -182,12 +182,11 @@ def _models(args: argparse.Namespace, bundle: str | None) -> Mapping[str, Served
 def _pool(args: argparse.Namespace, models: Mapping[str, ServedModel]) -> Any:
     from gemma_edge.runtime.host.available_memory import available_memory
     from gemma_edge.runtime.model import Model
-    from gemma_edge.runtime.reuse.snapshot_pool import SNAPSHOTS
     from gemma_edge.runtime.server.model_pool import ModelPool
 
     budget = (args.memory or available_memory()) if args.models else None
     how = {
-        **loading(args, SNAPSHOTS),
+        **loading(args, snapshots=None),
         "queue": args.queue,
         "log": logging.getLogger("gemma_edge.server").debug,
     }

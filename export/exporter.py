@@ -68,6 +68,7 @@ def export_bundle(
     format: str | None = None,
     modalities: Collection[str] | None = None,
     force: bool = False,
+    snapshots: int = 0,
 ) -> Exported:
     """Exports a checkpoint to a bundle.
 
@@ -87,6 +88,7 @@ def export_bundle(
             None for the one whose suffix `out` has, else "onnx".
         modalities: "text", and "image" and "audio" for their encoders; None for all that the checkpoint has.
         force: replace a bundle of another checkpoint or recipe, too.
+        snapshots: bytes that the plan counts for KV snapshots of other conversations, see `Model.load`.
 
     Raises:
         CheckpointError, ConfigError, TokenizerError: the checkpoint is bad; the message names the file.
@@ -98,7 +100,7 @@ def export_bundle(
     chosen = export_format(format_of_target(out, format))
     recipe = resolve_recipe(recipe, kv_cache, chosen.runtime.name)
     with open_checkpoint(source, modalities) as checkpoint:
-        job = export_job(checkpoint.config, recipe, context, chunk, checkpoint.towers)
+        job = export_job(checkpoint.config, recipe, context, chunk, checkpoint.towers, snapshots)
         plan = make_plan(job, chosen)
         if ceiling is not None:
             check_ceiling(plan, ceiling, job, chosen)
@@ -184,6 +186,7 @@ def export_job(
     context: int | None,
     chunk: int,
     towers: Mapping[Kind, Tower] = MappingProxyType({}),
+    snapshots: int = 0,
 ) -> ExportJob:
     """The job, its context (see `export_bundle`) and chunk checked.
 
@@ -198,7 +201,7 @@ def export_job(
         )
     if chunk < 1:
         raise UsageError(f"--chunk must be 1 or more, not {chunk}")
-    return ExportJob(config, recipe, context, min(chunk, context), towers)
+    return ExportJob(config, recipe, context, min(chunk, context), towers, snapshots)
 
 
 def plan_export(

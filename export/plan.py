@@ -66,6 +66,7 @@ class Plan:
     bytes_per_token: int  # weights that one decode step reads from memory, as the engine has packed them
     file_bytes: int
     format: str = "onnx"
+    snapshot_bytes: int = 0  # for KV snapshots of other conversations
 
     @property
     def peak_bytes(self) -> int:
@@ -79,7 +80,8 @@ class Plan:
 
     @property
     def _decoder_bytes(self) -> int:
-        return self.kv_cache_bytes + sum(p.memory_bytes for p in self.parts if p.residency != ON_DEMAND)
+        weights = sum(p.memory_bytes for p in self.parts if p.residency != ON_DEMAND)
+        return self.kv_cache_bytes + self.snapshot_bytes + weights
 
     @property
     def _encoder_bytes(self) -> int:
@@ -127,6 +129,7 @@ def make_plan(job: ExportJob, format: ExportFormat) -> Plan:
         bytes_per_token=bytes_per_token,
         file_bytes=data.size + sum(p.file_bytes for p in (*tables, *on_demand)),
         format=format.runtime.name,
+        snapshot_bytes=job.snapshots,
     )
 
 

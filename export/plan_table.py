@@ -23,7 +23,7 @@ PLAN_SHAPE = {
         ("context", "chunk", "kv_cache_bytes", "activation_bytes", "base_bytes", "peak_bytes"), "size"
     ),
     **dict.fromkeys(("file_bytes", "bytes_per_token"), "size"),
-    **dict.fromkeys(("beside_bytes", "needed_bytes"), "size?"),
+    **dict.fromkeys(("beside_bytes", "needed_bytes", "snapshot_bytes"), "size?"),
     "recipe": "text",
     "parts": [
         {
@@ -51,6 +51,7 @@ def format_plan(plan: dict[str, Any]) -> str:
         )
     for title, key in (
         (f"KV cache, {plan['context']} tokens", "kv_cache_bytes"),
+        *([("KV snapshots", "snapshot_bytes")] if plan.get("snapshot_bytes") else []),
         (f"activations, {plan['chunk']} tokens", "activation_bytes"),
         ("engine and tokenizer", "base_bytes"),
     ):

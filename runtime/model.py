@@ -32,6 +32,7 @@ from gemma_edge.runtime.model_parts import (
     bundle_encoders,
     bundle_prefixes,
     bundle_sampling,
+    bundle_snapshots,
     bundle_tables,
     bundle_template,
     bundle_tokenizer,
@@ -135,7 +136,7 @@ class Model:
         keep_encoders: bool = False,
         video_tokens: int | None = None,
         queue: int | RequestQueue = DEFAULT_LIMIT,
-        snapshots: int | str = SNAPSHOTS,
+        snapshots: int | str | None = None,
         prefix_cache: int | str | None = None,
         log: Callable[[str], None] = lambda text: None,
     ) -> Model:
@@ -151,7 +152,8 @@ class Model:
             video_tokens: see `Reader`.
             queue: see `Model`.
             snapshots: memory for KV snapshots of other conversations and of prefixes, such as "256MiB"; the
-                least recently used go. Taken only while it is free; 0 for none.
+                least recently used go. Taken only while it is free; 0 for none. Default: what the bundle's
+                plan counts for them, or 128 MiB.
             prefix_cache: disk space for KV snapshots of prefixes, such as "1GiB", in the cache folder; the
                 next process begins there. None for none: they tell what the prompts said.
             log: is told which attachments were encoded, and what is left out of a video.
@@ -188,7 +190,7 @@ class Model:
             encoders=bundle_encoders(bundle, threads=threads, keep=keep_encoders, log=log),
             bundle=bundle,
             queue=queue,
-            snapshots=snapshots,
+            snapshots=bundle_snapshots(bundle) if snapshots is None else snapshots,
             prefix_cache=prefix_cache,
         )
         seconds = round(time.perf_counter() - started, 6)

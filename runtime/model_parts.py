@@ -28,6 +28,7 @@ from gemma_edge.runtime.prompt.chat_template import ChatTemplate
 from gemma_edge.runtime.prompt.prompt_builder import expansion
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.reuse.prefix_files import PrefixFiles
+from gemma_edge.runtime.reuse.snapshot_pool import SNAPSHOTS
 from gemma_edge.runtime.sampling import Sampling
 from gemma_edge.runtime.units import as_bytes
 
@@ -106,6 +107,13 @@ def bundle_decoder(bundle: Bundle, *, threads: int | None, context: int | None, 
     if not defer:
         decoder.load()
     return decoder
+
+
+def bundle_snapshots(bundle: Bundle) -> int:
+    """Bytes for KV snapshots in memory that its plan counts; `SNAPSHOTS` if it counts none."""
+    plan = bundle.manifest.get("plan")
+    planned = plan.get("snapshot_bytes") if isinstance(plan, dict) else None
+    return planned if isinstance(planned, int) and planned > 0 else SNAPSHOTS
 
 
 def bundle_prefixes(bundle: Bundle, limit: int | str | None) -> PrefixFiles | None:

@@ -21,6 +21,8 @@ from gemma_edge.export.synth.synth_gemma3n import text_config
 from gemma_edge.export.weights.recipe import KvCache, Recipe, load_recipe
 from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.reuse.snapshot_pool import SNAPSHOTS
 from gemma_edge.runtime.units import format_size, parse_size
 from support.random_gemma3n_text import SMALL, VARIANTS, Json
 
@@ -149,6 +151,22 @@ def test_the_peak_is_the_sum_of_its_parts() -> None:
     assert plan.peak_bytes == weights + plan.kv_cache_bytes + plan.activation_bytes + plan.base_bytes
     assert plan.peak_bytes < plan.needed_bytes
     assert plan.to_dict()["peak_bytes"] == plan.peak_bytes
+
+
+@pytest.mark.slow
+def test_snapshots_are_counted_where_they_are_asked_for(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    plans = [
+        export_bundle(
+            tiny_checkpoint, tmp_path / str(size), context=64, verify=False, snapshots=size
+        ).plan.to_dict()
+        for size in (0, 5 << 20)
+    ]
+    without, counted = plans
+    assert counted["peak_bytes"] - without["peak_bytes"] == counted["snapshot_bytes"] == 5 << 20
+    assert "KV snapshots" in format_plan(counted) and "KV snapshots" not in format_plan(without)
+    assert Model.load(tmp_path / str(5 << 20)).prompts.pool.budget == 5 << 20
+    assert Model.load(tmp_path / "0").prompts.pool.budget == SNAPSHOTS
+    assert Model.load(tmp_path / "0", snapshots="1MiB").prompts.pool.budget == 1 << 20
 
 
 def test_e2b_fits_two_gibibytes_and_e4b_three() -> None:

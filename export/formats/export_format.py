@@ -33,6 +33,7 @@ class ExportJob:
 
     context: tokens of KV cache.
     chunk: tokens of one prefill call.
+    snapshots: bytes for KV snapshots of other conversations.
     """
 
     config: TextConfig
@@ -40,6 +41,7 @@ class ExportJob:
     context: int
     chunk: int
     towers: Mapping[Kind, Tower] = field(default_factory=dict)
+    snapshots: int = 0
 
 
 class WeightLayout(Protocol):
