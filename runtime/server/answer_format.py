@@ -79,14 +79,13 @@ def timing_json(usage: Usage) -> dict[str, Any]:
 
 def tool_calls_json(completion: Completion) -> list[dict[str, Any]]:
     """OpenAI's tool_calls: their arguments are JSON in a text."""
-    calls = getattr(completion, "tool_calls", None) or ()
     return [
         {
             "id": call.id,
             "type": "function",
             "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
         }
-        for call in calls
+        for call in completion.tool_calls
     ]
 
 

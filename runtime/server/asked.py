@@ -55,11 +55,12 @@ def sampling_options(fields: RequestFields, limits: Limits, *max_names: str) -> 
 
 
 def _max_tokens(fields: RequestFields, limits: Limits, names: tuple[str, ...]) -> int | None:
-    given = [value for name in names if (value := fields.integer(name, 1)) is not None]
+    given = [(name, value) for name in names if (value := fields.integer(name, 1)) is not None]
     most = limits.max_tokens
-    if given and most is not None and given[0] > most:
-        raise refused(fields.name(names[0]), f"must be at most {most} here")
-    return given[0] if given else most
+    for name, value in given:
+        if most is not None and value > most:
+            raise refused(fields.name(name), f"must be at most {most} here")
+    return given[0][1] if given else most
 
 
 def _stop(fields: RequestFields) -> list[str] | None:

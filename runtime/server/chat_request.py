@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from gemma_edge.runtime.server.api_error import refused
@@ -128,10 +129,13 @@ def tool_options(fields: RequestFields, limits: Limits) -> dict[str, Any]:
             raise refused(fields.name("tool_choice"), "needs tools")
         return {}
     made = [_tool(item, f"{fields.name('tools')}[{index}]") for index, item in enumerate(tools)]
-    options: dict[str, Any] = {"tools": made}
-    if choice is not None:
-        options["tool_choice"] = _tool_choice(choice, fields.name("tool_choice"))
-    return options
+    chosen = held_choice() if choice is None else _tool_choice(choice, fields.name("tool_choice"))
+    return {"tools": made, "tool_choice": chosen}
+
+
+def held_choice() -> str | None:
+    """The default: calls are held to the tools' schemas, if the extra `structured` is there."""
+    return "auto" if find_spec("llguidance") else None
 
 
 def _tool(item: Any, where: str) -> dict[str, Any]:

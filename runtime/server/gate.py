@@ -52,6 +52,9 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
+        most = self.options.limits.header_bytes
+        if sum(len(name) + len(value) for name, value in headers.raw) + len(scope["raw_path"]) > most:
+            raise ApiError(431, f"the headers are larger than {most:,} bytes", code="headers_too_large")
         self._check_host(headers)
         foreign = self._foreign_origin(headers, scope)
         if foreign is not None:

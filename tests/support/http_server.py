@@ -19,7 +19,7 @@ from typing import Any
 
 from support.processes import PATIENCE_S, wait_for
 
-URL = re.compile(r"http://127\.0\.0\.1:(\d+)/ answers")
+URL = re.compile(r"http://[^/ ]+:(\d+)/ answers")
 JSON = {"Content-Type": "application/json"}
 
 
