@@ -348,6 +348,30 @@ def batch_model() -> Any:
     return Model.load(models() / "onnx", threads=1)
 
 
+def read_request(folder: Path) -> None:
+    """The body of a request to the server, up to the prompt that the engine would get."""
+    from gemma_edge.runtime.errors import UsageError
+    from gemma_edge.runtime.server.api_error import ApiError
+    from gemma_edge.runtime.server.chat_request import chat_request
+    from gemma_edge.runtime.server.completion_request import completion_request
+    from gemma_edge.runtime.server.request_fields import RequestFields, parse_object
+    from gemma_edge.runtime.server.responses_request import responses_request
+    from gemma_edge.runtime.server.server_options import Limits
+
+    path, limits = damaged_file(folder), Limits()
+    readers = {"chat": chat_request, "completion": completion_request, "responses": responses_request}
+    read = readers[path.stem.removeprefix("damaged-")]
+    try:
+        fields = RequestFields(parse_object(path.read_bytes(), limits))
+        fields.text("model")
+        asked = read(fields, limits, 64)
+    except ApiError as error:
+        json.dumps(error.body)
+        raise UsageError(error.message) from None
+    options = {name: asked.options[name] for name in ("raw", "tools", "tool_choice") if name in asked.options}
+    batch_model().prompt_for(asked.prompt, **options)
+
+
 def damaged_file(folder: Path) -> Path:
     return next(iter(sorted(folder.glob("damaged-*"))), None) or sorted(folder.iterdir())[0]
 
@@ -440,6 +464,14 @@ def damaged_batch(rng: Random, files: Files) -> Files:
     name = rng.choice(("prompts.jsonl", "prompts.jsonl", "answers.jsonl"))
     raw = files[name]
     return {name: damaged_results(rng, raw) if rng.random() < 0.8 else damaged_bytes(rng, raw)}
+
+
+def damaged_request(rng: Random, files: Files) -> Files:
+    name = rng.choice(sorted(files))
+    raw = files[name]
+    return {
+        f"damaged-{name}": json_bytes(rng, json.loads(raw)) if rng.random() < 0.8 else damaged_bytes(rng, raw)
+    }
 
 
 def table_files() -> Files:
@@ -548,6 +580,7 @@ def subjects() -> dict[str, Subject]:
         Subject("session", 60, folder_files("session"), changing("x.session", damaged_sealed), read_session),
         Subject("prefix", 60, folder_files("session"), changing("x.prefix", damaged_sealed), read_prefix),
         Subject("batch", 20, folder_files("batch"), damaged_batch, read_batch),
+        Subject("requests", 300, folder_files("requests"), damaged_request, read_request),
         Subject("pictures", 250, folder_files("pictures"), changing_any(damaged_bytes), read_picture),
         Subject("recordings", 40, folder_files("recordings"), changing_any(damaged_bytes), read_recording),
         Subject("videos", 20, folder_files("videos"), changing_any(damaged_bytes), read_video),
@@ -569,6 +602,9 @@ def make_valid(folder: Path) -> None:
         (folder / name).mkdir()
         for file, data in files.items():
             (folder / name / file).write_bytes(data)
+    (folder / "requests").mkdir()
+    for file, data in valid_inputs.requests().items():
+        (folder / "requests" / file).write_bytes(data)
     (folder / "batch").mkdir()
     for file, data in valid_inputs.batch().items():
         (folder / "batch" / file).write_bytes(data)

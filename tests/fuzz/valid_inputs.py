@@ -112,6 +112,57 @@ def tokenizer_json() -> Json:
     }
 
 
+def requests() -> dict[str, bytes]:
+    """A body of each route of the server, with every field that it takes."""
+    sampling = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 3,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "seed": 1,
+    }
+    shared = {**sampling, "model": "x", "stop": ["x"], "logit_bias": {"5": 1.5}}
+    function = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"a": {}}}}
+    calls = [{"id": "call_0", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]
+    schema = {"name": "s", "strict": True, "schema": {"type": "object"}}
+    chat = {
+        "messages": [
+            {"role": "system", "content": "the"},
+            {"role": "user", "content": [{"type": "text", "text": "the thing"}]},
+            {"role": "assistant", "content": None, "tool_calls": calls},
+            {"role": "tool", "tool_call_id": "call_0", "content": "in"},
+        ],
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+        "response_format": {"type": "json_schema", "json_schema": schema},
+        "logprobs": True,
+        "top_logprobs": 2,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": 3,
+        "n": 1,
+        **shared,
+    }
+    responses = {
+        "input": [
+            {"role": "user", "content": [{"type": "input_text", "text": "the"}]},
+            {"type": "function_call", "call_id": "call_0", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "call_0", "output": "in"},
+        ],
+        "instructions": "the",
+        "tools": [{"type": "function", **function}],
+        "tool_choice": "required",
+        "text": {"format": {"type": "json_schema", **schema}},
+        "max_output_tokens": 3,
+        "store": False,
+        **shared,
+    }
+    completion = {"prompt": "the thing", "echo": False, "logprobs": 2, "max_tokens": 3, **shared}
+    named = {"chat.json": chat, "responses.json": responses, "completion.json": completion}
+    return {name: json.dumps(body).encode() for name, body in named.items()}
+
+
 def batch() -> dict[str, bytes]:
     """Prompts with every kind of option that a file can have, and answers to some of them."""
     turns = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "in"}]
