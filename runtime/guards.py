@@ -38,6 +38,8 @@ class GuardedAnswer:
 
     def push(self, text: str) -> str:
         """What may be shown now; "" for good once a guard refused."""
+        if not self._guards:
+            return text
         self._text += text
         return self._pass() if len(self._text) - self._passed >= self._interval else ""
 

@@ -261,3 +261,21 @@ def test_without_a_queue_a_second_thread_is_refused(tokenizer: Tokenizer) -> Non
         gate.model.generate("hi")
     gate.go_on.set()
     first.join(60)
+
+
+def test_closing_the_model_ends_what_runs_and_what_waits(tokenizer: Tokenizer) -> None:
+    gate = Gate(tokenizer)
+    model, decoder = gate.model, gate.model.decoder
+
+    async def ask() -> None:
+        first = asyncio.create_task(_whole(model))
+        await until(gate.reached.is_set)
+        second = asyncio.create_task(_whole(model))
+        await until(lambda: model.queue.waiting == 1)
+        model.close()
+        gate.go_on.set()
+        assert (await second).finish_reason == "cancelled"
+        assert (await first).finish_reason == "cancelled"
+
+    asyncio.run(ask())
+    assert decoder.position <= gate.at + 1 and not model.queue.busy

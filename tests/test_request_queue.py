@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from random import Random
 
 import pytest
 
@@ -136,6 +138,39 @@ def test_an_interrupted_wait_leaves_no_trace() -> None:
     assert queue.waiting == 0 and queue.busy
     queue.leave()
     assert queue.enter() and queue.busy
+
+
+def test_many_threads_that_come_and_go() -> None:
+    queue = RequestQueue(6, per_client=3)
+    inside = threading.Semaphore(1)
+    outcomes: Counter[str] = Counter()
+
+    def work(seed: int) -> None:
+        rng = Random(seed)
+        for _ in range(60):
+            patience = rng.choice((0, 1, 5, 10**6))
+            asked = iter(range(10**7))
+            try:
+                if not queue.enter(str(rng.randrange(4)), lambda: next(asked) >= patience):  # noqa: B023
+                    outcomes["gave up"] += 1
+                    continue
+            except BusyError:
+                outcomes["refused"] += 1
+                continue
+            assert inside.acquire(blocking=False), "two are inside"
+            time.sleep(rng.choice((0, 0, 1e-4, 1e-3)))
+            inside.release()
+            queue.leave()
+            outcomes["served"] += 1
+
+    threads = [threading.Thread(target=work, args=[seed]) for seed in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive()
+    assert outcomes.total() == 12 * 60 and min(outcomes[name] for name in ("served", "refused", "gave up"))
+    assert not queue.busy and queue.waiting == 0 and queue.lengths == {}
 
 
 @pytest.mark.parametrize("limit", [0, 5])
