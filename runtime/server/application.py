@@ -45,7 +45,8 @@ LOGIN = "/login"
 LOGIN_LIMITS = Limits(body_bytes=4096, body_seconds=10)
 ALWAYS = {
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    # Not "no-referrer": with it a browser sends the sign-in form with `Origin: null`, which the gate refuses.
+    "referrer-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
 

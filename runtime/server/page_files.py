@@ -39,13 +39,20 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
-body { margin: 0; min-height: 100vh; display: grid; place-items: center }
-form { width: min(20rem, 90vw); display: grid; gap: .75rem }
-h1 { font-size: 1.25rem; margin: 0 }
-input, button { font: inherit; padding: .6rem .75rem; border-radius: .5rem; border: 1px solid #8889 }
-button { background: #1a5fd0; color: #fff; border-color: #1a5fd0; cursor: pointer }
-[role=alert] { margin: 0; color: light-dark(#a40020, #ff9aa8) }
+:root { color-scheme: light dark; font: 16px/1.6 system-ui, sans-serif }
+body { margin: 0; min-height: 100vh; display: grid; place-items: center;
+  background: light-dark(#faf9f6, #161816); color: light-dark(#1d1f1c, #ecefea) }
+form { box-sizing: border-box; width: min(22rem, 92vw); display: grid; gap: .6rem; padding: 1.75rem;
+  border-radius: 18px; border: 1px solid light-dark(#e2e0d8, #343934); background: light-dark(#fff, #1f221f) }
+h1 { margin: 0; font-size: 1.25rem; font-weight: 650; letter-spacing: -.01em }
+label { font-size: .9rem; font-weight: 550 }
+input, button { font: inherit; padding: .55rem .75rem; border-radius: 10px;
+  border: 1px solid light-dark(#8d8b83, #7e857e) }
+input { background: none; color: inherit }
+button { margin-top: .5rem; border-color: transparent; background: light-dark(#0c6b5a, #6fd3bd);
+  color: light-dark(#fff, #06231d); font-weight: 600; cursor: pointer }
+:focus-visible { outline: 2px solid light-dark(#0c6b5a, #6fd3bd); outline-offset: 2px }
+[role=alert] { margin: 0; color: light-dark(#a8271b, #ff9c8f); font-size: .9rem }
 """
 FORM = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>gemma-edge: sign in</title>

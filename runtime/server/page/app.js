@@ -5,7 +5,7 @@ import { Chat } from "./chat.js";
 import { ServerFault, getJson, signOut } from "./client.js";
 import { Composer } from "./composer.js";
 import { exported, newConversation } from "./conversation.js";
-import { announce, byId, el, saveFile, toast } from "./dom.js";
+import { announce, byId, el, hasKeyboard, saveFile, toast } from "./dom.js";
 import { showContext, showSpeed, watchHealth } from "./meters.js";
 import { SettingsDialog, applyTheme, lastSettings, setTheme } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
@@ -102,6 +102,12 @@ class App {
       // The page was left while this answer came.
       if (["waiting", "streaming"].includes(turn.state) && !this.chat.isBusy(conversation)) turn.state = "stopped";
     }
+    const unsaved = remembered("unsaved");
+    remember("unsaved", null);
+    if (unsaved?.id === conversation.id) {
+      conversation.draft.text = unsaved.text;
+      await this.chat.keep(conversation);
+    }
     this.#show(conversation);
   }
 
@@ -116,6 +122,8 @@ class App {
   }
 
   #show(conversation) {
+    if (this.current) this.chat.keep(this.current); // its draft may still wait to be saved
+    clearTimeout(this.draftTimer);
     this.current = conversation;
     remember("current", conversation.id);
     this.transcript.show(conversation, { fresh: true });
@@ -124,8 +132,7 @@ class App {
     this.#showModel();
     this.#showHead();
     this.#showFigures();
-    // On a phone the keyboard would cover what was opened.
-    if (matchMedia("(hover: hover)").matches) this.composer.focus();
+    if (hasKeyboard) this.composer.focus();
   }
 
   #showModel() {
@@ -227,8 +234,8 @@ class App {
       if (this.sidebar.isOpen) this.sidebar.close();
       else this.chat.stop(this.current);
     });
-    // The last words typed, where the page is left at once.
-    addEventListener("pagehide", () => this.chat.keep(this.current));
+    // The last words typed, where the page is left at once: IndexedDB may be too late for them.
+    addEventListener("pagehide", () => remember("unsaved", { id: this.current.id, text: this.current.draft.text }));
   }
 
   #showTheme() {

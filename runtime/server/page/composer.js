@@ -1,7 +1,7 @@
 // The message box: text, attachments, microphone. What is typed is a draft that the conversation keeps.
 
 import { attachmentOf, attachmentView, recordingOf } from "./attachments.js";
-import { announce, byId, clock, el, toast } from "./dom.js";
+import { announce, byId, clock, el, hasKeyboard, isSending, toast } from "./dom.js";
 import { Recording, whyNoMicrophone } from "./recorder.js";
 
 const BARS = 24; // of the level meter
@@ -31,6 +31,7 @@ export class Composer {
     this.prompt.addEventListener("input", () => this.#changed());
     this.prompt.addEventListener("keydown", (event) => this.#key(event));
     this.prompt.addEventListener("paste", (event) => this.#paste(event));
+    byId("keys").textContent = hasKeyboard ? "Enter sends, Shift+Enter starts a new line, Esc stops" : "";
     this.#takeDrops();
   }
 
@@ -82,11 +83,9 @@ export class Composer {
   }
 
   #key(event) {
-    // While an input method composes, Enter takes its word.
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-      event.preventDefault();
-      this.#submit();
-    }
+    if (!isSending(event)) return;
+    event.preventDefault();
+    this.#submit();
   }
 
   #changed() {

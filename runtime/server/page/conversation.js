@@ -38,13 +38,20 @@ function partsOf(turn) {
 const inWords = (parts) => parts.every((part) => part.type === "text")
   ? parts.map((part) => part.text).join("\n\n") : parts;
 
+// Whether the server refused what a turn asked: asked again with the next message, it would refuse that too.
+function isRefused(turns, at) {
+  const answer = turns[at + 1];
+  return answer?.fault?.kind === "refused" && !answer.text;
+}
+
 // The messages of a request. Answers that never began are left out, and what was asked twice in a row becomes one
 // message: chat templates want user and model in turn.
 export function messagesOf(conversation) {
   const messages = [];
   const system = conversation.settings.system?.trim();
   if (system) messages.push({ role: "system", content: system });
-  for (const turn of conversation.turns) {
+  for (const [at, turn] of conversation.turns.entries()) {
+    if (isRefused(conversation.turns, at)) continue;
     const last = messages.at(-1);
     if (turn.role === "user") {
       if (last?.role === "user") last.content.push(...partsOf(turn));

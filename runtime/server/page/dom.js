@@ -2,6 +2,12 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
+// Touch screens have no Shift+Enter, and their keyboard covers half the page.
+export const hasKeyboard = matchMedia("(hover: hover)").matches;
+
+// Whether a key press sends. While an input method composes, Enter takes its word.
+export const isSending = (event) => hasKeyboard && event.key === "Enter" && !event.shiftKey && !event.isComposing;
+
 export const byId = (id) => document.getElementById(id);
 
 // An element. `attributes`: class, aria-label and the like; `on` maps events to listeners; false or null leaves one out.

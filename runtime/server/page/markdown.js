@@ -4,6 +4,7 @@ import { copyButton, el } from "./dom.js";
 import { highlighted } from "./highlight.js";
 import { inline } from "./markdown_inline.js";
 
+const PAGE_LEVEL = 2; // the page's own headings are h1 and h2
 const DEPTH = 8; // of lists and quotes in each other; deeper ones are text
 const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^\s`]*)[^`]*$/;
 const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*\s*$/;
@@ -22,17 +23,27 @@ const begins = (lines, at) => FENCE.test(lines[at]) || HEADING.test(lines[at]) |
 // Shows a text. Blocks whose source is as before keep their nodes: a stream changes the last one alone, and what a
 // person has selected stays selected.
 export function renderMarkdown(element, text) {
-  const sources = split(text);
   const old = [...element.children];
   let same = 0;
-  while (same < old.length && same < sources.length && old[same].source === sources[same]) same += 1;
-  old.slice(same).forEach((node) => node.remove());
-  for (const source of sources.slice(same)) {
-    const node = block(source, 0);
-    node.source = source;
+  let level = PAGE_LEVEL;
+  for (const source of split(text)) {
+    const marks = HEADING.exec(source)?.[1].length;
+    // Headings go down one level at a time, whatever the model does: screen readers count on it.
+    if (marks) level = Math.min(marks + PAGE_LEVEL, level + 1);
+    const known = marks ? `${level} ${source}` : source;
+    if (old[same]?.source === known) {
+      same += 1;
+      continue;
+    }
+    old.splice(same).forEach((node) => node.remove());
+    const node = marks ? heading(source, level) : block(source, 0);
+    node.source = known;
     element.append(node);
   }
+  old.slice(same).forEach((node) => node.remove());
 }
+
+const heading = (source, level) => el(`h${Math.min(level, 6)}`, {}, inline(HEADING.exec(source)[2]));
 
 // The blocks of a text: each as its lines.
 function split(text) {
@@ -94,9 +105,8 @@ function block(source, depth) {
   const lines = source.split("\n");
   const fence = FENCE.exec(lines[0]);
   if (fence) return code(lines, fence);
-  const heading = HEADING.exec(lines[0]);
-  // The page's own headings are h1 and h2.
-  if (heading) return el(`h${Math.min(heading[1].length + 2, 6)}`, {}, inline(heading[2]));
+  const title = HEADING.exec(lines[0]);
+  if (title) return el("p", {}, el("strong", {}, inline(title[2]))); // within a list or a quote
   if (RULE.test(lines[0])) return el("hr");
   if (QUOTE.test(lines[0]) && depth < DEPTH) {
     return el("blockquote", {}, ...inner(lines.map((line) => line.replace(QUOTE, "")), depth));

@@ -3,6 +3,7 @@
 import { el } from "./dom.js";
 
 const DEPTH = 12;
+const MOST_ADDRESS = 2048; // characters
 const ESCAPED = /[\\`*_{}[\]()#+\-.!|~<>"'$&,/:;=?@^%]/;
 const ADDRESS = /^(?:https?:\/\/|mailto:)[^\s<>]+/i;
 const MARKS = [
@@ -125,7 +126,7 @@ function link(text, open, depth) {
   if (middle < 0 || text.slice(open, middle).includes("\n\n")) return null;
   let end = middle + 2;
   for (let nested = 0; end < text.length && (text[end] !== ")" || nested > 0); end += 1) {
-    if (text[end] === "\n") return null;
+    if (text[end] === "\n" || end - middle > MOST_ADDRESS) return null;
     nested += { "(": 1, ")": -1 }[text[end]] ?? 0;
   }
   if (end >= text.length) return null;
@@ -147,7 +148,7 @@ function angled(text, at) {
 }
 
 function bare(text, at) {
-  const found = ADDRESS.exec(text.slice(at, at + 2048));
+  const found = ADDRESS.exec(text.slice(at, at + MOST_ADDRESS));
   if (!found || /^mailto:/i.test(found[0])) return null;
   let target = found[0].replace(/[.,;:!?'"*_~]+$/, "");
   while (target.endsWith(")") && !target.includes("(")) target = target.slice(0, -1);

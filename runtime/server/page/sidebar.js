@@ -43,6 +43,7 @@ export class Sidebar {
     byId("open-sidebar").setAttribute("aria-expanded", String(open));
     byId("sidebar").inert = NARROW.matches && !open;
     byId("main").inert = NARROW.matches && open;
-    if (open) byId("close-sidebar").focus();
+    // With the next frame: until then it is hidden, and takes no focus.
+    if (open) requestAnimationFrame(() => byId("close-sidebar").focus());
   }
 }

@@ -42,12 +42,13 @@ export async function streamAnswer(body, turn, signal, changed) {
     const response = await post("v1/chat/completions", body, signal);
     for await (const { data } of events(response)) {
       if (data === undefined) {
+        turn.queued = true; // the server says that it waits for the model
         changed();
         continue;
       }
       if (data === "[DONE]") {
-        ended = true;
-        break;
+        ended = true; // the response's own end follows, and leaves its connection for the next request
+        continue;
       }
       const chunk = JSON.parse(data);
       if (chunk.error) throw new ServerFault("broken", chunk.error.message ?? BROKEN);

@@ -30,6 +30,8 @@ export class Transcript {
     if (fresh) this.#views.clear();
     const views = new Map(conversation.turns.map((turn) => [turn, this.#views.get(turn) ?? turnView(turn, this.actions)]));
     this.#views = views;
+    // A result that was sent takes its form away.
+    for (const [turn, view] of views) if (view.querySelector(".results")) updateAnswer(view, turn, this.actions);
     this.turns.replaceChildren(...views.values());
     byId("empty").hidden = views.size > 0;
     this.turns.querySelector(".last")?.classList.remove("last");

@@ -1,7 +1,7 @@
 // One turn of a conversation as one sees it: what was asked, the answer with its calls, a result that was sent back.
 
 import { attachmentView } from "./attachments.js";
-import { copyButton, el, icon, iconButton } from "./dom.js";
+import { copyButton, el, icon, iconButton, isSending } from "./dom.js";
 import { renderMarkdown } from "./markdown.js";
 
 const ENDS = {
@@ -47,7 +47,7 @@ function edit(item, turn, actions) {
     if (event.key === "Escape") {
       event.stopPropagation();
       cancel();
-    } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) send(event);
+    } else if (isSending(event)) send(event);
   };
   item.classList.add("editing");
   item.replaceChildren(named("You"), el("form", { class: "edit-form", on: { submit: send, keydown: keys } },
