@@ -16,6 +16,7 @@ from gemma_edge.runtime.errors import UsageError, printable
 
 MAX_SCHEMA_BYTES = 1 << 18
 MAX_DEPTH = 64
+LEAST_NUMBER = -(2**62)  # llguidance 1.9 ends the process at numbers near the least of 64 bits
 MAX_STEPS = 10_000  # comparisons of one value
 TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
@@ -34,6 +35,8 @@ BOUNDS = (
     ("minProperties", "maxProperties", (dict,)),
 )
 BRANCHES = ("anyOf", "oneOf", "allOf")
+OBJECTS = ("properties", "$defs", "definitions")
+PATH_CHARACTERS = 300  # of a path that an error repeats
 
 
 def check_schema(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -44,14 +47,13 @@ def check_schema(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
             every value; the message starts with `where` and the path in the schema.
     """
     try:
-        text = json.dumps(_bounded(schema, where), allow_nan=False)
+        text = json.dumps(_bounded(schema, where), allow_nan=False, ensure_ascii=False)
+        size = len(text.encode())  # half of a surrogate pair is no text
     except (TypeError, ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else error
         raise UsageError(f"{where} is no JSON: {printable(reason)}") from None
-    if len(text) > MAX_SCHEMA_BYTES:
-        raise UsageError(
-            f"{where} has {len(text):,} bytes, the most are {MAX_SCHEMA_BYTES:,}: make it smaller"
-        )
+    if size > MAX_SCHEMA_BYTES:
+        raise UsageError(f"{where} has {size:,} bytes, the most are {MAX_SCHEMA_BYTES:,}: make it smaller")
     copy: dict[str, Any] = json.loads(text)
     _check_part(copy, copy, where)
     if not _ends(copy, copy, (), set()):
@@ -65,19 +67,25 @@ def misfit_argument(value: Any, schema: Mapping[str, Any]) -> str | None:
 
 
 def _bounded(value: Any, where: str, depth: int = 0) -> Any:
-    """The value, unless it is nested deeper than `MAX_DEPTH`, as one that holds itself is."""
+    """The value, unless it is nested deeper than `MAX_DEPTH`, as one that holds itself is, or has a number
+    below `LEAST_NUMBER`.
+    """
     if depth > MAX_DEPTH:
         raise UsageError(f"{where} is nested more than {MAX_DEPTH} deep, or holds itself: flatten it")
     if isinstance(value, Mapping):
         return {key: _bounded(inner, where, depth + 1) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_bounded(inner, where, depth + 1) for inner in value]
+    if isinstance(value, int | float) and value < LEAST_NUMBER:
+        raise UsageError(f"{where} has the number {printable(value)}; the least is -2**62: leave it out")
     return value
 
 
 def _check_part(schema: Any, root: dict[str, Any], where: str) -> None:
     if isinstance(schema, bool):
         return
+    if len(where) > PATH_CHARACTERS:
+        where = f"{where[: PATH_CHARACTERS // 3]}...{where[-PATH_CHARACTERS // 2 :]}"
     if not isinstance(schema, dict):
         raise UsageError(f"{where} must be a JSON schema, not {printable(json.dumps(schema))}")
     _resolved(schema, root, where)
@@ -97,6 +105,9 @@ def _check_part(schema: Any, root: dict[str, Any], where: str) -> None:
         raise UsageError(f"{where}.enum must be a list of one value or more")
     if "enum" in schema and all(_Comparison(root).misfit(v, {**schema, "enum": [v]}) for v in schema["enum"]):
         raise UsageError(f"{where} contradicts itself: none of its enum is of its type and bounds")
+    for name in OBJECTS:
+        if not isinstance(schema.get(name, {}), dict):
+            raise UsageError(f"{where}.{name} must be an object of schemas")
     properties, required = schema.get("properties", {}), schema.get("required", [])
     if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
         raise UsageError(f"{where}.required must be a list of names")
@@ -105,12 +116,9 @@ def _check_part(schema: Any, root: dict[str, Any], where: str) -> None:
         raise UsageError(
             f"{where} contradicts itself: it requires {printable(undeclared[0])!r}, but has no such property"
         )
-    for name in ("properties", "$defs", "definitions"):
-        parts = schema.get(name, {})
-        if not isinstance(parts, dict):
-            raise UsageError(f"{where}.{name} must be an object of schemas")
-        for key, inner in parts.items():
-            _check_part(inner, root, f"{where}.{name}.{key}")
+    for name in OBJECTS:
+        for key, inner in schema.get(name, {}).items():
+            _check_part(inner, root, f"{where}.{name}.{printable(key, 60)}")
     for name in ("items", "additionalProperties"):
         if name in schema:
             _check_part(schema[name], root, f"{where}.{name}")

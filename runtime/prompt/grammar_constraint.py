@@ -179,11 +179,10 @@ def _failing_path(vocabulary: LLTokenizer, root: Any, error: str) -> str:
         name: root[name] for name in ("$defs", "definitions") if isinstance(root, dict) and name in root
     }
     path, part, left = "", root, 200
-    while isinstance(part, dict) and left > 0:
+    while left > 0:
         for step, inner in _parts(part):
             left -= 1
-            alone = inner if isinstance(inner, bool) else {**shared, **inner}
-            grammar = Grammar("json_schema", json.dumps(alone), "")
+            grammar = Grammar("json_schema", json.dumps({**shared, **inner}), "")
             if left > 0 and _matcher(vocabulary, grammar).get_error() == error:
                 path, part = path + step, inner
                 break
@@ -192,8 +191,8 @@ def _failing_path(vocabulary: LLTokenizer, root: Any, error: str) -> str:
     return path
 
 
-def _parts(schema: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The schemas directly inside one."""
+def _parts(schema: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The schemas directly inside one; not `true` and `false`, which llguidance does not take alone."""
     found: list[tuple[str, Any]] = []
     for name, inner in schema.items():
         if name in ("properties", "patternProperties", "$defs", "definitions") and isinstance(inner, dict):
@@ -202,7 +201,7 @@ def _parts(schema: dict[str, Any]) -> list[tuple[str, Any]]:
             found += [(f".{name}[{index}]", value) for index, value in enumerate(inner)]
         elif name in ("items", "additionalProperties"):
             found.append((f".{name}", inner))
-    return [(step, inner) for step, inner in found if isinstance(inner, dict | bool)]
+    return [(step, inner) for step, inner in found if isinstance(inner, dict)]
 
 
 def _reason(error: str) -> str:
