@@ -1,9 +1,11 @@
 """The report: numbers into charts, records into one page, and the page in a browser."""
 
+import html
 import json
 import os
 import re
 import struct
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,6 +24,7 @@ from gemma_edge.benchmarks.output.charts import (
     histogram,
     line_chart,
     number,
+    plus_minus,
     shorten,
     ticks,
 )
@@ -243,8 +246,29 @@ def test_page_holds_every_section_and_needs_no_network() -> None:
 
 def test_runs_of_one_bundle_have_titles_of_their_own() -> None:
     rows = [session_row(run) for run in ("r1", "r2")] + [bench_row(run) for run in ("r1", "r2")]
-    headings = re.findall(r"<h3>(.*?)</h3>", page_of(rows))
+    text = page_of(rows)
+    headings = re.findall(r"<h3>(.*?)</h3>", text)
     assert len(headings) == 4 and len(set(headings)) == 4
+    assert headings[:2] == ["E2B · run 1", "E2B · run 2"]
+    # A label is short enough to be whole: it has what differs, and no more.
+    assert "tg128 · E2B · run 1</text>" in text and "…" not in text
+    assert "local · 2 threads · ONNX Runtime 1.31.1 · 2026-11-21 10:00" in text
+    two = page_of([session_row(), session_row(device="pi", engine="LiteRT 2.3.0")])
+    assert "<h3>E2B · pi · LiteRT 2.3.0</h3>" in two
+
+
+@pytest.mark.parametrize(
+    ("value", "sd", "text"),
+    [
+        (0.0057, 0.00012, "0.00570 ± 0.00012"),
+        (0.24, 0.00787, "0.2400 ± 0.0079"),
+        (42.7, 6.74, "42.7 ± 6.7"),
+        (539.4, 194, "539 ± 194"),
+        (12.0, 0, "12"),
+    ],
+)
+def test_a_mean_has_the_digits_that_its_deviation_needs(value: float, sd: float, text: str) -> None:
+    assert plus_minus(value, sd) == text
 
 
 def test_every_chart_of_the_page_is_well_formed() -> None:
@@ -372,3 +396,45 @@ def test_browser_renders_the_page_light_and_dark(tmp_path: Path) -> None:
     assert sizes[0][1] > 2000, "as high as the page, not as a window"
     light, dark_bytes = ((tmp_path / f"{dark}.png").read_bytes() for dark in (False, True))
     assert light != dark_bytes and min(len(light), len(dark_bytes)) > 50_000
+
+
+# In a frame of some width: texts of less than 11 pixels, pairs that touch, whether the page is too wide.
+MEASURE = """
+const shown = [...document.querySelectorAll("svg text")].filter(t => t.getClientRects().length);
+const small = shown.filter(t => {
+  const svg = t.closest("svg"), box = svg.viewBox.baseVal;
+  return parseFloat(getComputedStyle(t).fontSize) * svg.getBoundingClientRect().width / box.width < 11;
+}).length;
+const touching = [];
+for (const svg of document.querySelectorAll("svg")) {
+  const boxes = [...svg.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()])
+    .filter(([_, b]) => b.width);
+  boxes.forEach(([one, a], i) => boxes.slice(i + 1).forEach(([other, b]) => {
+    const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+    const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+    if (wide > 1 && high > 3) touching.push([one, other]);
+  }));
+}
+const over = document.documentElement.scrollWidth > innerWidth;
+parent.postMessage({small, touching, over, texts: shown.length}, "*");
+"""
+FRAME = """<title>waiting</title><script>
+addEventListener("message", e => document.title = "measured " + JSON.stringify(e.data));
+</script><iframe src="page.html" width="WIDTH" height="900" style="border: 0"></iframe>"""
+
+
+@pytest.mark.skipif(find_browser() is None, reason="no Chromium or Chrome")
+@pytest.mark.parametrize("width", [390, 700, 1440])
+def test_in_a_browser_labels_can_be_read_and_do_not_touch(width: int, tmp_path: Path) -> None:
+    page = page_of([*full(), session_row("r3"), bench_row("r3")])
+    (tmp_path / "page.html").write_text(page.replace("</body>", f"<script>{MEASURE}</script></body>"))
+    (tmp_path / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
+    argv = [str(find_browser()), "--headless", "--disable-gpu", "--no-sandbox", "--virtual-time-budget=5000"]
+    argv += [f"--user-data-dir={tmp_path}/profile", "--window-size=1600,1000", "--dump-dom"]
+    argv.append((tmp_path / "frame.html").as_uri())
+    asked = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    found = re.search(r"<title>measured (.*?)</title>", asked.stdout)
+    assert found, asked.stderr
+    measured = json.loads(html.unescape(found[1]))
+    assert measured.pop("texts") > 40
+    assert measured == {"small": 0, "touching": [], "over": False}

@@ -22,6 +22,7 @@ class Bar:
     """One bar: its label, its value, standard deviation and single samples; `series` is a colour.
 
     `more` is what lies on top of the value, drawn in a paler tone; `group` sets a bar off from the one above.
+    `shown` is the value for people; by default about three digits.
     """
 
     label: str
@@ -31,6 +32,7 @@ class Bar:
     series: int = 0
     more: float = 0.0
     group: bool = False
+    shown: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,14 @@ def number(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def plus_minus(value: float, sd: float) -> str:
+    """A mean and its standard deviation, with decimals for two digits of the latter: "0.240 ± 0.079"."""
+    if not sd:
+        return number(value)
+    decimals = max(0, min(6, 1 - math.floor(math.log10(sd))))
+    return f"{value:.{decimals}f} ± {sd:.{decimals}f}"
+
+
 def bar_chart(bars: Sequence[Bar], unit: str, marks: Sequence[Mark] = (), *, width: int = WIDE) -> str:
     """Horizontal bars with their labels, whiskers of one standard deviation and a dot a sample.
 
@@ -98,7 +108,7 @@ def bar_chart(bars: Sequence[Bar], unit: str, marks: Sequence[Mark] = (), *, wid
         )
     for bar, end, y in zip(bars, ends, tops, strict=True):
         spread = f" ± {number(bar.sd)}" if bar.sd else f" + {number(bar.more)}" if bar.more else ""
-        text = f"{number(bar.value)}{spread}"
+        text = bar.shown or f"{number(bar.value)}{spread}"
         samples = f"; samples: {', '.join(map(number, bar.samples))}" if bar.samples else ""
         tip = escape(f"{bar.label}: {text} {unit}{samples}")
         place = f'x="{label_width - 10}" y="{y + 13}"' if beside else f'x="0" y="{y - 5}" text-anchor="start"'

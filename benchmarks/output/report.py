@@ -6,7 +6,6 @@ for wide and for narrow screens, so that their letters keep their size.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +25,7 @@ from gemma_edge.benchmarks.output.charts import (
     histogram,
     line_chart,
     number,
+    plus_minus,
 )
 from gemma_edge.benchmarks.output.report_style import STYLE
 from gemma_edge.benchmarks.output.result_text import ENCODE_HEAD, encode_cells, session_lines
@@ -62,6 +62,7 @@ class Card:
     """A session at a glance."""
 
     title: str
+    facts: str
     tiles: list[Tile]
     badges: list[Badge]
 
@@ -96,26 +97,43 @@ class Section:
 
 
 class Titles:
-    """The titles of runs: name, device, threads, for a session the engine; the time if titles are equal."""
+    """Short titles of runs: the name, of device, threads and engine what differs, and "run 2" of equal ones.
+
+    `facts` has the rest.
+    """
 
     def __init__(self, records: Iterable[Head]) -> None:
-        runs = {(self._base(record), record.run) for record in records if isinstance(record, Row)}
-        self._clashing = {title for title, count in Counter(title for title, _ in runs).items() if count > 1}
+        rows = [record for record in records if isinstance(record, Row)]
+        columns = zip(*map(self._parts, rows), strict=True)
+        self._differs = [len({part for part in column if part}) > 1 for column in columns]
+        self._runs: dict[str, list[str]] = {}
+        for row in sorted(rows, key=lambda row: row.time):
+            runs = self._runs.setdefault(self._base(row), [])
+            if row.run not in runs:
+                runs.append(row.run)
 
     def __call__(self, record: Row) -> str:
         title = self._base(record)
-        if title in self._clashing:
-            title += f" · {record.time[:16].replace('T', ' ')} · {record.run[:6]}"
-        return title
+        runs = self._runs[title]
+        return title if len(runs) == 1 else f"{title} · run {runs.index(record.run) + 1}"
+
+    def facts(self, record: Row) -> str:
+        """Device, threads, engine and time."""
+        return " · ".join(filter(None, (*self._parts(record), when(record))))
 
     @staticmethod
-    def _base(record: Row) -> str:
-        parts = [record.name, record.device]
-        if isinstance(record, BenchRow | EncodeRow | SessionRow):
-            parts.append(threads_of(record))
-        if isinstance(record, SessionRow):
-            parts.append(record.engine or "")
-        return " · ".join(filter(None, parts))
+    def _parts(record: Row) -> list[str]:
+        threads = threads_of(record) if isinstance(record, BenchRow | EncodeRow | SessionRow) else ""
+        return [record.device, threads, (record.engine or "") if isinstance(record, SessionRow) else ""]
+
+    def _base(self, record: Row) -> str:
+        parts = zip(self._parts(record), self._differs, strict=True)
+        return " · ".join(filter(None, (record.name, *(part for part, differs in parts if differs))))
+
+
+def when(record: Head) -> str:
+    """Day and minute."""
+    return record.time[:16].replace("T", " ")
 
 
 def render_page(records: Sequence[Head]) -> str:
@@ -173,7 +191,7 @@ def _card(session: SessionRow, tests: Sequence[BenchRow], title: Titles) -> Card
     if session.memory:
         value, _, unit = format_size(session.memory.peak.rss_anon).partition(" ")
         tiles.append(Tile(value, unit, "RssAnon, peak"))
-    return Card(title(session), tiles, list(_badges(session)))
+    return Card(title(session), title.facts(session), tiles, list(_badges(session)))
 
 
 def _badges(session: SessionRow) -> Iterable[Badge]:
@@ -208,9 +226,15 @@ def _speed(tests: Sequence[BenchRow], title: Titles) -> Section:
         own.sort(key=lambda test: (test.n_prompt + test.n_gen, test.n_depth, test.time))
         colours = _engines(own)
         bars = [
-            Bar(label, test.avg_ts, test.stddev_ts, tuple(test.samples_ts), colours[test.engine])
+            Bar(
+                f"{test.test} · {title(test)}",
+                test.avg_ts,
+                test.stddev_ts,
+                tuple(test.samples_ts),
+                colours[test.engine],
+                shown=plus_minus(test.avg_ts, test.stddev_ts),
+            )
             for test in own
-            for label in [f"{test.test} · {title(test)}"]
         ]
         if bars:
             caption = f"{what}, tokens per second: mean, ± sd, samples"
@@ -223,10 +247,16 @@ def _encoding(rows: Sequence[EncodeRow], title: Titles) -> Section:
     section, colours = Section("Images and audio", lead), _engines(rows)
     for encoder, what in (("vision", "An image"), ("audio", "The longest clip")):
         bars = [
-            Bar(label, row.avg_ns / 1e9, row.stddev_ns / 1e9, samples, colours[row.engine])
+            Bar(
+                f"{row.test} · {title(row)}",
+                row.avg_ns / 1e9,
+                row.stddev_ns / 1e9,
+                tuple(ns / 1e9 for ns in row.samples_ns),
+                colours[row.engine],
+                shown=plus_minus(row.avg_ns / 1e9, row.stddev_ns / 1e9),
+            )
             for row in rows
             if row.encoder == encoder
-            for label, samples in [(f"{row.test} · {title(row)}", tuple(ns / 1e9 for ns in row.samples_ns))]
         ]
         if bars:
             caption = f"{what}, seconds: mean, ± sd, samples"
@@ -333,7 +363,7 @@ def _comparison(tests: Sequence[BenchRow], title: Titles) -> Section:
         first = next(speeds[column] for column in columns if column in speeds)
         texts = [f"{number(speeds[c])} ({speeds[c] / first:.2f}x)" if c in speeds else "" for c in columns]
         rows.append([name, *texts])
-    dates = {test.run: test.time[:16].replace("T", " ") for test in tests}
+    dates = {test.run: when(test) for test in tests}
     head = ["test", *(f"{name} · {engine} · {dates[run]}" for run, name, engine in columns)]
     section.tables.append(Table(head, rows))
     return section
@@ -366,7 +396,8 @@ def _other(records: Sequence[Head]) -> Section:
 
 def _details(sessions: Sequence[SessionRow], title: Titles) -> Section:
     tables = [
-        Table(["", ""], session_lines(session), f"{title(session)}, {session.time}") for session in sessions
+        Table(["", ""], session_lines(session), f"{title(session)} · {title.facts(session)}")
+        for session in sessions
     ]
     return Section("Sessions", "Every measure beside speed.", tables=tables)
 

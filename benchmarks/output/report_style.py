@@ -41,7 +41,7 @@ STYLE = (
     + """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 860px; margin: 0 auto; padding: 40px 20px 64px; }
+main { max-width: 920px; margin: 0 auto; padding: 40px 20px 64px; }
 h1 { font-size: 26px; font-weight: 650; margin: 0; letter-spacing: -0.01em; }
 h2 { font-size: 18px; font-weight: 650; margin: 0 0 2px; }
 h3 { font-size: 14px; font-weight: 600; margin: 0 0 8px; overflow-wrap: anywhere; }
@@ -68,11 +68,15 @@ table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-nu
 th, td { text-align: left; padding: 7px 12px; border-top: 1px solid var(--line); vertical-align: top; }
 thead th { border-top: 0; color: var(--quiet); font-weight: 600; }
 tbody tr:first-child td { border-top: 0; }
-td:first-child { min-width: 9em; }
+td:first-child { min-width: 9em; } th:not(.short) { min-width: 11em; }
+.short { white-space: nowrap; }
+.facts { color: var(--quiet); font-size: 13px; margin: -6px 0 10px; overflow-wrap: anywhere; }
+@media (max-width: 800px) {
+  .wide { display: none; } .narrow { display: block; max-width: 440px; }
+}
 @media (max-width: 640px) {
   main { padding: 24px 12px 40px; }
   figure { padding: 12px 10px 8px; }
-  .wide { display: none; } .narrow { display: block; }
   th, td { padding: 6px 8px; }
 }
 """
