@@ -15,6 +15,7 @@ ceiling is exceeded or a bar missed, with 4 when a device fails; results so far 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import threading
@@ -36,7 +37,7 @@ from gemma_edge.benchmarks.records.record import Head
 from gemma_edge.benchmarks.records.results_file import append_record
 from gemma_edge.benchmarks.script import progress
 from gemma_edge.cli.bundle_options import add_words, take_bundle
-from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.reuse.prefix_files import LEAST_TOKENS
 from gemma_edge.runtime.units import parse_size
 
@@ -99,6 +100,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--device", metavar="DEVICE", help=f"{LOCAL} (default), ssh://[user@]host, adb[:SERIAL]"
     )
     where.add_argument("--fleet", type=Path, metavar="FILE", help="several devices side by side: a TOML file")
+    serve = parser.add_argument_group("serve: the HTTP server on loopback, instead of all else")
+    serve.add_argument(
+        "--serve", action="store_true", help="compare it with the library, and put it under load"
+    )
+    serve.add_argument(
+        "--load",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="requests of the load; 0 for none (default: 10000)",
+    )
+    serve.add_argument("--clients", type=int, default=32, metavar="N", help="at a time (default: 32)")
     peers = parser.add_argument_group("peers: other programs, interleaved (this machine only)")
     peers.add_argument("--peers", action="store_true", help="measure the installed peers")
     peers.add_argument("--gguf", type=Path, metavar="FILE", help="the checkpoint for llama.cpp")
@@ -147,6 +160,8 @@ def run(args: argparse.Namespace) -> int:
     args.bundle = Path(take_bundle(args, 0)[0])
     if args.fleet and args.device:
         raise UsageError("--device and --fleet: give one of them")
+    if args.serve:
+        return _serve(args)
     args.device = args.device or LOCAL
     run_id = uuid.uuid4().hex[:12]
     outputs = parse_outputs(args.output, run_id)
@@ -179,6 +194,28 @@ def run(args: argparse.Namespace) -> int:
     if args.record:
         progress(f"records for the tables: {args.record}")
     check_problems(problems)
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    """Prints the figures of the server. Raises DeviceError if a response is lost or wrong."""
+    from gemma_edge.benchmarks.serving.serve_bench import bench_serve
+
+    if args.device or args.fleet or args.load < 0 or args.clients < 1:
+        raise UsageError("--serve runs on this machine only, with --load 0 or more and --clients 1 or more")
+    figures = bench_serve(
+        args.bundle,
+        requests=args.load,
+        clients=args.clients,
+        pairs=args.requests * 8,
+        tokens=args.tokens,
+        threads=args.threads[0] if args.threads else None,
+        log=progress,
+    )
+    print(json.dumps(figures.to_dict()) if args.output == "jsonl" else "\n".join(figures.lines()))
+    if figures.lost or figures.wrong:
+        wrong = sum(figures.wrong.values())
+        raise DeviceError(f"{figures.lost} requests were lost, {wrong} got another response than expected")
     return 0
 
 

@@ -1,0 +1,1 @@
+"""`gemma-edge serve` under load, and what it adds to the library's times."""

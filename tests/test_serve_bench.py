@@ -1,0 +1,46 @@
+"""`bench --serve`: its judge, its load, and its figures of a real server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gemma_edge.benchmarks.serving.load_client import Response
+from gemma_edge.benchmarks.serving.load_mix import KnownAnswer
+from gemma_edge.benchmarks.serving.serve_bench import bench_serve
+from gemma_edge.cli.main import main
+
+
+def response(text: str, reason: str = "stop", *, status: int = 200) -> Response:
+    message = {"content": text}
+    return Response(status, [{"choices": [{"message": message, "finish_reason": reason}]}], complete=True)
+
+
+def test_only_the_known_answer_fits() -> None:
+    known = KnownAnswer({}, "five", "stop", ())
+    assert known.fits(response("five"))
+    for other in (response("six"), response("five", "length"), response("five", status=500), response("")):
+        assert not known.fits(other)
+    streamed = KnownAnswer({"stream": True}, "five", "stop", ())
+    events = [{"choices": [{"delta": {"content": piece}, "finish_reason": None}]} for piece in ("fi", "ve")]
+    end = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+    assert streamed.fits(Response(200, [*events, end], complete=True))
+    assert streamed.fits(Response(200, events[:1])) and not streamed.fits(Response(200, events[1:]))
+    assert not streamed.fits(Response(200, [events[0], end], complete=True))
+
+
+def test_a_load_is_answered(pocket_bundles: dict[str, Path]) -> None:
+    figures = bench_serve(pocket_bundles["onnx"], requests=120, clients=8, pairs=2, tokens=8)
+    assert figures.lost == 0 and figures.wrong == {}
+    assert sum(figures.sent.values()) == 120 and len(figures.sent) >= 5
+    assert figures.descriptors_end <= figures.descriptors_settled
+    assert figures.serve_ttft_ms > 0 and figures.library_token_ms > 0
+    json.dumps(figures.to_dict())
+
+
+def test_bad_options(pocket_bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(pocket_bundles["onnx"]), "--serve", "--clients", "0"]) == 2
+    assert main(["bench", str(pocket_bundles["onnx"]), "--serve", "--device", "ssh://x"]) == 2
+    assert "--serve" in capsys.readouterr().err
