@@ -6,6 +6,7 @@
     gemma-edge bench out/ --answer --ceiling 2GiB            one answer about a photo and a recording
     gemma-edge bench out/ --device ssh://pi@raspberrypi
     gemma-edge bench out/ --peers --gguf model.gguf          the same sizes in llama.cpp and others
+    gemma-edge bench out/ --serve                            the HTTP server, compared and under load
     gemma-edge bench out/ --record benchmarks/results/mine.jsonl
 
 Prints a table; -o writes JSONL and CSV too. docs/benchmarks.md defines every figure. Ends with 5 when a

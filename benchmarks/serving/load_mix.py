@@ -70,7 +70,7 @@ def _calls(message: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def known_answers(model: Model, count: int) -> list[KnownAnswer]:
-    """`count` requests with the library's answers: texts, tools if calls can be held, images if it takes them."""
+    """`count` requests with the library's answers: texts, and tools and images where they can be."""
     made = []
     for number in range(count):
         content: Any = f"What is {number % 10} + {number // 10}?"
