@@ -44,6 +44,9 @@ class Encoding:
             self.report(Encoded(item, 0.25))
         return {item.key: np.full((item.soft_tokens, 1), 1000, np.float32) for item in items}
 
+    def needed_bytes(self, items: Sequence[Attachment]) -> int:
+        return 0
+
 
 @pytest.fixture
 def encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Encoding:
@@ -218,7 +221,7 @@ def test_no_bundle_at_all(encoding: Encoding, note: str, capsys: pytest.CaptureF
     assert "with -m BUNDLE, or in $GEMMA_EDGE_MODEL" in run(capsys, "run", code=2)[1]
     assert f"{note} is not a bundle: name one" in run(capsys, "transcribe", note, code=2)[1]
     assert "one prompt" in run(capsys, "run", "b", "two", "prompts", code=2)[1]
-    assert "type the turns, or pipe them" in run(capsys, "chat", "b", "hi", code=2)[1]
+    assert "unexpected argument 'hi'" in run(capsys, "chat", "b", "hi", code=2)[1]
     for verb in ("transcribe", "describe"):
         assert "name a" in run(capsys, verb, "b", code=2)[1]
 
