@@ -62,13 +62,13 @@ WEATHER = {
 
 
 @pytest.fixture(scope="module")
-def models(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two bundles: Pocket, which sees and hears, and one for text whose answers never end."""
+def models(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two bundles: Pocket, which sees and hears, and one for text with room for long answers."""
     folder = tmp_path_factory.mktemp("models")
     export_bundle(
         ROOT / "pocket" / "checkpoint", folder / "pocket", recipe="int4", context=1024, verify=False
     )
-    (folder / "text").symlink_to(tiny_bundle)
+    export_bundle(tiny_checkpoint, folder / "text", context=4096, chunk=64, verify=False)
     return folder
 
 
@@ -171,6 +171,7 @@ def test_shift_enter_starts_a_line_and_enter_sends(anna: Person) -> None:
 @pytest.mark.parametrize("how", ["Escape", "#stop"])
 def test_an_answer_is_stopped_and_its_beginning_kept(anna: Person, how: str) -> None:
     anna.set(model="text")
+    anna.answered_without_end()
     anna.type("Go on")
     anna.page.keyboard.press("Enter")
     anna.until("document.querySelector('.answer .markdown')?.textContent.length > 5")
@@ -214,11 +215,12 @@ def test_an_edited_message_replaces_what_follows(anna: Person) -> None:
 
 def test_two_conversations_answer_side_by_side(anna: Person) -> None:
     """One is looked at; the other's answer goes on and is whole when one comes back."""
+    anna.answered_without_end()
     anna.set(model="text", max_tokens="40")
     anna.type("First")
     anna.page.keyboard.press("Enter")
     anna.page.click("#new-conversation")
-    anna.set(model="pocket", max_tokens="")
+    anna.set(model="pocket")
     anna.say("Second")
     assert anna.messages() == ["Second"]
     anna.page.click(".conversation:has-text('First')")
@@ -248,6 +250,7 @@ def test_conversations_and_drafts_outlive_the_page(anna: Person) -> None:
 
 def test_an_answer_cut_off_by_leaving_is_kept(anna: Person) -> None:
     anna.set(model="text")
+    anna.answered_without_end()
     anna.type("Go on")
     anna.page.keyboard.press("Enter")
     anna.until("document.querySelector('.answer .markdown')?.textContent.length > 5")
@@ -288,6 +291,7 @@ def test_a_conversation_is_renamed_exported_and_deleted(anna: Person, tmp_path: 
 
 def test_a_deleted_conversation_does_not_come_back_with_its_answer(anna: Person) -> None:
     anna.set(model="text")
+    anna.answered_without_end()
     anna.type("Go on")
     anna.page.keyboard.press("Enter")
     anna.until("document.querySelector('.answer .markdown')?.textContent.length > 5")
@@ -356,14 +360,9 @@ def test_the_theme_is_switched_and_kept(anna: Person) -> None:
 def test_a_call_is_shown_and_its_result_sent_back(anna: Person) -> None:
     """The model is made to call, perhaps several times: what it would do of itself is not the page's."""
     anna.set(tools=json.dumps([WEATHER]))
-
-    def force(route: Any) -> None:
-        body = json.loads(route.request.post_data)
-        route.continue_(post_data=json.dumps(body | {"tool_choice": "required"}))
-
-    anna.page.route("**/v1/chat/completions", force)
+    anna.changed_request(tool_choice="required")
     anna.say("What is the weather in Oslo?")
-    anna.page.unroute("**/v1/chat/completions")
+    anna.answered_by_the_server()
     calls = anna.page.locator(".call").count()
     assert set(anna.page.locator(".call-name").all_inner_texts()) == {"Calls weather"}
     assert json.loads(anna.page.locator(".call pre").first.inner_text()) == {"city": "Oslo"}

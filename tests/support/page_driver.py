@@ -168,6 +168,19 @@ class Person:
 
         self.page.route(CHAT, answer)
 
+    def answered_without_end(self) -> None:
+        """The next answers do not end by themselves: the tokens that end them are ruled out."""
+        self.changed_request(logit_bias={"1": -100, "106": -100})
+
+    def changed_request(self, **fields: Any) -> None:
+        """The next chat requests have these fields, too."""
+
+        def change(route: Route) -> None:
+            body = json.loads(route.request.post_data or "")
+            route.continue_(post_data=json.dumps({**body, **fields}))
+
+        self.page.route(CHAT, change)
+
     def answered_by_the_server(self) -> None:
         self.page.unroute(CHAT)
 
