@@ -103,8 +103,6 @@ def _check_part(schema: Any, root: dict[str, Any], where: str) -> None:
             raise UsageError(f"{where} contradicts itself: {low} is {schema[low]}, {high} is {schema[high]}")
     if "enum" in schema and not (isinstance(schema["enum"], list) and schema["enum"]):
         raise UsageError(f"{where}.enum must be a list of one value or more")
-    if "enum" in schema and all(_Comparison(root).misfit(v, {**schema, "enum": [v]}) for v in schema["enum"]):
-        raise UsageError(f"{where} contradicts itself: none of its enum is of its type and bounds")
     for name in OBJECTS:
         if not isinstance(schema.get(name, {}), dict):
             raise UsageError(f"{where}.{name} must be an object of schemas")
@@ -128,6 +126,8 @@ def _check_part(schema: Any, root: dict[str, Any], where: str) -> None:
             raise UsageError(f"{where}.{name} must be a list of one schema or more")
         for index, inner in enumerate(branches):
             _check_part(inner, root, f"{where}.{name}[{index}]")
+    if "enum" in schema and all(_Comparison(root).misfit(v, {**schema, "enum": [v]}) for v in schema["enum"]):
+        raise UsageError(f"{where} contradicts itself: none of its enum is of its type and bounds")
 
 
 def _resolved(schema: dict[str, Any], root: Mapping[str, Any], where: str) -> Any:

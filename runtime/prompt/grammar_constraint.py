@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MAX_GRAMMAR_BYTES = 1 << 20
+DEFINITIONS = ("$defs", "definitions")
 KEPT = 16  # compiled grammars
 SPECIAL = b"\xff"  # in front of a token that no text is
 # No free white space: at a high temperature a model would write nothing else.
@@ -93,11 +94,14 @@ class Grammars:
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
         vocabulary = self._vocabulary
-        if len(grammar.source.encode("utf-8", "surrogatepass")) > MAX_GRAMMAR_BYTES:
+        try:
+            size = len(grammar.source.encode("utf-8"))
+        except UnicodeEncodeError as problem:
+            raise UsageError(f"{grammar.name} is not valid Unicode at character {problem.start}") from None
+        if size > MAX_GRAMMAR_BYTES:
             raise UsageError(f"{grammar.name} has more than {MAX_GRAMMAR_BYTES:,} bytes: make it smaller")
         matcher = _matcher(vocabulary, grammar)
-        error = matcher.get_error()
-        if error and grammar.kind == "json_schema":
+        if (error := matcher.get_error()) and grammar.kind == "json_schema":
             path = _failing_path(vocabulary, json.loads(grammar.source), error)
             raise UsageError(f"{grammar.name}{path} cannot be held: {_reason(error)}")
         if error:
@@ -173,11 +177,9 @@ def _matcher(vocabulary: LLTokenizer, grammar: Grammar) -> LLMatcher:
     return LLMatcher(vocabulary, source, log_level=0, limits=LLParserLimits(verbose_errors=False))
 
 
-def _failing_path(vocabulary: LLTokenizer, root: Any, error: str) -> str:
+def _failing_path(vocabulary: LLTokenizer, root: dict[str, Any], error: str) -> str:
     """The path to the innermost part of a schema that fails alone with the same error, as ".properties.x"."""
-    shared = {
-        name: root[name] for name in ("$defs", "definitions") if isinstance(root, dict) and name in root
-    }
+    shared = {name: root[name] for name in DEFINITIONS if name in root}
     path, part, left = "", root, 200
     while left > 0:
         for step, inner in _parts(part):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gemma_edge.runtime.prompt.grammar_constraint import JSON_FORM, Grammar
+from gemma_edge.runtime.prompt.grammar_constraint import DEFINITIONS, JSON_FORM, Grammar
 from gemma_edge.runtime.prompt.tool_calls import FENCE, Convention, write_python
 from gemma_edge.runtime.prompt.tool_schemas import Tool
 
@@ -50,7 +50,9 @@ def _json_rules(tools: Sequence[Tool], required: bool) -> list[str]:
 def _python_rules(tools: Sequence[Tool], required: bool) -> list[str]:
     rules: list[str] = []
     for index, tool in enumerate(tools):
-        pairs = _PythonGrammar(rules, f"v{index}").pairs(tool.parameters, lambda name: f"{name}=")
+        pairs = _PythonGrammar(rules, f"v{index}", tool.parameters).pairs(
+            tool.parameters, lambda name: f"{name}="
+        )
         rules.append(f'tail_{index}: {pairs} ")"')
         rules.append(f"call_{index}: {_quoted(tool.name + '(')} tail_{index}")
     rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools))))
@@ -87,8 +89,9 @@ def _json(schema: dict[str, Any]) -> str:
 class _PythonGrammar:
     """Rules for the literals of schemas; what Python spells as JSON does, and the rest, is left to %json."""
 
-    def __init__(self, rules: list[str], prefix: str) -> None:
+    def __init__(self, rules: list[str], prefix: str, root: dict[str, Any]) -> None:
         self.rules, self.prefix, self.count = rules, prefix, 0
+        self.shared = {name: root[name] for name in DEFINITIONS if name in root}
 
     def pairs(self, schema: dict[str, Any], key: Callable[[str], str]) -> str:
         """Properties in their order, those that are not required or not."""
@@ -127,7 +130,7 @@ class _PythonGrammar:
             and "properties" in said
         ):
             return self.rule(f'"{{" {self.pairs(said, lambda name: f"{_quoted(name)}: ")} "}}"')
-        return _json(said)
+        return _json({**self.shared, **said})
 
     def rule(self, body: str) -> str:
         self.count += 1

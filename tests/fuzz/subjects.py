@@ -31,7 +31,19 @@ from .mutators import (
     json_bytes,
     random_template,
 )
-from .schema_subject import read_schema, schema_files
+from .tool_subjects import (
+    answer_files,
+    damaged_answer,
+    damaged_grammar,
+    damaged_tools,
+    grammar_files,
+    read_answer,
+    read_grammar,
+    read_schema,
+    read_tools,
+    schema_files,
+    tool_files,
+)
 
 Files = dict[str, bytes]
 MODELS = "GEMMA_EDGE_FUZZ_MODELS"
@@ -582,13 +594,10 @@ def subjects() -> dict[str, Subject]:
         Subject("prefix", 60, folder_files("session"), changing("x.prefix", damaged_sealed), read_prefix),
         Subject("batch", 20, folder_files("batch"), damaged_batch, read_batch),
         Subject("requests", 300, folder_files("requests"), damaged_request, read_request),
-        Subject(
-            "schema",
-            30,
-            schema_files,
-            changing_json("schema.json"),
-            lambda folder: read_schema(folder, models() / "checkpoint" / "tokenizer.model"),
-        ),
+        Subject("tools", 20, tool_files, damaged_tools, read_tools),
+        Subject("tool answers", 60, answer_files, damaged_answer, read_answer),
+        Subject("schema", 30, schema_files, changing_json("schema.json"), read_schema),
+        Subject("grammars", 20, grammar_files, changing("grammar.lark", damaged_grammar), read_grammar),
         Subject("pictures", 250, folder_files("pictures"), changing_any(damaged_bytes), read_picture),
         Subject("recordings", 40, folder_files("recordings"), changing_any(damaged_bytes), read_recording),
         Subject("videos", 20, folder_files("videos"), changing_any(damaged_bytes), read_video),

@@ -44,7 +44,7 @@ ODD_SCHEMAS: list[Schema] = [
     {"type": "string", "pattern": "^(yes|no)( please)?$"},
     {"type": "string", "pattern": "^é{2,4}$"},
     {"type": "string", "format": "date"},
-    {"type": "string", "format": "time"},
+    {"type": "string", "format": "ipv6"},
     {"type": "string", "format": "uuid"},
     {"type": "string", "format": "ipv4"},
     {"type": ["string", "null"], "maxLength": 4},
