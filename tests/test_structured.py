@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import Any
@@ -183,7 +184,7 @@ def test_tokens_are_taken_back(grammars: Grammars) -> None:
         ({"regex": "("}, r"regex cannot be compiled: .*unclosed group"),
         ({"regex": "(?=a)b"}, "look-around"),
         ({"regex": r"[^\s\S]"}, "regex allows no answer at all"),
-        ({"regex": "a" * (1 << 21)}, "regex has more than 1,048,576 bytes"),
+        ({"regex": "a" * (1 << 21)}, "regex has more than 16,384 bytes"),
         ({"regex": ""}, "regex must be a text"),
         ({"grammar": "start: word"}, 'grammar cannot be compiled: .*unknown name: "word"'),
         ({"grammar": "start: start"}, "grammar allows no answer at all"),
@@ -229,6 +230,24 @@ def test_a_schema_that_cannot_be_held_is_named_with_its_path(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         grammars.constraint(schema_grammar(schema, "schema"))
+
+
+@pytest.mark.parametrize("end", [{"type": "null"}, {"not": {}}])
+def test_long_chains_of_rules_overflow_no_stack(grammars: Grammars, end: dict[str, Any]) -> None:
+    links = {
+        f"a{i}": {"type": "object", "properties": {"p": {"$ref": f"#/$defs/a{i + 1}"}}} for i in range(999)
+    }
+    schema = {"$ref": "#/$defs/a0", "$defs": {**links, "a999": end}}
+    with pytest.raises(UsageError, match="Unimplemented") if "not" in end else contextlib.nullcontext():
+        grammars.constraint(schema_grammar(schema, "schema"))
+    rules = "".join(f'r{i}: "a" ((r{i + 1} "b")* | "c")? | "x"\n' for i in range(1000))
+    grammars.constraint(Grammar("lark", f'start: r0\n{rules}r1000: "b"', "grammar")).allowed()
+
+
+def test_numbers_that_json_does_not_keep_exact(grammars: Grammars) -> None:
+    for number in (-(2**63), 2**63, 2**53 + 1):
+        with pytest.raises(UsageError, match="schema has a number beyond 2"):
+            schema_grammar({"enum": [number]}, "schema")
 
 
 def test_a_grammar_that_explodes_ends_in_an_error(grammars: Grammars) -> None:

@@ -16,7 +16,7 @@ from gemma_edge.runtime.errors import UsageError, printable
 
 MAX_SCHEMA_BYTES = 1 << 18
 MAX_DEPTH = 64
-LEAST_NUMBER = -(2**62)  # llguidance 1.9 ends the process at numbers near the least of 64 bits
+MAX_NUMBER = 1 << 53  # llguidance 1.9 ends the process at the least number of 64 bits
 MAX_STEPS = 10_000  # comparisons of one value
 TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
@@ -67,17 +67,15 @@ def misfit_argument(value: Any, schema: Mapping[str, Any]) -> str | None:
 
 
 def _bounded(value: Any, where: str, depth: int = 0) -> Any:
-    """The value, unless it is nested deeper than `MAX_DEPTH`, as one that holds itself is, or has a number
-    below `LEAST_NUMBER`.
-    """
+    """The value, unless it is too deep, as one that holds itself is, or has numbers that are too large."""
     if depth > MAX_DEPTH:
         raise UsageError(f"{where} is nested more than {MAX_DEPTH} deep, or holds itself: flatten it")
     if isinstance(value, Mapping):
         return {key: _bounded(inner, where, depth + 1) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_bounded(inner, where, depth + 1) for inner in value]
-    if isinstance(value, int | float) and value < LEAST_NUMBER:
-        raise UsageError(f"{where} has the number {printable(value)}; the least is -2**62: leave it out")
+    if isinstance(value, int | float) and abs(value) > MAX_NUMBER:
+        raise UsageError(f"{where} has a number beyond 2^53, which JSON does not keep exact: use a text")
     return value
 
 

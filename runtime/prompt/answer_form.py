@@ -144,7 +144,7 @@ def choices_grammar(value: object) -> Grammar:
         or not all(isinstance(choice, str) and choice for choice in value)
     ):
         raise UsageError("choices must be a list of one text or more, none of them empty")
-    return Grammar("lark", "start: " + " | ".join(map(json.dumps, value)), "choices")
+    return Grammar("lark", "start: " + " | ".join(map(json.dumps, value)), "choices", own=True)
 
 
 def _form_of_choice(choice: object, tools: Sequence[Tool], convention: Convention) -> Grammar | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,9 +24,13 @@ from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-MAX_GRAMMAR_BYTES = 1 << 20
+# Bytes of a source. llguidance's limits bound the rest; it takes long for longer expressions.
+MAX_BYTES = {"json_schema": 1 << 20, "regex": 1 << 14, "lark": 1 << 16}
+SEARCHED_BYTES = 1 << 18  # compiled to find where a schema is wrong
+STACK = 256 << 20  # bytes, most never touched: llguidance recurses into chains of rules
 DEFINITIONS = ("$defs", "definitions")
 KEPT = 16  # compiled grammars
+_STACK_SIZE = threading.Lock()
 SPECIAL = b"\xff"  # in front of a token that no text is
 # No free white space: at a high temperature a model would write nothing else.
 JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -41,11 +45,13 @@ class Grammar:
         source: a JSON schema as JSON, a regular expression as Rust's regex crate has it (no look-around), or
             a grammar in llguidance's dialect of Lark.
         name: what the caller calls it, for errors.
+        own: it was written here, and may be larger than one of somebody else.
     """
 
     kind: Literal["json_schema", "regex", "lark"]
     source: str
     name: str
+    own: bool = False
 
 
 class Grammars:
@@ -69,7 +75,7 @@ class Grammars:
         """
         with self._lock:  # requests are prepared in threads of their own
             if grammar not in self._compiled:
-                self._compiled[grammar] = self._compile(grammar)
+                self._compiled[grammar] = _on_large_stack(lambda: self._compile(grammar))
                 if len(self._compiled) > KEPT:
                     self._compiled.popitem(last=False)
             self._compiled.move_to_end(grammar)
@@ -98,8 +104,9 @@ class Grammars:
             size = len(grammar.source.encode("utf-8"))
         except UnicodeEncodeError as problem:
             raise UsageError(f"{grammar.name} is not valid Unicode at character {problem.start}") from None
-        if size > MAX_GRAMMAR_BYTES:
-            raise UsageError(f"{grammar.name} has more than {MAX_GRAMMAR_BYTES:,} bytes: make it smaller")
+        most = MAX_BYTES["json_schema" if grammar.own else grammar.kind]
+        if size > most:
+            raise UsageError(f"{grammar.name} has more than {most:,} bytes: make it smaller")
         matcher = _matcher(vocabulary, grammar)
         if (error := matcher.get_error()) and grammar.kind == "json_schema":
             path = _failing_path(vocabulary, json.loads(grammar.source), error)
@@ -177,10 +184,34 @@ def _matcher(vocabulary: LLTokenizer, grammar: Grammar) -> LLMatcher:
     return LLMatcher(vocabulary, source, log_level=0, limits=LLParserLimits(verbose_errors=False))
 
 
+def _on_large_stack(work: Callable[[], LLMatcher]) -> LLMatcher:
+    """What `work` returns, done in a thread with room to recurse."""
+    made: list[LLMatcher | BaseException] = []
+
+    def run() -> None:
+        try:
+            made.append(work())
+        except BaseException as error:  # raised where it is waited for
+            made.append(error)
+
+    with _STACK_SIZE:  # the size is that of every thread made meanwhile
+        before = threading.stack_size(STACK)
+        try:
+            thread = threading.Thread(target=run)
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if isinstance(made[0], BaseException):
+        raise made[0]
+    return made[0]
+
+
 def _failing_path(vocabulary: LLTokenizer, root: dict[str, Any], error: str) -> str:
     """The path to the innermost part of a schema that fails alone with the same error, as ".properties.x"."""
     shared = {name: root[name] for name in DEFINITIONS if name in root}
-    path, part, left = "", root, 200
+    path, part = "", root
+    left = SEARCHED_BYTES // (1 + len(json.dumps(root)))
     while left > 0:
         for step, inner in _parts(part):
             left -= 1

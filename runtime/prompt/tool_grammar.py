@@ -27,7 +27,7 @@ def tool_grammar(
     """Answers that call `tools`, one to `most` times, or are text; `required`: nothing but calls."""
     write = _json_rules if convention == "json" else _python_rules
     rules = [*write(tools, required), f"rest: {_more(', ', most)}", "lines: " + _more("\n", most)]
-    return Grammar("lark", "\n".join(rules) + "\n", "the grammar of the tools")
+    return Grammar("lark", "\n".join(rules) + "\n", "the grammar of the tools", own=True)
 
 
 def _json_rules(tools: Sequence[Tool], required: bool) -> list[str]:

@@ -28,7 +28,7 @@ WEATHER = {
         "point": {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 9}, "maxItems": 2}
     },
 }
-TOOLS = [
+TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": "weather", "description": "Tells it.", "parameters": WEATHER}},
     {"name": "now", "description": "Tells the time."},
 ]
