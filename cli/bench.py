@@ -113,6 +113,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="requests of the load; 0 for none (default: 10000)",
     )
     serve.add_argument("--clients", type=int, default=32, metavar="N", help="at a time (default: 32)")
+    serve.add_argument(
+        "--peer-port",
+        type=int,
+        metavar="N",
+        help="instead: eight chats, also with an OpenAI server on this port",
+    )
     peers = parser.add_argument_group("peers: other programs, interleaved (this machine only)")
     peers.add_argument("--peers", action="store_true", help="measure the installed peers")
     peers.add_argument("--gguf", type=Path, metavar="FILE", help="the checkpoint for llama.cpp")
@@ -200,17 +206,25 @@ def run(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     """Prints the figures of the server. Raises DeviceError if a response is lost or wrong."""
-    from gemma_edge.benchmarks.serving.serve_bench import bench_serve
+    from gemma_edge.benchmarks.serving.chat_race import race_lines
+    from gemma_edge.benchmarks.serving.serve_bench import bench_race, bench_serve
 
     if args.device or args.fleet or args.load < 0 or args.clients < 1:
         raise UsageError("--serve runs on this machine only, with --load 0 or more and --clients 1 or more")
+    threads = args.threads[0] if args.threads else None
+    if args.peer_port is not None:
+        raced = bench_race(
+            args.bundle, args.peer_port, rounds=args.rounds, tokens=args.tokens, threads=threads
+        )
+        print("\n".join(race_lines(raced)))
+        return 0
     figures = bench_serve(
         args.bundle,
         requests=args.load,
         clients=args.clients,
         pairs=args.requests * 8,
         tokens=args.tokens,
-        threads=args.threads[0] if args.threads else None,
+        threads=threads,
         log=progress,
     )
     print(json.dumps(figures.to_dict()) if args.output == "jsonl" else "\n".join(figures.lines()))

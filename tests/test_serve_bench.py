@@ -11,6 +11,7 @@ from gemma_edge.benchmarks.serving.load_client import Response
 from gemma_edge.benchmarks.serving.load_mix import KnownAnswer
 from gemma_edge.benchmarks.serving.serve_bench import bench_serve
 from gemma_edge.cli.main import main
+from support.http_server import serving
 
 
 def response(text: str, reason: str = "stop", *, status: int = 200) -> Response:
@@ -38,6 +39,14 @@ def test_a_load_is_answered(pocket_bundles: dict[str, Path]) -> None:
     assert figures.descriptors_end <= figures.descriptors_settled
     assert figures.serve_ttft_ms > 0 and figures.library_token_ms > 0
     json.dumps(figures.to_dict())
+
+
+def test_two_servers_race(pocket_bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(pocket_bundles["tflite"]) as other:
+        command = ["bench", str(pocket_bundles["onnx"]), "--serve", "--peer-port", str(other.port)]
+        assert main([*command, "--rounds", "1", "--tokens", "4"]) == 0
+    ours, peer = capsys.readouterr().out.splitlines()
+    assert ours.startswith("| gemma-edge | first token") and peer.startswith(f"| port {other.port} |")
 
 
 def test_bad_options(pocket_bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from gemma_edge.benchmarks.serving.chat_race import CHATS, RaceFigures, race
 from gemma_edge.benchmarks.serving.load_client import LoadClient
 from gemma_edge.benchmarks.serving.load_mix import CHAT, KnownAnswer, known_answers, send_one
 from gemma_edge.runtime.errors import DeviceError
@@ -116,6 +117,14 @@ def bench_serve(
         if process.poll() is not None:
             raise DeviceError(f"the server ended with {process.returncode}")
     return figures
+
+
+def bench_race(
+    bundle: Path, peer: int, *, rounds: int = 5, tokens: int = 64, threads: int | None = None
+) -> dict[str, RaceFigures]:
+    """Our server and the one on port `peer`, in turn; see `race`."""
+    with _server(bundle, threads, CHATS) as (_, port):
+        return race({"gemma-edge": port, f"port {peer}": peer}, rounds=rounds, tokens=tokens)
 
 
 @contextlib.contextmanager

@@ -71,7 +71,8 @@ class Gate:
         exchange: Exchange = scope["exchange"]
         exchange.client = key.name if key else address(scope)
         rate = (key.rate if key else None) or self.options.rate
-        if rate and (wait := self._window.wait(exchange.client, rate)):
+        counts = scope["method"] == "POST"  # the page's files and its looks at /health do not
+        if rate and counts and (wait := self._window.wait(exchange.client, rate)):
             raise too_many(
                 f"more than {rate.requests} requests in {rate.seconds:g} s", "rate_limit_exceeded", wait
             )

@@ -57,7 +57,7 @@ class ServerOptions:
         host, port: where it listens; port 0 takes a free one.
         hosts: names that a request's Host header may have, beside this machine's own.
         origins: web origins, beside the server's own, whose pages may use it ("https://app.example").
-        rate: of each client that has none of its own; None for no limit.
+        rate: of POST requests, for each client that has none of its own; None for no limit.
         queue: requests that wait for a model; further ones get 429.
         deadline_s: an answer that is not complete by then ends.
         drain_s: after SIGTERM, answers that are not complete by then end.

@@ -187,9 +187,10 @@ def test_named_keys_have_their_own_limits(pocket_bundles: dict[str, Path], tmp_p
         short = server.ask("POST", CHAT, message("x"), a)
         assert short.json["usage"]["completion_tokens"] <= 2
         assert server.ask("POST", CHAT, message("x", max_tokens=3), a).json["error"]["param"] == "max_tokens"
-        third = server.ask("GET", "/health", None, a)
+        third = server.ask("POST", CHAT, message("x"), a)
         assert third.status == 429 and int(third.headers["retry-after"]) > 3000
-        assert server.ask("GET", "/health", None, b).status == 200
+        assert server.ask("GET", "/health", None, a).status == 200
+        assert server.ask("POST", CHAT, message("x", n=2), b).status == 400
 
 
 @pytest.mark.parametrize(
