@@ -1,6 +1,7 @@
 """Measure a bundle: speed, memory, load, latency, and whether it fits.
 
     gemma-edge bench out/                                    pp512 and tg128 on this machine
+    gemma-edge bench int4/ int8/                             several bundles, one after the other
     gemma-edge bench out/ -p 128,512 -d 0,2048 -t 1,2        every combination
     gemma-edge bench out/ --ceiling 2GiB --assert-ttft-ms 4000
     gemma-edge bench out/ --answer --ceiling 2GiB            one answer about a photo and a recording
@@ -49,7 +50,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    add_words(parser)
+    add_words(parser, "[BUNDLE...]", "further ones are measured after it")
     tests = parser.add_argument_group("tests, as llama-bench's (N may be a list: 128,512)")
     for flags, default, text in (
         (("-p", "--n-prompt"), "512", "tokens to prefill; 0 for no such test"),
@@ -129,7 +130,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     peers.add_argument("--against", type=Path, metavar="BUNDLE", help="another bundle of gemma-edge")
     peers.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds (default: 3)")
     parser.add_argument(
-        "-o", "--output", default="md", metavar="FORMATS", help="md, jsonl, csv, or file names that end so"
+        "-o",
+        "--output",
+        default="md",
+        metavar="FORMATS",
+        help="md, json, jsonl, csv, or file names that end so",
     )
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="append records for the tables of docs/results.md"
@@ -164,10 +169,13 @@ def run(args: argparse.Namespace) -> int:
         DeviceError, ChildError: a run failed.
         CeilingError: a ceiling is exceeded or a bar missed.
     """
-    args.bundle = Path(take_bundle(args, 0)[0])
+    bundles = _bundles(args)
     if args.fleet and args.device:
         raise UsageError("--device and --fleet: give one of them")
     if args.serve:
+        if len(bundles) > 1:
+            raise UsageError("--serve takes one bundle")
+        args.bundle = bundles[0]
         return _serve(args)
     args.device = args.device or LOCAL
     run_id = uuid.uuid4().hex[:12]
@@ -186,9 +194,13 @@ def run(args: argparse.Namespace) -> int:
         with lock:
             append_record(args.record, row)
 
-    job = _job(args, run_id, emit, record if args.record else None)
+    jobs = []
+    for args.bundle in bundles:
+        jobs.append(_job(args, run_id, emit, record if args.record else None))
+    problems = []
     try:
-        problems = bench_fleet(args.fleet, job) if args.fleet else bench_device(args.device, job)
+        for job in jobs:
+            problems += bench_fleet(args.fleet, job) if args.fleet else bench_device(args.device, job)
     finally:
         for kind, path in outputs:
             if path is None:
@@ -232,6 +244,19 @@ def _serve(args: argparse.Namespace) -> int:
         wrong = sum(figures.wrong.values())
         raise DeviceError(f"{figures.lost} requests were lost, {wrong} got another response than expected")
     return 0
+
+
+def _bundles(args: argparse.Namespace) -> list[Path]:
+    """The bundles to measure, one after the other; their names tell them apart in results."""
+    words = list(args.words)
+    if len(words) < 2 and not (words and args.model):
+        return [Path(take_bundle(args, 0)[0])]
+    bundles = [Path(word) for word in ([args.model] if args.model else []) + words]
+    if len({bundle.resolve().name for bundle in bundles}) < len(bundles):
+        raise UsageError("several bundles of one name: their results could not be told apart")
+    if args.name:
+        raise UsageError("--name is for one bundle")
+    return bundles
 
 
 def _job(args: argparse.Namespace, run_id: str, emit: Emit, record: Emit | None) -> Job:

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from gemma_edge.cli.bundle_options import add_words, loading, take_bundle
+from gemma_edge.cli.exported_once import ready_bundle
 from gemma_edge.cli.run import add_options, generate_options, print_answer, read_utf8
 from gemma_edge.cli.tool_files import add_tools, tool_options
 from gemma_edge.cli.turn_editor import TurnEditor, read_turn
@@ -63,14 +64,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="when the context is full: forget the oldest turns (default), or end with an error",
     )
     add_tools(parser, "a .py file whose functions the model may call; asks before it runs one")
-    parser.add_argument("--yes", action="store_true", help="run tools without asking")
+    parser.add_argument(
+        "--yes",
+        action="store_true",
+        help="run tools, and export a checkpoint in the bundle's place, without asking",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """The verb. Raises what `Model.load` and `Model.generate` raise."""
     interactive = sys.stdin is not None and sys.stdin.isatty()
     bundle, _ = take_bundle(args, 0)
-    model = Model.load(bundle, defer_decoder=bool(args.attach), **loading(args))
+    model = Model.load(ready_bundle(bundle, args.yes), defer_decoder=bool(args.attach), **loading(args))
     settings: dict[str, Any] = {
         "options": {**generate_options(args), **tool_options(args)},
         "overflow": args.overflow,

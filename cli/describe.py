@@ -10,6 +10,7 @@ import argparse
 import json
 
 from gemma_edge.cli.bundle_options import add_loading, add_video, add_words, loading, take_bundle
+from gemma_edge.cli.exported_once import add_yes, ready_bundle
 from gemma_edge.cli.run import print_answer
 from gemma_edge.runtime.description import MAX_TOKENS, describe
 from gemma_edge.runtime.errors import UsageError
@@ -32,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-u", "--usage", action="store_true", help="report tokens and speed on stderr")
     add_video(parser)
     add_loading(parser)
+    add_yes(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("name an image, a recording or a video")
     for file in files:
         kind_of(file)  # before the model is loaded
-    model = Model.load(bundle, defer_decoder=True, **loading(args))
+    model = Model.load(ready_bundle(bundle, args.yes), defer_decoder=True, **loading(args))
     for file in files:
         stream = describe(model, file, args.prompt, max_tokens=args.max_tokens)
         if args.json:

@@ -29,6 +29,7 @@ from gemma_edge.cli.bundle_options import (
     loading,
     take_bundle,
 )
+from gemma_edge.cli.exported_once import add_yes, ready_bundle
 from gemma_edge.cli.run_batch import add_batch, run_batch_verb
 from gemma_edge.cli.tool_files import add_forms, add_tools, form_options, tool_options
 from gemma_edge.runtime.answers import Completion, Stream
@@ -71,6 +72,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--show-prompt", action="store_true", help="print the prompt as the model gets it, on stderr"
     )
     add_batch(parser)
+    add_yes(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     options = {**generate_options(args), **tool_options(args), **form_options(args)}
     options |= {"raw": args.raw, "truncate": args.truncate}
     if args.batch is not None:
-        return run_batch_verb(args, bundle, words, options)
+        return run_batch_verb(args, ready_bundle(bundle, args.yes), words, options)
     if args.output is not None:
         raise UsageError("-o is the file of a batch's answers: it goes with --batch")
     told = [word for word in words if word != STDIN]
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = "" if args.attach and not words and not piped else join_prompt("".join(told), piped)
     for file in args.attach:
         kind_of(file)  # before anything is loaded
-    model = Model.load(bundle, defer_decoder=bool(args.attach), **loading(args))
+    model = Model.load(ready_bundle(bundle, args.yes), defer_decoder=bool(args.attach), **loading(args))
     stream = model.generate(prompt, stream=True, system=args.system, attach=args.attach, **options)
     if args.show_prompt and stream.prompt is not None:
         tell(without_controls(stream.prompt.text))

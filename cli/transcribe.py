@@ -12,6 +12,7 @@ import json
 import time
 
 from gemma_edge.cli.bundle_options import add_loading, add_words, loading, take_bundle
+from gemma_edge.cli.exported_once import add_yes, ready_bundle
 from gemma_edge.runtime.console import for_stdout, tell
 from gemma_edge.runtime.errors import MediaError, UsageError
 from gemma_edge.runtime.media.attachments import kind_of
@@ -49,6 +50,7 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-u", "--usage", action="store_true", help="report time and speed on stderr")
     add_loading(parser)
+    add_yes(parser)
 
 
 def speech_verb(args: argparse.Namespace, prompt: str) -> int:
@@ -59,7 +61,7 @@ def speech_verb(args: argparse.Namespace, prompt: str) -> int:
     for file in files:
         if kind_of(file) == "image":
             raise MediaError(file, "file", "a recording or a video", "an image")
-    model = Model.load(bundle, defer_decoder=True, **loading(args))
+    model = Model.load(ready_bundle(bundle, args.yes), defer_decoder=True, **loading(args))
     for file in files:
         started = time.perf_counter()
         cues: list[Spoken] = []

@@ -6,15 +6,18 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from gemma_edge.cli.exported_once import is_checkpoint
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from support.processes import PATIENCE_S
 from support.repository import ROOT, blocks, read
+from support.terminal import Terminal
 
 POCKET = ROOT / "pocket" / "checkpoint"
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide.md"
@@ -200,3 +203,71 @@ def test_the_suggested_command_is_one_that_the_model_answers_well(tmp_path: Path
 def test_a_checkpoint_without_an_example_gets_a_general_one(home: Path) -> None:
     done = typed("gemma-edge export ckpt 'my out' --context 64 --no-verify", home)
     assert done.stdout == "my out: ready. Next: gemma-edge run 'my out' 'Why is the sky blue?'\n"
+
+
+# A checkpoint in a bundle's place. ----------------------------------------------------------------
+
+
+def test_a_checkpoint_is_exported_once_and_answers(tmp_path: Path) -> None:
+    """A hub's id is a folder here, since nothing is downloaded."""
+    (tmp_path / "google").mkdir()
+    (tmp_path / "google" / "gemma-3n-E2B-it").symlink_to(POCKET)
+    line = "export GEMMA_EDGE_CACHE=$PWD/cache; gemma-edge run google/gemma-3n-E2B-it"
+    refused = typed(f"{line} 'Who are you?'", tmp_path)
+    command = refused.stderr.partition("add --yes, or run ")[2].strip()
+    assert refused.returncode == 2 and command.startswith("gemma-edge export google/gemma-3n-E2B-it ")
+    assert not (tmp_path / "cache" / "bundles").exists()
+    first = typed(f"{line} 'Who are you?' --max-tokens 8 --temperature 0 --yes", tmp_path)
+    assert first.returncode == 0 and first.stdout.strip(), first.stderr
+    again = typed(f"{line} 'Who are you?' --max-tokens 8 --temperature 0", tmp_path)
+    assert (again.returncode, again.stdout, again.stderr) == (0, first.stdout, "")
+    assert typed(command, tmp_path).returncode == 0, "the command that was said does the same"
+
+
+def test_at_a_terminal_the_export_is_asked_about(home: Path) -> None:
+    variables = {
+        "GEMMA_EDGE_CACHE": str(home / "cache"),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    with Terminal([*TYPED, "run", "ckpt", "hi", "--max-tokens", "2"], home, variables) as terminal:
+        terminal.read_to(r"Export it now\? \[y/N\]")
+        terminal.type("n\r")
+        assert terminal.ended() == 2
+    with Terminal([*TYPED, "run", "ckpt", "hi", "--max-tokens", "2"], home, variables) as terminal:
+        terminal.read_to(r"Export it now\? \[y/N\]")
+        terminal.type("y\r")
+        terminal.read_to("in words: ")
+        assert terminal.ended() == 0
+    assert len(list((home / "cache" / "bundles").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "yes"),
+    [
+        ("google/gemma-3n-E2B-it", True),
+        ("out", False),
+        ("a/b/c", False),
+        ("m.litertlm", False),
+    ],
+)
+def test_names_that_may_be_a_checkpoint(name: str, yes: bool) -> None:
+    assert is_checkpoint(name) is yes
+
+
+# Several bundles. ---------------------------------------------------------------------------------
+
+
+def test_several_bundles_in_one_bench_as_json(home: Path, tiny_bundle: Path, exact_bundle: Path) -> None:
+    (home / "int4").symlink_to(tiny_bundle)
+    shutil.copytree(exact_bundle, home / "fp32")
+    (home / "other").mkdir()
+    (home / "other" / "fp32").symlink_to(exact_bundle)
+    sizes = "-p 8 -n 2 -r 1 --requests 0 --no-cold --no-encode --bandwidth 0s"
+    done = typed(f"gemma-edge bench int4 fp32 {sizes} -o json", home)
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in json.loads(done.stdout) if row["kind"] == "bench"]
+    assert [(row["name"], row["test"]) for row in rows] == [
+        (name, test) for name in ("int4", "fp32") for test in ("pp8", "tg2")
+    ]
+    twice = typed(f"gemma-edge bench fp32 other/fp32 {sizes}", home)
+    assert twice.returncode == 2 and "several bundles of one name" in twice.stderr

@@ -26,7 +26,7 @@ from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.files.whole_file import write_whole
 from gemma_edge.runtime.units import format_size
 
-FORMATS = ("md", "jsonl", "csv")
+FORMATS = ("md", "json", "jsonl", "csv")
 # What a spreadsheet wants: numbers and names, no lists.
 CSV_FIELDS = (
     "run", "time", "device", "name", "engine", "recipe", "model_filename", "model_type", "model_size",
@@ -61,6 +61,8 @@ def render(rows: Sequence[Head], kind: str) -> str:
     """All rows in one format; CSV holds tests and encoders only."""
     if kind == "jsonl":
         return "".join(map(json_line, rows))
+    if kind == "json":
+        return "[\n" + ",\n".join(json_line(row).rstrip() for row in rows) + "\n]\n"
     return to_csv(rows) if kind == "csv" else to_markdown(rows)
 
 

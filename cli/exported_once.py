@@ -1,0 +1,77 @@
+"""A checkpoint in the place of a bundle: exported once, into the cache folder, and used from there.
+
+`run`, `chat` and the other verbs that answer take a bundle. Given a Hugging Face id or a checkpoint's folder,
+they offer to export it with the default recipe: they ask at a terminal, do it with `--yes`, and otherwise say
+the command that does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from gemma_edge.runtime.artifacts.manifest import MANIFEST
+from gemma_edge.runtime.console import tell
+from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.files.cache_folder import cache_folder
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+BUNDLES = "bundles"  # in the cache folder; `gemma-edge cache` leaves it alone
+
+
+def add_yes(parser: argparse.ArgumentParser) -> None:
+    """The answer to the question that `ready_bundle` asks."""
+    parser.add_argument("--yes", action="store_true", help="export a checkpoint in the bundle's place, once")
+
+
+def ready_bundle(name: str, yes: bool) -> str:
+    """The path of the bundle `name`, or of the one that the checkpoint `name` was exported to.
+
+    Raises:
+        UsageError: the checkpoint is not exported yet, and nobody agrees that it is.
+    """
+    if not is_checkpoint(name):
+        return name
+    out = exported_path(name)
+    if (out / MANIFEST).is_file():
+        return str(out)
+    command = f"gemma-edge export {shlex.quote(name)} {shlex.quote(str(out))}"
+    if not yes:
+        told = f"{name} is a checkpoint, which is exported before it answers"
+        if not Path(name).is_dir():
+            told = (
+                f"{name}: no bundle here; the Hugging Face id of a checkpoint is exported before it answers"
+            )
+        if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+            raise UsageError(f"{told}: add --yes, or run {command}")
+        tell(f"{told}, once: into {out}. Export it now? [y/N]", always=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise UsageError(f"{name} was not exported: {command}")
+    from gemma_edge.export.exporter import export_bundle  # a board that has bundles needs none of it
+
+    tell(f"$ {command}")
+    made = export_bundle(name, out, progress=True)
+    if made.agreement:
+        tell(made.agreement.in_words())
+    return str(made.path)
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a name is a checkpoint's folder, or a Hugging Face id that is no path here."""
+    path = Path(name)
+    if path.is_dir():
+        return (path / "config.json").is_file() and not (path / MANIFEST).is_file()
+    return not path.exists() and not path.suffix and HUB_ID.fullmatch(name) is not None
+
+
+def exported_path(name: str) -> Path:
+    """Where a checkpoint's bundle is kept: by its id, or by the whole path of its folder."""
+    if not Path(name).is_dir():
+        return cache_folder() / BUNDLES / name.replace("/", "--")
+    whole = os.path.realpath(name)
+    return cache_folder() / BUNDLES / f"{Path(whole).name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
