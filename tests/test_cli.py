@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -493,27 +492,23 @@ def test_recipes_are_a_table_json_or_a_file(tmp_path: Path, capsys: pytest.Captu
     assert cli.main(["recipes", "int5"]) == 2
 
 
-def test_list_finds_bundles_below_a_folder(
-    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("b/deep", ".hidden/one", "a"):
-        shutil.copytree(tiny_bundle, tmp_path / name)
-    (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / "manifest.json").write_text("{")
+def test_list_finds_bundles_below_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {"decoder.onnx": {"bytes": 40, "sha256": ""}, "ple.bin": {"bytes": 2, "sha256": ""}}
+    manifest = {"format": "onnx", "recipe": {"name": "int4"}, "context": 256, "files": files}
+    for name in ("b/deep", ".hidden/one", "a", "damaged"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "manifest.json").write_text("{" if name == "damaged" else json.dumps(manifest))
     (tmp_path / "empty.litertlm").touch()
     (tmp_path / "loop").symlink_to(tmp_path)
     assert cli.main(["list", str(tmp_path), "--json"]) == 0
-    found = {
-        Path(each["path"]).relative_to(tmp_path).as_posix(): each
-        for each in json.loads(capsys.readouterr().out)
-    }
+    listed = json.loads(capsys.readouterr().out)
+    found = {Path(each["path"]).relative_to(tmp_path).as_posix(): each for each in listed}
     assert list(found) == ["a", "b/deep", "damaged"]
-    assert found["a"]["format"] == "onnx" and found["a"]["recipe"] == "int4" and found["a"]["context"] == 256
-    size = sum(path.stat().st_size for path in tiny_bundle.iterdir() if path.name != "manifest.json")
-    assert found["a"]["bytes"] == size and found["damaged"]["recipe"] == "?"
+    known = {"format": "onnx", "recipe": "int4", "context": 256, "bytes": 42, "source": "?"}
+    assert found["a"] == {"path": str(tmp_path / "a"), **known} and found["damaged"]["recipe"] == "?"
     assert cli.main(["list", str(tmp_path)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2 + 3
-    assert cli.main(["list", str(tmp_path / ".hidden" / "one" / "nothing")]) == 2
+    assert cli.main(["list", str(tmp_path / "nothing")]) == 2
 
 
 def test_list_finds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

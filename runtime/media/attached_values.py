@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
 from gemma_edge.runtime.errors import FileError, UsageError
+from gemma_edge.runtime.files.abandoned import temporary_folder
 
 DOWNLOAD = "only files are read: download it first."
 # Types of parts as OpenAI's API has them: what they are called here.
@@ -66,17 +66,17 @@ def read_url(url: str, where: str) -> Path | bytes:
 @contextmanager
 def as_file(data: bytes | bytearray | memoryview, name: str) -> Iterator[Path]:
     """A temporary file with these bytes; errors that name the file name `name` instead."""
-    with tempfile.NamedTemporaryFile(prefix="gemma-edge-") as file:
-        file.write(data)
-        file.flush()
+    with temporary_folder() as folder:
+        path = folder / "attachment"
+        path.write_bytes(data)
         try:
-            yield Path(file.name)
+            yield path
         except FileError as error:
-            if error.path != Path(file.name):
+            if error.path != path:
                 raise
             raise type(error)(name, error.field, error.expected, error.got, error.remedy) from None
         except UsageError as error:
-            raise type(error)(str(error).replace(file.name, name)) from None
+            raise type(error)(str(error).replace(str(path), name)) from None
 
 
 def _decoded(text: str, where: str) -> bytes:
