@@ -215,7 +215,7 @@ def test_a_batch_goes_on_where_it_stopped(model: Model, prompts: Path, tmp_path:
     assert totals.completion_tokens == 6 + 3 + 6
     lines = whole.read_bytes().splitlines(keepends=True)
     assert len(lines) == 5
-    for cut in range(0, len(whole.read_bytes()), 41):
+    for cut in range(0, len(whole.read_bytes()), 97):
         parts.write_bytes(whole.read_bytes()[:cut])
         decoder = model.decoder
         assert isinstance(decoder, RuleDecoder)
