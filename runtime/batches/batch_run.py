@@ -106,7 +106,7 @@ class BatchRun:
         bundle = self.model.bundle
         given = {name: value for name, value in self.options.items() if not _is_default(value)}
         said = [None if bundle is None else bundle.manifest, given]
-        text = json.dumps(said, sort_keys=True, default=lambda value: type(value).__qualname__)
+        text = json.dumps(said, sort_keys=True, default=_named)
         return hashlib.sha256(text.encode()).digest()
 
     def _refuse(self, answers: AnswersFile | None, number: int) -> None:
@@ -118,6 +118,13 @@ class BatchRun:
             "the answer to another prompt",
             ELSEWHERE,
         )
+
+
+def _named(value: Any) -> Any:
+    """What tells an option that is no JSON from others: a tool, a function."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _is_default(value: object) -> bool:

@@ -348,7 +348,7 @@ def read_batch(folder: Path) -> None:
             assert str(line.error).isprintable(), "an error has control characters"
             continue
         with contextlib.suppress(GemmaEdgeError):
-            batch_model().prompt_for(line.request.prompt, **line.request.options)
+            batch_model().generate(line.request.prompt, stream=True, **line.request.options).cancel()
     shutil.copy(folder / "answers.jsonl", folder / "copy.jsonl")
     with AnswersFile(folder / "copy.jsonl") as answers:
         answers.append({"line": 1, "key": ""})

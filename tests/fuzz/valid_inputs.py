@@ -167,12 +167,16 @@ def batch() -> dict[str, bytes]:
     """Prompts with every kind of option that a file can have, and answers to some of them."""
     turns = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "in"}]
     parts = [{"type": "text", "text": "the thing"}, {"type": "image", "path": "a.png"}]
+    tool = {"name": "thing", "parameters": {"type": "object", "properties": {"in": {"type": "string"}}}}
     prompts: list[Json | str] = [
         "the thing",
         {"prompt": "the thing", "id": "one", "max_tokens": 3, "temperature": 0.5, "top_k": 3, "seed": 1},
         {"messages": [*turns, {"role": "user", "content": "in"}], "id": 2, "system": "the", "stop": ["x"]},
         {"messages": [{"role": "user", "content": parts}], "attach": ["b.wav"], "truncate": "end"},
         {"prompt": "the", "raw": True, "logprobs": 2, "logit_bias": {"id:5": 1.5}, "timeout": 3.5},
+        {"prompt": "the", "choices": ["in", "the"], "seed": 0},
+        {"prompt": "the", "regex": "(in|the)+", "repetition_penalty": 1.1},
+        {"prompt": "the", "tools": [{"type": "function", "function": tool}], "tool_choice": "auto"},
         {"prompt": "the", "response_format": {"type": "json_object"}, "stop": "x", "top_p": 0.9},
     ]
     answers: list[Json] = [
