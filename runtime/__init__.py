@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gemma_edge.runtime.model import Model
     from gemma_edge.runtime.prompt.chat_template import ChatTemplate
     from gemma_edge.runtime.prompt.tokenizer import Tokenizer
+    from gemma_edge.runtime.prompt.tool_calls import ToolCall
     from gemma_edge.runtime.request_queue import RequestQueue
     from gemma_edge.runtime.sampling import Sampling
     from gemma_edge.runtime.usage import Usage
@@ -51,6 +52,7 @@ else:
             "Sampling": "sampling",
             "Stream": "answers",
             "Tokenizer": "prompt.tokenizer",
+            "ToolCall": "prompt.tool_calls",
             "Usage": "usage",
             "generate_batch": "batches.batch",
             "run_batch": "batches.batch_run",
@@ -75,6 +77,7 @@ __all__ = [
     "Sampling",
     "Stream",
     "Tokenizer",
+    "ToolCall",
     "Usage",
     "__version__",
     "generate_batch",

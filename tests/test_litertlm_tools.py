@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gemma_edge.export.exporter import export_bundle
+from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.chat_template import ChatTemplate
 from gemma_edge.runtime.prompt.tool_schemas import normal_tools
 from support.litert_lm_process import run_tools
@@ -66,3 +68,23 @@ def test_the_prompt_is_the_one_that_our_runtime_makes(pocket: Path, step: str, t
     template = ChatTemplate((CHECKPOINT / "chat_template.jinja").read_text())
     assert made["prompt"] == template.render(ours, tools=TOOLS, bos_token="")
     assert made["supported"] is True
+
+
+def asked_of_pocket() -> list[dict[str, Any]]:
+    """Pocket's questions whose answer is one call in Python, as LiteRT-LM reads it."""
+    lines = (ROOT / "pocket/questions/questions.jsonl").read_text().splitlines()
+    return [q for q in map(json.loads, lines) if q["task"] == "tools call python"]
+
+
+@pytest.mark.skipif(not asked_of_pocket(), reason="Pocket was not taught to call tools")
+def test_litert_lm_answers_with_parsed_calls(pocket: Path, tmp_path: Path) -> None:
+    """Most are the calls that our runtime finds; arithmetic may decide a close call either way."""
+    same = 0
+    with Model.load(pocket) as model:
+        for question in asked_of_pocket():
+            tools, messages = question["tools"], question["messages"]
+            theirs = run_tools(pocket, tools, messages, tmp_path)
+            ours = model.generate(messages, tools=tools, tool_convention="python", temperature=0.0)
+            found = [[call.name, call.arguments] for call in ours.tool_calls]
+            same += bool(found) and theirs["calls"] == found
+    assert same > len(asked_of_pocket()) // 2
