@@ -208,7 +208,7 @@ def usage_line(usage: Usage, finish_reason: str) -> str:
 
     first = usage.time_to_first_token_s
     where = {"memory": ", in memory", "disk": ", on disk"}.get(usage.restored_from or "", "")
-    encoded = usage.encode_s
+    encoded, form = usage.encode_s, usage.mask_s_per_token
     return "; ".join(
         [
             *([] if encoded is None else [f"{usage.soft_tokens} soft tokens encoded in {encoded:.1f} s"]),
@@ -216,6 +216,7 @@ def usage_line(usage: Usage, finish_reason: str) -> str:
             + rate(usage.prefill_tokens_per_s),
             *([] if first is None else [f"first token {first:.2f} s"]),
             f"answer {usage.completion_tokens} tokens{rate(usage.decode_tokens_per_s)}",
+            *([] if form is None else [f"form {form * 1e3:.2f} ms a token"]),
             finish_reason,
         ]
     )

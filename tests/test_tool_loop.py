@@ -284,3 +284,21 @@ def test_chat_asks_before_it_runs_a_tool(
     assert told in results(conversation)[0]
     printed = capsys.readouterr()
     assert "Run add(a=2, b=3)? [y/N]" in printed.err and "the end" in printed.out
+
+
+@pytest.mark.parametrize(("options", "ran"), [((), False), (("--yes",), True)])
+def test_chat_from_a_pipe_runs_a_tool_only_if_told(
+    options: tuple[str, ...],
+    ran: bool,
+    module: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module.write_text(f"{MODULE}\nadd.__code__ = (lambda a, b: print('ran') or a + b).__code__\n")
+    model = model_that_says(tmp_path, "add(a=2, b=3)", "the end")
+    monkeypatch.setattr(Model, "load", lambda path, **options: model)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("x\n"))
+    assert cli.main(["chat", "-m", "out/", "--tools", str(module), *options]) == 0
+    printed = capsys.readouterr().out
+    assert ("ran" in printed) == ran and "the end" in printed
