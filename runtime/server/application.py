@@ -29,7 +29,7 @@ from gemma_edge.runtime.server.gate import COOKIE, Gate, address
 from gemma_edge.runtime.server.keyring import SESSION_S, Keyring
 from gemma_edge.runtime.server.model_pool import ModelPool, ServedModel
 from gemma_edge.runtime.server.page_files import page_names, page_response, sign_in_form
-from gemma_edge.runtime.server.request_fields import RequestFields, read_body, read_object
+from gemma_edge.runtime.server.request_fields import RequestFields, is_quick, read_body, read_object
 from gemma_edge.runtime.server.responses_answer import ResponsesAnswer
 from gemma_edge.runtime.server.responses_request import responses_request
 from gemma_edge.runtime.server.server_health import ServerHealth
@@ -191,9 +191,14 @@ class Application:
         limits = self._limits(request)
         fields = RequestFields(await read_object(request, limits))
         served = self.pool.find(fields.text("model"))
-        asked = await self._read(read, fields, limits, served.context)
+
+        def read_fields() -> Asked:
+            asked = read(fields, limits, served.context)
+            exchange.hash_prompt(asked.prompt)
+            return asked
+
+        asked = read_fields() if is_quick(request) else await asyncio.to_thread(read_fields)
         exchange.model = served.name
-        exchange.hash_prompt(asked.prompt)
         return AnswerResponse(
             self.pool,
             served,
@@ -204,9 +209,6 @@ class Application:
             metrics=self.metrics,
             running=self.running,
         )
-
-    async def _read(self, read: ReadRequest, fields: RequestFields, limits: Limits, context: int) -> Asked:
-        return read(fields, limits, context)
 
     async def _speech(self, prompt: str, task: str, request: Request) -> ASGIApp:
         exchange: Exchange = request.scope["exchange"]

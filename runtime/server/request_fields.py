@@ -48,6 +48,11 @@ def check_length(length: int, limits: Limits) -> None:
         raise ApiError(413, text, code="request_too_large", headers=CLOSE)
 
 
+def is_quick(request: Request) -> bool:
+    """Whether a request's body is so small that reading its fields holds up no stream."""
+    return 0 < _stated_length(request) <= QUICK_BYTES
+
+
 def _stated_length(request: Request) -> int:
     stated = request.headers.get("content-length", "0")
     return int(stated) if stated.isdecimal() and len(stated) < 20 else 0

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from gemma_edge.runtime.answers import Completion
 from gemma_edge.runtime.errors import MediaError, printable
 from gemma_edge.runtime.media.srt import srt, stitch, vtt
 from gemma_edge.runtime.model import Model
@@ -200,8 +201,17 @@ class SpeechResponse:
         if self._exchange.ttft_s is None:
             self._exchange.ttft_s = time.perf_counter() - self._exchange.started
             self._metrics.first_piece(self._exchange.ttft_s)
-        self._exchange.answered(completion)
+        self._exchange.answered(_added(self._exchange.completion, completion))
         self._cues.append(Spoken(start, end, completion.text.strip(), completion.finish_reason))
+
+
+def _added(before: Completion | None, segment: Completion) -> Completion:
+    """A segment's answer, with the tokens of those before."""
+    if before is None:
+        return segment
+    names = ("prompt_tokens", "cached_tokens", "completion_tokens", "soft_tokens")
+    sums = {name: getattr(before.usage, name) + getattr(segment.usage, name) for name in names}
+    return replace(segment, usage=replace(segment.usage, **sums))
 
 
 def _verbose(cues: Sequence[Spoken], task: str) -> Response:
