@@ -54,7 +54,7 @@ export function toast(text) {
   region.textContent = text;
   region.classList.add("shown");
   clearTimeout(fading);
-  fading = setTimeout(() => region.classList.remove("shown"), 3500);
+  fading = setTimeout(() => region.classList.remove("shown"), Math.max(3500, 80 * text.length));
 }
 
 // navigator.clipboard is there on HTTPS and localhost alone; a phone that reaches a board over HTTP has the older way.

@@ -65,7 +65,7 @@ function answerView(turn, actions) {
     el("div", { class: "markdown" }), el("div", { class: "calls" }), el("div", { class: "fault-place" }),
     el("div", { class: "turn-foot" },
       el("div", { class: "turn-actions" },
-        copyButton(() => turn.text, "Copy the answer"),
+        copyButton(() => turn.text, "Copy the answer", { class: "icon-button copy-answer" }),
         iconButton("again", "Answer again", () => actions.regenerate(turn), { class: "icon-button regenerate" })),
       el("p", { class: "figures" })));
   updateAnswer(item, turn, actions);
@@ -80,6 +80,7 @@ export function updateAnswer(item, turn, actions) {
   item.querySelector(".waiting-words").textContent = turn.queued ? "Waiting for the model" : "";
   renderMarkdown(item.querySelector(".markdown"), turn.text);
   item.querySelector(".turn-foot").hidden = busy || (!turn.text && !turn.calls.length && turn.state !== "stopped");
+  item.querySelector(".copy-answer").hidden = !turn.text;
   if (busy) return;
   item.querySelector(".figures").textContent = figuresOf(turn).join(" · ");
   item.querySelector(".calls").replaceChildren(...turn.calls.map(callView), ...resultForm(turn, actions));
