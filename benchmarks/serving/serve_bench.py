@@ -27,7 +27,7 @@ from gemma_edge.runtime.host.process_memory import resident_memory
 from gemma_edge.runtime.model import Model
 
 KNOWN = 48  # different requests of a load
-SETTLED = 500  # requests after which memory may not grow
+SETTLED = 500  # requests between two looks at memory; after the first it should not grow
 START_S = 300.0
 LISTENS = re.compile(r"http://127\.0\.0\.1:(\d+)/ answers")
 
@@ -41,8 +41,8 @@ class ServeFigures:
         library_token_ms, serve_token_ms: between tokens, medians of answers.
         sent, wrong: requests of the load by how they were asked; those that got another response.
         lost: requests without a response.
-        rss_anon_settled, rss_anon_end: bytes of the server, after `SETTLED` requests and at the end.
-        descriptors_settled, descriptors_end: open ones, when no client was connected.
+        rss_anon: bytes of the server, after every `SETTLED` requests: caches fill up first.
+        descriptors: open ones, then, when no client was connected.
     """
 
     library_ttft_ms: float = 0.0
@@ -53,15 +53,13 @@ class ServeFigures:
     wrong: dict[str, int] = field(default_factory=dict)
     lost: int = 0
     seconds: float = 0.0
-    rss_anon_settled: int = 0
-    rss_anon_end: int = 0
-    descriptors_settled: int = 0
-    descriptors_end: int = 0
+    rss_anon: list[int] = field(default_factory=list)
+    descriptors: list[int] = field(default_factory=list)
 
     @property
     def growth(self) -> float:
-        """Of RssAnon, as a fraction."""
-        return self.rss_anon_end / self.rss_anon_settled - 1 if self.rss_anon_settled else 0.0
+        """Of RssAnon since the first look, as a fraction."""
+        return self.rss_anon[-1] / self.rss_anon[0] - 1 if self.rss_anon else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "growth": self.growth}
@@ -76,8 +74,11 @@ class ServeFigures:
         for kind, count in sorted(self.sent.items()):
             yield f"| {kind} | {count:,} requests | {self.wrong.get(kind, 0)} wrong |"
         yield f"| all | {sum(self.sent.values()):,} in {self.seconds:.0f} s | {self.lost} lost |"
-        yield f"| RssAnon | {self.rss_anon_settled:,} bytes | {self.growth:+.2%} |"
-        yield f"| descriptors | {self.descriptors_settled} | {self.descriptors_end} |"
+        if self.rss_anon:
+            half = self.rss_anon[len(self.rss_anon) // 2]
+            late = self.rss_anon[-1] / half - 1
+            yield f"| RssAnon | {self.rss_anon[0]:,} bytes | {self.growth:+.2%}, second half {late:+.2%} |"
+            yield f"| descriptors | {self.descriptors[0]} | {self.descriptors[-1]} |"
 
 
 def bench_serve(
@@ -230,11 +231,10 @@ async def _load(
         await asyncio.sleep(1)  # the server notices that they left
 
     started = time.perf_counter()
-    settled = min(SETTLED, requests)
-    await part(settled)
-    figures.rss_anon_settled, figures.descriptors_settled = resident_memory(pid).anon, _descriptors(pid)
-    await part(requests - settled)
-    figures.rss_anon_end, figures.descriptors_end = resident_memory(pid).anon, _descriptors(pid)
+    for done in range(0, requests, SETTLED):
+        await part(min(SETTLED, requests - done))
+        figures.rss_anon.append(resident_memory(pid).anon)
+        figures.descriptors.append(_descriptors(pid))
     figures.seconds = time.perf_counter() - started
     figures.sent, figures.wrong = dict(sent), {kind: count for kind, count in wrong.items() if count}
 
