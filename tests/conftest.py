@@ -43,7 +43,7 @@ SLOW_FILES = frozenset(
     distribution encoder_export end_to_end export_format exporter first_hour fuzz_corpus leaks litert_decoder
     litert_torch litertlm_bundle litertlm_encoders multimodal native_runner offline optimum packed_weights
     parity pocket pocket_lessons pocket_verbs release synth_checkpoint templates_that_fill_memory
-    tflite_encoders turn_editor litertlm_tools structured_engines
+    tflite_encoders turn_editor completion litertlm_tools structured_engines
     applications
     """.split()
 )

@@ -477,5 +477,5 @@ def test_resolve_takes_a_folder_or_a_hub_id(original: Path, monkeypatch: pytest.
     with pytest.raises(GemmaEdgeError, match=r"no route to host\. Check the connection"):
         resolve("google/gemma-3n-E2B-it")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UsageError, match=r'pip install "gemma-edge\[hub\]"'):
+    with pytest.raises(UsageError, match=r'pip install ".\[hub\]"'):
         resolve("google/gemma-3n-E2B-it")

@@ -271,11 +271,3 @@ def test_several_bundles_in_one_bench_as_json(home: Path, tiny_bundle: Path, exa
     ]
     twice = typed(f"gemma-edge bench fp32 other/fp32 {sizes}", home)
     assert twice.returncode == 2 and "several bundles of one name" in twice.stderr
-
-
-@pytest.mark.skipif(not shutil.which("ssh"), reason="no ssh")
-def test_a_device_that_is_not_there_prints_one_line(home: Path, tiny_bundle: Path) -> None:
-    (home / "out").symlink_to(tiny_bundle)
-    done = typed("gemma-edge bench out --device ssh://nobody@127.0.0.1:9", home)
-    assert (done.returncode, done.stdout) == (4, "")
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("gemma-edge: error: ssh://")

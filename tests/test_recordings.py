@@ -117,7 +117,7 @@ def test_a_missing_extra_is_named(
     else:
         (tmp_path / name).write_bytes(b"fLaC" + bytes(60))
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UsageError, match=rf"{name}: .*{module}.*gemma-edge\[audio\]"):
+    with pytest.raises(UsageError, match=rf'{name}: .*{module}.*pip install "\.\[audio\]"'):
         read_audio(tmp_path / name)
 
 
