@@ -131,7 +131,7 @@ def chat(
     def show(stream: Stream) -> Completion:
         with ctrl_c_cancels(stream):
             completion = print_answer(stream, as_json=as_json, usage=usage)
-        if completion.finish_reason == "length":
+        if interactive and completion.finish_reason == "length":
             tell(cut_off(conversation))
         return completion
 
