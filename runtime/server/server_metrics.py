@@ -25,11 +25,11 @@ from gemma_edge.runtime.server.exchange import Exchange
 TTFT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 SECONDS_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-MOST_RECENT = 10_000  # answers that a window may hold: memory is bounded
+MOST_RECENT = 500  # answers that a window may hold: memory is bounded
 ANSWERS = ("client_left", "ok", "timeout", "error", "draining")  # outcomes of requests that reached a model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Recent:
     """What the alerts look at, of one answer: when it ended, on the monotonic clock, and how."""
 
