@@ -225,7 +225,7 @@ def test_several_models_share_one_budget(pocket_bundles: dict[str, Path], tmp_pa
 def test_degraded_health_and_alerts(pocket_bundles: dict[str, Path], tmp_path: Path) -> None:
     rules, told = tmp_path / "alerts.toml", tmp_path / "told"
     rules.write_text(
-        f'window_s = 60\ncommand = ["/usr/bin/env", "touch", "{told}"]\n'
+        f'window_s = 60\ncommand = ["/bin/sh", "-c", "touch {told}"]\n'
         "[thresholds]\np95_latency = 0.001\nrss_anon = '1TiB'\n"
     )
     with serving(pocket_bundles["onnx"], "--alerts", rules, "--degraded-after", "0.001s") as server:
