@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from gemma_edge.cli.exported_once import is_checkpoint
+from gemma_edge.export.gate.parity import HIGH_PERPLEXITY
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from support.processes import PATIENCE_S
 from support.repository import ROOT, blocks, read
@@ -197,7 +198,8 @@ def test_the_suggested_command_is_one_that_the_model_answers_well(tmp_path: Path
     assert typed(suggested, tmp_path).stdout.strip() == sample["answer"]
     # Nothing alarms beside "ready": what is high is explained.
     assert "in words: both find the same next token likeliest" in done.stderr
-    assert ("Both are high" in done.stderr) == ("e+0" in done.stderr.partition("perplexity")[2])
+    (known,) = re.findall(r"perplexity \S+ \(checkpoint ([^)]+)\)", done.stderr)
+    assert ("Both are high" in done.stderr) == (float(known) > HIGH_PERPLEXITY)
 
 
 def test_a_checkpoint_without_an_example_gets_a_general_one(home: Path) -> None:

@@ -122,7 +122,7 @@ def test_more_merges_leave_a_tokenizer_s_own_ids_and_cuts() -> None:
     model = (CHECKPOINT / "tokenizer.model").read_bytes()
     old = sentencepiece.SentencePieceProcessor(model_proto=model)
     new = sentencepiece.SentencePieceProcessor(
-        model_proto=extended(model, [(["zyzzyva zyzzyva"], 3), (['{"q": "xj"}'] * 9, 2)])
+        model_proto=extended(model, [(["zyzzyva zyzzyva"], 3), (["xqzj"] * 9, 2)])
     )
     assert new.get_piece_size() == old.get_piece_size() + 5
     assert len(new.encode("a zyzzyva")) < len(old.encode("a zyzzyva"))

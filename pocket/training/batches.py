@@ -22,11 +22,12 @@ LEAST_REST = 24  # tokens at the end of a row that are worth a text
 
 @dataclass
 class Sequence_:
-    """One conversation: ids, labels of the model's own tokens, and media in their order."""
+    """One conversation: ids, labels of the model's own tokens, media in order, and how much it counts."""
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     media: list[Any] = field(default_factory=list)
+    weight: float = 1.0
 
 
 def encode(example: Example, tokenizer: sentencepiece.SentencePieceProcessor) -> Sequence_:
@@ -81,6 +82,7 @@ class Batch:
     Attributes:
         ids, labels, positions, segments: (rows, ROW) i64; a label belongs to the token after its place.
         media: in the order of their soft tokens.
+        weights: (rows, ROW) f32, how much each sequence counts.
     """
 
     ids: NDArray[np.int64]
@@ -88,6 +90,7 @@ class Batch:
     positions: NDArray[np.int64]
     segments: NDArray[np.int64]
     media: list[Any]
+    weights: NDArray[np.float32]
 
     @property
     def used(self) -> float:
@@ -124,6 +127,7 @@ def pack(sequences: Iterable[Sequence_], rows: int, rest: Callable[[int], Sequen
         np.zeros((rows, ROW), np.int64),
         np.zeros((rows, ROW), np.int64),
         [],
+        np.ones((rows, ROW), np.float32),
     )
     for i, sequences_of_row in enumerate(filled[:rows]):
         start = 0
@@ -134,6 +138,7 @@ def pack(sequences: Iterable[Sequence_], rows: int, rest: Callable[[int], Sequen
             batch.labels[i, start : start + count - 1] = sequence.labels[1:]
             batch.positions[i, place] = np.arange(count)
             batch.segments[i, place] = number
+            batch.weights[i, place] = sequence.weight
             batch.media.extend(sequence.media)
             start += count
     return batch

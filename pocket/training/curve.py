@@ -71,6 +71,7 @@ def draw(log: Path, out: Path) -> None:
     else:
         widths = {f"FFN of {n.removeprefix(PROSE)}": tested[n] for n in tested if n.startswith(PROSE)}
         _draw_tested(second, widths, "Held-out prose, nats a token")
+        second.set_yscale("log")
     for axes, (group, tasks) in zip(kinds, group_tasks(tested).items(), strict=True):
         _draw_tested(axes, {task: tested[task] for task in tasks}, f"Held out, {group}: exact match")
         axes.set_ylim(-0.02, 1.02)

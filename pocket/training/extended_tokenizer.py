@@ -55,6 +55,8 @@ def _merges(model: bytes, texts: Iterable[str], count: int, rank: float) -> list
         for word, parts in cut.items():
             for pair in pairwise(parts):
                 pairs[pair] += words[word]
+        if not pairs:
+            raise ValueError(f"the texts give {len(made)} merges only, not {count}")
         (left, right), _ = max(pairs.items(), key=lambda item: (item[1], item[0]))
         made.append(Piece(left + right, PieceKind.NORMAL, -(rank + len(made))))
         for word, parts in cut.items():

@@ -185,6 +185,6 @@ def answer_weights(labels: NDArray[np.int64]) -> NDArray[np.float32]:
 def answer_loss(model: Any, run: Any, batch: Batch, soft: Tensor | None) -> tuple[Tensor, float]:
     """Cross entropy of the model's own tokens, by `answer_weights`; also the share of them that are right."""
     logits, labels = answer_logits(model, run, batch, soft)
-    weights = torch.from_numpy(answer_weights(batch.labels))
+    weights = torch.from_numpy(answer_weights(batch.labels) * batch.weights[batch.labels != IGNORED])
     loss = (functional.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
     return loss, float((logits.argmax(-1) == labels).float().mean())

@@ -3,8 +3,7 @@
     python pocket/training/teach.py RUN --from CHECKPOINT
     python pocket/training/publish.py RUN
 
-Writes checkpoint/, questions/ with prose.txt and measured.json (what an int8 bundle answers right), and
-curve.png.
+Writes checkpoint/, questions/ with prose.txt and measured.json (what bundles answer right), and curve.png.
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ EACH = {
 SHOWN = ("facts", "image what", "speech commands", "translated commands", "tools call python")
 SHOWN_SEED = 2
 PROSE_BYTES = 50_000
+RECIPES = ("int8", "int4")  # whose answers are counted
 
 
 def write_prose(path: Path, cache: Path) -> None:
@@ -68,16 +68,20 @@ def publish(run: Path) -> None:
     write_questions(questions, {task: EACH[task] for task in TASKS})
     write_prose(questions / "prose.txt", run / "cache")
     draw(run / "log.jsonl", HERE / "curve.png")
+    measured = {recipe: measure(checkpoint, questions, recipe) for recipe in RECIPES}
+    (questions / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
+
+
+def measure(checkpoint: Path, questions: Path, recipe: str) -> dict[str, int]:
+    """How many questions of each task an ONNX bundle answers right."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = export_bundle(
-            checkpoint, Path(folder) / "int8", recipe="int8", context=512, verify=False
+            checkpoint, Path(folder) / recipe, recipe=recipe, context=512, verify=False
         ).path
         model = Model.load(bundle, keep_encoders=True, log=lambda text: None)
-        measured = scores(answers(model, read_questions(questions / "questions.jsonl")))
-    right = {task: score.right for task, score in measured.items()}
-    (questions / "measured.json").write_text(json.dumps(right, indent=2) + "\n")
-    for task, score in measured.items():
-        print(f"{task}: {score.right} of {score.total}")
+        counted = scores(answers(model, read_questions(questions / "questions.jsonl")))
+    print(f"{recipe}: " + ", ".join(f"{task} {s.right} of {s.total}" for task, s in counted.items()))
+    return {task: score.right for task, score in counted.items()}
 
 
 if __name__ == "__main__":

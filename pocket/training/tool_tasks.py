@@ -297,7 +297,7 @@ def tool_talk(random: Random, test: bool, task: str, plain: bool | None = None) 
     """A conversation of a task in TOOL_TASKS.
 
     Args:
-        plain: see `ToolTalk`; None: in every fourth.
+        plain: see `ToolTalk`; None: in every tenth.
     """
     topic, convention = task.split()[1:]
     offered = offers(random, test, random.choice((1, 2, 2, 3, 3)))
@@ -305,12 +305,12 @@ def tool_talk(random: Random, test: bool, task: str, plain: bool | None = None) 
     if random.random() < 0.08:
         messages.append({"role": "system", "content": random.choice(SYSTEMS)})
     if topic == "text":
-        _ask_for_text(messages, random, test, offered)
+        _ask_for_text(messages, random, test)
     else:
         several = topic == "several" or (topic == "result" and random.random() < 0.2)
         calls = [
             call(random, test, random.choice(offered))
-            for _ in range(random.choice((2, 2, 3)) if several else 1)
+            for _ in range(random.choice((2, 2, 2, 2, 3)) if several else 1)
         ]
         asked = random.choice((" ", " ", " Then: ", "\n")).join(one.asked for one in calls)
         messages.append({"role": "user", "content": asked})
@@ -324,13 +324,13 @@ def tool_talk(random: Random, test: bool, task: str, plain: bool | None = None) 
             messages.append({"role": "assistant", "content": " ".join(said)})
     if not test and random.random() < 0.25 and "tool_calls" not in messages[-1]:
         if random.random() < 0.5:
-            _ask_for_text(messages, random, test, offered)
+            _ask_for_text(messages, random, test)
         else:
             one = call(random, test, random.choice(offered))
             messages.append({"role": "user", "content": one.asked})
             messages.append({"role": "assistant", "content": "", "tool_calls": [one.to_dict()]})
     if plain is None:
-        plain = random.random() < 0.25
+        plain = random.random() < 0.1
     return ToolTalk(
         task,
         (),
@@ -342,16 +342,11 @@ def tool_talk(random: Random, test: bool, task: str, plain: bool | None = None) 
     )
 
 
-def _ask_for_text(messages: list[dict[str, Any]], random: Random, test: bool, offered: list[Offer]) -> None:
-    """A question that no tool answers, or a request that none of those offered can do."""
-    if random.random() < 0.3:
-        other = random.choice([kind for kind in KINDS if kind not in {offer.kind for offer in offered}])
-        missing = Offer(other, "", "", tuple(names[0] for names in KINDS[other].parameters))
-        question, answer = call(random, test, missing).asked, "I have no tool for that."
-    else:
-        example = random.choice((fact, fact, arithmetic))(random, test)
-        question, answer = example.turns[0].text, example.answer
-    messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+def _ask_for_text(messages: list[dict[str, Any]], random: Random, test: bool) -> None:
+    """A question that needs no tool."""
+    example = random.choice((fact, fact, arithmetic))(random, test)
+    messages.append({"role": "user", "content": example.turns[0].text})
+    messages.append({"role": "assistant", "content": example.answer})
 
 
 def _result(random: Random, one: Call) -> tuple[str, str]:
@@ -408,4 +403,4 @@ TOOL_TASKS = [
     for topic in ("call", "several", "text", "result")
     for convention in CONVENTIONS
 ]
-SHARES: Mapping[str, float] = {"call": 0.45, "several": 0.2, "text": 0.15, "result": 0.2}
+SHARES: Mapping[str, float] = {"call": 0.35, "several": 0.33, "text": 0.12, "result": 0.2}
