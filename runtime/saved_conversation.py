@@ -99,7 +99,7 @@ def read_conversation(path: str | Path, bundle: str, reader: Reader) -> SavedCon
         raise SessionError(path, "bundle", bundle[:16], header["bundle"][:16], remedy)
     attachments = _checked(path, "attachments", lambda: _attachments(header["attachments"], arrays, reader))
     turns = _checked(path, "turns", lambda: _turns(header["turns"], attachments))
-    tokens = {name: int(count) for name, count in header["tokens"].items()}
+    tokens = {name: header["tokens"][name] for name in ("prompt", "cached", "completion")}
     kv = None if header.get("kv") is None else kv_of(header["kv"], arrays, path, SessionError)
     return SavedConversation(header.get("system"), turns, tokens, kv)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from gemma_edge.runtime.errors import UsageError
@@ -65,16 +67,23 @@ def drop_oldest(full: Full) -> list[Turn]:
     That is more than one answer needs, because what stays is computed anew. Where only fewer turns fit beside
     a long question, as many as fit stay.
     """
+    droppable = [i for i, turn in enumerate(full.turns[:-1]) if not turn.pinned]
+
+    def without(count: int) -> list[Turn]:
+        dropped = set(droppable[:count])
+        return [turn for i, turn in enumerate(full.turns) if i not in dropped]
+
     for most in (full.most - full.context // 4, full.most):
-        kept = list(full.turns)
-        while full.tokens(kept) > most:
-            oldest = next((turn for turn in kept[:-1] if not turn.pinned), None)
-            if oldest is None:
-                break
-            kept.remove(oldest)
-        else:
-            return kept
-    return kept
+        # A search in halves: a prompt is made for each look, and a conversation may have thousands of turns.
+        fits = partial(_fits, full, without, most)
+        count = bisect_left(range(len(droppable) + 1), True, key=fits)
+        if count <= len(droppable):
+            return without(count)
+    return without(len(droppable))
+
+
+def _fits(full: Full, without: Callable[[int], list[Turn]], most: int, count: int) -> bool:
+    return full.tokens(without(count)) <= most
 
 
 def strategy_of(overflow: Overflow) -> Strategy | None:
@@ -101,5 +110,6 @@ def forgotten(full: Full, kept: Iterable[Turn]) -> Forgotten | None:
     kept = list(kept)
     if not all(isinstance(turn, Turn) for turn in kept) or not kept or kept[-1] is not full.turns[-1]:
         raise UsageError("overflow must return turns, and the last of them must be the question")
-    lost = [turn for turn in full.turns if not any(turn is other for other in kept)]
+    left = {id(turn) for turn in kept}
+    lost = [turn for turn in full.turns if id(turn) not in left]
     return Forgotten(lost, full.tokens(full.turns) - full.tokens(kept), full.context) if lost else None

@@ -22,7 +22,7 @@ from gemma_edge.runtime.files.sealed_arrays import SEAL, read_sealed, write_seal
 from gemma_edge.runtime.media.attachments import Attachment
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
-from gemma_edge.runtime.turns import Forgotten, Full, Turn
+from gemma_edge.runtime.turns import Forgotten, Full, Turn, drop_oldest
 from support.rule_decoder import answers, hash_rule, tiny_model
 from support.tiny_tokenizer import tiny_tokenizer
 
@@ -145,6 +145,21 @@ def test_a_question_that_fills_the_context_alone_is_refused(tokenizer: Tokenizer
     with pytest.raises(UsageError, match="context of 128"):
         conversation.ask("e" * 300)
     assert conversation.messages == before
+
+
+def test_thousands_of_turns_are_dropped_with_few_prompts() -> None:
+    """A prompt for each turn that is dropped took minutes."""
+    turns = [Turn([{"role": "user", "content": str(i)}], pinned=i == 7) for i in range(5000)]
+    looks = []
+
+    def tokens(kept: Sequence[Turn]) -> int:
+        looks.append(len(kept))
+        return 10 * len(kept)
+
+    kept = drop_oldest(Full(turns, tokens, context=400, most=390))
+    assert kept == [turns[7], *turns[-28:]] and len(looks) < 20
+    kept = drop_oldest(Full(turns[:1], tokens, context=400, most=5))
+    assert kept == turns[:1]
 
 
 def test_a_function_decides_what_stays(tokenizer: Tokenizer) -> None:
@@ -283,6 +298,11 @@ def test_what_does_not_belong_is_refused(how: Any, said: str, saved: Path, token
     with pytest.raises(SessionError, match=said) as caught:
         Conversation.load(rambling(tokenizer), saved)
     assert caught.value.exit_code == 3 and str(caught.value).isprintable()
+
+
+def test_counts_that_nobody_knows_are_left_out(saved: Path, tokenizer: Tokenizer) -> None:
+    change(saved, lambda h, a: h["tokens"].update(more="NaN"))
+    assert Conversation.load(rambling(tokenizer), saved).tokens.keys() == {"prompt", "cached", "completion"}
 
 
 def test_every_flipped_byte_is_refused(saved: Path, tokenizer: Tokenizer) -> None:

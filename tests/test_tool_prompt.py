@@ -275,6 +275,10 @@ ASKED = {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "n
         ),
         ([USER, ASKED, USER], r"messages\[2\] comes before the result of call 'a'"),
         ([USER, ASKED, {"role": "tool", "tool_call_id": "b", "content": "x"}], "'b', the open calls are a"),
+        (
+            [USER, ASKED, {"role": "tool", "tool_call_id": "b" * 9000, "content": "x"}],
+            "b{100,200}[.]{3}, the open",
+        ),
         ([{**ASKED, "role": "user"}], "only one of role 'assistant' may"),
         ([USER, {**ASKED, "tool_calls": "now"}], r"\['tool_calls'\] must be a list"),
         ([USER, {**ASKED, "tool_calls": [3]}], r"\['tool_calls'\]\[0\] must be"),

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.errors import UsageError, printable
 from gemma_edge.runtime.prompt.tool_calls import Convention, ToolCall, write_calls
 from gemma_edge.runtime.prompt.tool_schemas import Tool
 
@@ -81,9 +81,8 @@ def check_order(messages: Sequence[Mapping[str, Any]]) -> None:
         where = f"messages[{index}]"
         if message["role"] != "tool":
             if open_ids:
-                raise UsageError(
-                    f"{where} comes before the result of call {open_ids[0]!r}: answer each call first"
-                )
+                call = printable(repr(open_ids[0]))
+                raise UsageError(f"{where} comes before the result of call {call}: answer each call first")
             open_ids = [call["id"] for call in message.get("tool_calls", ())]
             continue
         if not open_ids:
@@ -91,7 +90,8 @@ def check_order(messages: Sequence[Mapping[str, Any]]) -> None:
         named = message.get("tool_call_id") or open_ids[0]
         if named not in open_ids:
             raise UsageError(
-                f"{where}['tool_call_id'] is {named!r}, the open calls are {', '.join(open_ids)}"
+                f"{where}['tool_call_id'] is {printable(repr(named))}, "
+                f"the open calls are {printable(', '.join(open_ids))}"
             )
         open_ids.remove(named)
 
