@@ -69,8 +69,8 @@ def test_run_with_a_picture(said: Verb) -> None:
 
 
 def test_describe(said: Verb) -> None:
+    from held_out import SHOWN_SEED
     from pictures import describe, unseen_images
-    from publish import SHOWN_SEED
 
     (shown,) = unseen_images("image what", 1, SHOWN_SEED)
     assert said("describe", sample("image what")[1]) == describe(Random(0), shown.turns[0].media).answer

@@ -29,6 +29,7 @@ from gemma_edge.runtime.media.recordings import SAMPLE_RATE
 from gemma_edge.runtime.prompt.tool_calls import ToolCall
 
 SEED = 7
+SHOWN_SEED = 2  # of the questions that are published
 TASKS = {
     **dict.fromkeys(TEXT_TASKS, unseen_text),
     **dict.fromkeys(TOOL_TASKS, unseen_tools),

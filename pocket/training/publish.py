@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from curve import draw
-from held_out import TASKS, write_questions
+from held_out import SHOWN_SEED, TASKS, write_questions
 from pictures import QUESTIONS
 from prose import chapters
 from speech import SPEECH_TASKS
@@ -37,7 +37,6 @@ EACH = {
 }
 # One of each is what the demo asks.
 SHOWN = ("facts", "image what", "speech commands", "translated commands", "tools call python")
-SHOWN_SEED = 2
 PROSE_BYTES = 50_000
 RECIPES = ("int8", "int4")  # whose answers are counted
 
