@@ -22,6 +22,19 @@ class RowHead(TypedDict):
     time: str
 
 
+class BundleFields(RowHead):
+    """The fields that a row of a bundle has of it and of its process."""
+
+    environment: Environment
+    model_filename: str
+    n_threads: int
+    engine: str
+    model: str
+    recipe: str
+    format: str
+    test_time: str
+
+
 @dataclass(frozen=True)
 class RowBuilder:
     """Makes the rows of one session."""
@@ -47,7 +60,7 @@ class RowBuilder:
         Args:
             bandwidth_gb_s: stream-read bandwidth of the same minutes; decode tests get their share of it.
         """
-        facts, time = self.facts, now()
+        facts = self.facts
         kv = {"fp32": "f32", "int8": "i8"}.get(facts.kv_cache, facts.kv_cache)
         peak = report.memory.peak if report.memory else None
         rows = []
@@ -57,25 +70,17 @@ class RowBuilder:
                 share = round(facts.bytes_per_token * test.median_ts / (bandwidth_gb_s * 1e9), 4)
             sensors = test.sensors
             row = BenchRow(
-                **self.head(time),
+                **self._of_bundle(report),
                 **vars(test),
-                environment=report.environment,
                 build_commit=__version__,
                 cpu_info=report.environment.cpu,
-                model_filename=self.file,
                 model_type=f"{facts.model} {facts.recipe}",
                 model_size=facts.file_bytes,
                 model_n_params=facts.parameters,
                 n_batch=facts.chunk,
                 n_ubatch=facts.chunk,
-                n_threads=self.threads,
                 type_k=kv,
                 type_v=kv,
-                test_time=time,
-                engine=self.engine(report),
-                model=facts.model,
-                recipe=facts.recipe,
-                format=facts.format,
                 bytes_per_token=facts.bytes_per_token,
                 bandwidth_gb_s=bandwidth_gb_s,
                 bandwidth_share=share,
@@ -89,39 +94,25 @@ class RowBuilder:
 
     def encoders(self, report: RunReport, limit: int | None) -> list[EncodeRow]:
         """A row an encoder; `limit` is the ceiling that was enforced, in bytes."""
-        facts, time = self.facts, now()
-        return [
-            EncodeRow(
-                **self.head(time),
-                **vars(run),
-                environment=report.environment,
-                model_filename=self.file,
-                n_threads=self.threads,
-                engine=self.engine(report),
-                model=facts.model,
-                recipe=facts.recipe,
-                format=facts.format,
-                limit_bytes=limit,
-                test_time=time,
-            )
-            for run in report.encode
-        ]
+        return [EncodeRow(**self._of_bundle(report), **vars(run), limit_bytes=limit) for run in report.encode]
 
     def prefix(self, report: RunReport, run: PrefixRun) -> PrefixRow:
         """The row of a run that measured the prefix cache."""
+        return PrefixRow(**self._of_bundle(report), **vars(run))
+
+    def _of_bundle(self, report: RunReport) -> BundleFields:
         facts, time = self.facts, now()
-        return PrefixRow(
+        return {
             **self.head(time),
-            **vars(run),
-            environment=report.environment,
-            model_filename=self.file,
-            n_threads=self.threads,
-            engine=self.engine(report),
-            model=facts.model,
-            recipe=facts.recipe,
-            format=facts.format,
-            test_time=time,
-        )
+            "environment": report.environment,
+            "model_filename": self.file,
+            "n_threads": self.threads,
+            "engine": self.engine(report),
+            "model": facts.model,
+            "recipe": facts.recipe,
+            "format": facts.format,
+            "test_time": time,
+        }
 
     def peer(
         self, test: Measurement, engine: str, file: str, peak_rss: int, environment: Environment

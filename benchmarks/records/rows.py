@@ -100,18 +100,24 @@ class BenchRow(Row, LlamaBenchFields, KernelTest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeRow(Row, EncoderRun):
-    """An encoder; `limit_bytes` is the ceiling that was enforced."""
+class BundleRow(Row):
+    """What a row of a bundle says of the bundle."""
 
-    kind: str = "encode"
     model_filename: str | None = None
     n_threads: int = 0
     engine: str = ""
     model: str | None = None
     recipe: str | None = None
     format: str | None = None
-    limit_bytes: int | None = None
     test_time: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeRow(BundleRow, EncoderRun):
+    """An encoder; `limit_bytes` is the ceiling that was enforced."""
+
+    kind: str = "encode"
+    limit_bytes: int | None = None
 
     def __post_init__(self) -> None:
         Row.__post_init__(self)
@@ -119,17 +125,10 @@ class EncodeRow(Row, EncoderRun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrefixRow(Row, PrefixRun):
+class PrefixRow(BundleRow, PrefixRun):
     """Starts behind a prefix, without the prefix cache and with it."""
 
     kind: str = "prefix"
-    model_filename: str | None = None
-    n_threads: int = 0
-    engine: str = ""
-    model: str | None = None
-    recipe: str | None = None
-    format: str | None = None
-    test_time: str | None = None
 
     def __post_init__(self) -> None:
         Row.__post_init__(self)

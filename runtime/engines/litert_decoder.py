@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.tflite_check import check_decoder
 from gemma_edge.runtime.artifacts.tflite_reader import read_tflite
+from gemma_edge.runtime.engines.buffered_decoder import BufferedDecoder
 from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
-from gemma_edge.runtime.engines.decoder import check_fit, check_room, check_truncation
-from gemma_edge.runtime.engines.kv_snapshot import EveryPosition, KvBuffers, KvSnapshot, Ring
+from gemma_edge.runtime.engines.decoder import check_room
+from gemma_edge.runtime.engines.kv_snapshot import EveryPosition, KvBuffers, Ring
 from gemma_edge.runtime.engines.litert_model import Buffer, load_model, run_first, run_signature
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.errors import BundleError, UsageError
@@ -39,7 +40,7 @@ KINDS = {FULL: "full", SLIDING: "sliding"}
 WORTH_PADDING = 0.8
 
 
-class LitertDecoder:
+class LitertDecoder(BufferedDecoder):
     """See `Decoder`. Not thread-safe: it has one cache."""
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, context: int | None = None) -> None:
@@ -128,27 +129,6 @@ class LitertDecoder:
     def _run(self, call: _Call, embeddings: Array, per_layer: Array) -> None:
         call.run(embeddings, per_layer)
         self.position += len(embeddings)
-
-    def reset(self) -> None:
-        self.position = 0
-
-    def earliest_at(self, position: int) -> int:
-        return self.buffers.earliest_at(position)
-
-    def truncate(self, position: int) -> None:
-        check_truncation(self, position)
-        self.position = position
-
-    def snapshot(self) -> KvSnapshot:
-        return self.buffers.snapshot(self.position)
-
-    def snapshot_bytes(self, position: int) -> int:
-        return self.buffers.bytes(position)
-
-    def restore(self, snapshot: KvSnapshot) -> None:
-        check_fit(self, snapshot)
-        self.buffers.restore(snapshot)
-        self.position = snapshot.position
 
 
 class _Call:

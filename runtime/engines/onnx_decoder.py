@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.onnx_check import check_windows
+from gemma_edge.runtime.engines.buffered_decoder import BufferedDecoder
 from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
-from gemma_edge.runtime.engines.decoder import check_fit, check_room, check_truncation
+from gemma_edge.runtime.engines.decoder import check_room
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
-from gemma_edge.runtime.engines.kv_snapshot import EveryPosition, Evicting, KvBuffers, KvSnapshot
+from gemma_edge.runtime.engines.kv_snapshot import EveryPosition, Evicting, KvBuffers
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.families.config_fields import FULL, SLIDING
@@ -29,7 +30,7 @@ KV_GRAPH_TYPES = {"fp32": "tensor(float)", "int8": "tensor(int8)"}
 KIND = {FULL: "full", SLIDING: "sliding"}
 
 
-class OnnxDecoder:
+class OnnxDecoder(BufferedDecoder):
     """See `Decoder`. Not thread-safe: it has one cache."""
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, context: int | None = None) -> None:
@@ -160,24 +161,3 @@ class OnnxDecoder:
         if tokens > 1 or reshaped:
             release_free_memory()
         return self.logits[0, rows - n_logits :].copy()
-
-    def reset(self) -> None:
-        self.position = 0
-
-    def earliest_at(self, position: int) -> int:
-        return self.buffers.earliest_at(position)
-
-    def truncate(self, position: int) -> None:
-        check_truncation(self, position)
-        self.position = position
-
-    def snapshot(self) -> KvSnapshot:
-        return self.buffers.snapshot(self.position)
-
-    def snapshot_bytes(self, position: int) -> int:
-        return self.buffers.bytes(position)
-
-    def restore(self, snapshot: KvSnapshot) -> None:
-        check_fit(self, snapshot)
-        self.buffers.restore(snapshot)
-        self.position = snapshot.position
