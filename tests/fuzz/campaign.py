@@ -42,7 +42,8 @@ from random import Random
 
 from gemma_edge.runtime.errors import GemmaEdgeError
 
-from .subjects import MODELS, Files, Subject, make_valid, subjects
+from .readers import MODELS
+from .subjects import Files, Subject, make_valid, subjects
 
 CPU_SECONDS, MEMORY = 2.0, 64 << 20
 MEMORY_A_BYTE = 10  # of a file that damage made longer: of text, Python's JSON makes objects of that size

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .mutators import TEXTS, damaged_bytes, damaged_text, json_bytes
+from .readers import models
 
 Files = dict[str, bytes]
 WEATHER = {
@@ -196,8 +197,6 @@ def _sampled(grammar: Any, seed: int) -> str | None:
 def _grammars() -> Any:
     from gemma_edge.runtime.prompt.grammar_constraint import Grammars
     from gemma_edge.runtime.prompt.tokenizer import Tokenizer
-
-    from .subjects import models
 
     return Grammars(Tokenizer(models() / "checkpoint" / "tokenizer.model"), (1, 106))
 
