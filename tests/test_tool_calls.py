@@ -133,6 +133,7 @@ def test_text_around_a_call_stays_text(answer: str, text: str) -> None:
         "now(x=1 + 1)",
         "get_weather(city=Paris)",
         '{"name": "now", "parameters": [',
+        '{"name": {"now": 1}}',
         '{"name": "now", "parameters": ' + '{"a":' * 10_000,
         "put(value=" + "[" * 10_000,
         "[" * 100_000,

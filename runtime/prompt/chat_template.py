@@ -165,7 +165,8 @@ def _check_message(message: object, name: str, calls: int) -> dict[str, Any]:
         raise UsageError(f'{name} must be {{"role": ..., "content": ...}}, not {type(message).__name__}')
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        raise UsageError(f"{name}['role'] must be {', '.join(ROLES[:-1])} or {ROLES[-1]}, not {role!r}")
+        expected = f"{', '.join(ROLES[:-1])} or {ROLES[-1]}"
+        raise UsageError(f"{name}['role'] must be {expected}, not '{printable(role)}'")
     made: dict[str, Any] = {"role": str(role)}
     if role == "tool":
         ids = {key: str(message[key]) for key in ("name", "tool_call_id") if message.get(key)}
@@ -190,7 +191,8 @@ def _check_message(message: object, name: str, calls: int) -> dict[str, Any]:
             parts.append({"type": "text", "text": str(part["text"])})
         else:
             raise UsageError(
-                f'{where} must be {{"type": "text", "text": ...}}, an image or audio, not of type {kind!r}'
+                f'{where} must be {{"type": "text", "text": ...}}, an image or audio, '
+                f"not of type '{printable(kind)}'"
             )
     return {**made, "content": parts}
 

@@ -262,9 +262,11 @@ class _Reader:
         value = self.value(0)
         name = value.get("name")
         arguments = value.get("parameters", value.get("arguments"))
+        if not isinstance(name, str):
+            self.fail()
         if arguments is None and name in self.names:
             arguments = {}
-        if not isinstance(name, str) or not isinstance(arguments, dict):
+        if not isinstance(arguments, dict):
             self.fail()
         return name, arguments
 
