@@ -82,7 +82,7 @@ def test_malformed_messages_are_named(messages: Any, message: str) -> None:
         ChatTemplate().render(messages)
 
 
-@pytest.mark.parametrize("role", ["x" * 5000, ["user"], 10**5000])
+@pytest.mark.parametrize("role", ["x" * 5000, ["user"], 10**5000], ids=["long", "list", "digits"])
 def test_an_unknown_role_is_repeated_in_short(role: Any) -> None:
     with pytest.raises(UsageError, match=r"role.* not ") as refusal:
         ChatTemplate().render([{"role": role, "content": "x"}])
