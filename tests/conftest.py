@@ -30,8 +30,9 @@ POCKET = Path(__file__).parents[1] / "pocket" / "checkpoint"
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
-# A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
+# A shell's background job ignores Ctrl-C, one of nohup a hang-up; so would what a test starts and ends.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # What makes a test slow: its file, a fixture, or a name that tells of another program or of true size. A
@@ -44,11 +45,11 @@ SLOW_FILES = frozenset(
     litert_torch litertlm_bundle litertlm_encoders multimodal native_runner offline optimum packed_weights
     parity pocket pocket_lessons pocket_verbs release synth_checkpoint templates_that_fill_memory
     tflite_encoders turn_editor completion litertlm_tools structured_engines
-    applications
+    applications serve serve_clients serve_load page_chat page_attachments page_markdown page_faults
     """.split()
 )
 SLOW_FIXTURES = frozenset(
-    ("adb_server", "live_case", "pocket_bundles", "served", "served_onnx", "server", "sshd")
+    ("adb_server", "browser", "live_case", "pocket_bundles", "served", "served_onnx", "server", "sshd")
 )
 SLOW_NAMES = re.compile(
     r"transformers|timm|litert_lm|true_size|test_live|processor|browser|full_disk|_is_ended_cleans_up|flipped_bit|"

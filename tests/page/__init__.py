@@ -1,0 +1,1 @@
+"""The chat page of `gemma-edge serve`, in a real browser."""
