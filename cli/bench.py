@@ -24,7 +24,6 @@ import threading
 import uuid
 from pathlib import Path
 
-from gemma_edge.benchmarks.machine.cpu_features import LITERT_LM
 from gemma_edge.benchmarks.measure.answer_phases import MOST
 from gemma_edge.benchmarks.measure.bars import Bars
 from gemma_edge.benchmarks.measure.bench_job import Job, bench_device, bench_fleet
@@ -37,8 +36,9 @@ from gemma_edge.benchmarks.peers.interleaved import Peer, find_peers
 from gemma_edge.benchmarks.records.bundle_facts import BundleFacts, bundle_facts
 from gemma_edge.benchmarks.records.record import Head
 from gemma_edge.benchmarks.records.results_file import append_record
-from gemma_edge.benchmarks.script import progress
 from gemma_edge.cli.bundle_options import add_words, take_bundle
+from gemma_edge.devices.machine.cpu_features import LITERT_LM
+from gemma_edge.devices.script import progress
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.reuse.prefix_files import LEAST_TOKENS
 from gemma_edge.runtime.units import parse_size

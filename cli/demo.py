@@ -16,10 +16,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma_edge.benchmarks.machine.memory import PROC
 from gemma_edge.benchmarks.measure.questions import Answered, Question, as_answer, ask, read_questions
 from gemma_edge.benchmarks.measure.target import LocalTarget
 from gemma_edge.benchmarks.measure.workload import Workload
+from gemma_edge.devices.machine.memory import PROC
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import Exported, export_bundle
 from gemma_edge.export.gate.parity import Agreement

@@ -39,8 +39,8 @@ from gemma_edge.benchmarks.measure.questions import (
 from gemma_edge.benchmarks.measure.recipe_quality import FORMATS, RECIPES, measure_quality, read_answers
 from gemma_edge.benchmarks.output.quality_table import render_quality
 from gemma_edge.benchmarks.records.results_file import append_record, json_line
-from gemma_edge.benchmarks.script import progress
 from gemma_edge.cli.bundle_options import add_words, take_bundle
+from gemma_edge.devices.script import progress
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.model import Model

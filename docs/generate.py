@@ -19,7 +19,7 @@ from gemma_edge.cli.main import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 CLI, ARCHITECTURE = ROOT / "docs" / "cli.md", ROOT / "ARCHITECTURE.md"
-PACKAGES = ("export", "runtime", "benchmarks", "cli")
+PACKAGES = ("export", "runtime", "devices", "benchmarks", "cli")
 # Lines of the tree that no docstring holds, after those of the packages.
 OTHERS: Mapping[str, str] = {
     "src/gemma_edge/": "One link a package: the folders above import as `gemma_edge.NAME`.",

@@ -10,12 +10,6 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.benchmarks.machine import cgroup
-from gemma_edge.benchmarks.machine.cgroup import Mechanism, mechanism
-from gemma_edge.benchmarks.machine.child import ChildRun
-from gemma_edge.benchmarks.machine.clock import ClockReading
-from gemma_edge.benchmarks.machine.memory import MOST_POINTS, MemoryTimeline, PeakMemory
-from gemma_edge.benchmarks.machine.sensors import Battery, Sensors, read_sensors
 from gemma_edge.benchmarks.measure import session, target
 from gemma_edge.benchmarks.measure.bars import Bars
 from gemma_edge.benchmarks.measure.latency import percentile, prompt_text
@@ -32,6 +26,12 @@ from gemma_edge.benchmarks.records.run_report import (
 )
 from gemma_edge.cli.bench import duration
 from gemma_edge.cli.main import main
+from gemma_edge.devices.machine import cgroup
+from gemma_edge.devices.machine.cgroup import Mechanism, mechanism
+from gemma_edge.devices.machine.child import ChildRun
+from gemma_edge.devices.machine.clock import ClockReading
+from gemma_edge.devices.machine.memory import MOST_POINTS, MemoryTimeline, PeakMemory
+from gemma_edge.devices.machine.sensors import Battery, Sensors, read_sensors
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.model import Model

@@ -10,13 +10,6 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.benchmarks.devices import DeviceFacts, open_device
-from gemma_edge.benchmarks.devices.ssh import SshDevice
-from gemma_edge.benchmarks.machine import limit
-from gemma_edge.benchmarks.machine.cgroup import LimitedRun, mechanism
-from gemma_edge.benchmarks.machine.child import ChildError, ChildRun, run_child
-from gemma_edge.benchmarks.machine.memory import MemoryPoints, MemorySample, PeakMemory
-from gemma_edge.benchmarks.machine.sensors import Sensors
 from gemma_edge.benchmarks.measure import target
 from gemma_edge.benchmarks.measure.native_runner import NativeRun, native_report
 from gemma_edge.benchmarks.measure.target import DeviceTarget, NativeTarget
@@ -24,9 +17,16 @@ from gemma_edge.benchmarks.measure.workload import Workload
 from gemma_edge.benchmarks.records.bundle_facts import bundle_facts
 from gemma_edge.benchmarks.records.measurement import KernelTest, TurnSizes
 from gemma_edge.benchmarks.records.run_report import MemoryReport, RunReport
-from gemma_edge.benchmarks.typed_json import from_json, to_json
 from gemma_edge.cli.main import main
+from gemma_edge.devices import DeviceFacts, open_device
+from gemma_edge.devices.machine import limit
+from gemma_edge.devices.machine.cgroup import LimitedRun, mechanism
+from gemma_edge.devices.machine.child import ChildError, ChildRun, run_child
+from gemma_edge.devices.machine.memory import MemoryPoints, MemorySample, PeakMemory
+from gemma_edge.devices.machine.sensors import Sensors
+from gemma_edge.devices.ssh import SshDevice
 from gemma_edge.runtime.errors import DeviceError, UsageError
+from gemma_edge.runtime.files.typed_json import from_json, to_json
 from support.device_servers import Sshd, sshd_missing
 from support.results import read_rows
 

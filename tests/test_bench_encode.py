@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.benchmarks.machine.cgroup import mechanism
-from gemma_edge.benchmarks.machine.child import ChildRun
-from gemma_edge.benchmarks.machine.memory import MemorySample, PeakMemory
 from gemma_edge.benchmarks.measure import answer_phases, session
 from gemma_edge.benchmarks.measure.bars import Bars
 from gemma_edge.benchmarks.measure.ceiling_verdict import judge_ceiling, with_encoders
@@ -25,10 +22,13 @@ from gemma_edge.benchmarks.records.measurement import EncoderRun
 from gemma_edge.benchmarks.records.record import CeilingRecord, Head, Record
 from gemma_edge.benchmarks.records.results_file import parse_record, read_records
 from gemma_edge.benchmarks.records.run_report import MemoryReport, RunReport
-from gemma_edge.benchmarks.typed_json import to_json
 from gemma_edge.cli.main import main
+from gemma_edge.devices.machine.cgroup import mechanism
+from gemma_edge.devices.machine.child import ChildRun
+from gemma_edge.devices.machine.memory import MemorySample, PeakMemory
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError
+from gemma_edge.runtime.files.typed_json import to_json
 from support.multimodal_conversation import write_checkpoint
 from support.results import read_rows
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.benchmarks.machine.child import ChildError
 from gemma_edge.benchmarks.measure import session
 from gemma_edge.benchmarks.peers import interleaved as peers
 from gemma_edge.benchmarks.peers.interleaved import (
@@ -28,6 +27,7 @@ from gemma_edge.benchmarks.peers.llama_cpp import (
 from gemma_edge.benchmarks.records.measurement import KernelTest, PeerRun, TurnSizes
 from gemma_edge.benchmarks.records.run_report import Round, RunReport
 from gemma_edge.cli.main import main
+from gemma_edge.devices.machine.child import ChildError
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from support.results import read_rows

@@ -14,11 +14,11 @@ from gemma_edge.benchmarks.output.result_text import render
 from gemma_edge.benchmarks.output.table import render_table
 from gemma_edge.benchmarks.records.measurement import PrefixRun, PrefixStart
 from gemma_edge.benchmarks.records.results_file import parse_record, read_records
-from gemma_edge.benchmarks.typed_json import FieldError, to_json
 from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.files.cache_folder import cache_folder
+from gemma_edge.runtime.files.typed_json import FieldError, to_json
 from support.results import read_rows
 
 SMALL = ["-p", "16", "-n", "0", "-r", "2", "-t", "1", "--requests", "0", "--bandwidth", "0s", "--no-cold"]

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from gemma_edge.benchmarks.devices import DeviceRun, open_device
-from gemma_edge.benchmarks.devices.adb import AdbDevice
-from gemma_edge.benchmarks.devices.base import signal_name
-from gemma_edge.benchmarks.devices.facts import parse_facts, parse_meminfo
-from gemma_edge.benchmarks.machine.memory import PeakMemory
+from gemma_edge.devices import DeviceRun, open_device
+from gemma_edge.devices.adb import AdbDevice
+from gemma_edge.devices.base import signal_name
+from gemma_edge.devices.facts import parse_facts, parse_meminfo
+from gemma_edge.devices.machine.memory import PeakMemory
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from support.device_servers import DUMPSYS, Adbd, Sshd, adbd_missing, sshd_missing
 from support.processes import wait_for

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from gemma_edge.benchmarks.devices import Device, Member, Outcome, open_device, read_fleet, run_fleet
-from gemma_edge.benchmarks.devices.fleet import FleetError
-from gemma_edge.benchmarks.devices.install import platform_tags, write_wheel
 from gemma_edge.benchmarks.measure.worker import worker_argv
 from gemma_edge.benchmarks.measure.workload import Workload
 from gemma_edge.benchmarks.records.run_report import RunReport
+from gemma_edge.devices import Device, Member, Outcome, open_device, read_fleet, run_fleet
+from gemma_edge.devices.fleet import FleetError
+from gemma_edge.devices.install import platform_tags, write_wheel
 from gemma_edge.runtime.errors import DeviceError
 from gemma_edge.runtime.version import __version__
 from support.device_servers import Sshd, sshd_missing
@@ -119,7 +119,7 @@ def test_the_wheel_is_this_package(tmp_path: Path) -> None:
     assert write_wheel(tmp_path).read_bytes() == first
     with zipfile.ZipFile(path) as wheel:
         names = wheel.namelist()
-        assert {"gemma_edge/runtime/model.py", "gemma_edge/benchmarks/devices/supervise.sh"} <= set(names)
+        assert {"gemma_edge/runtime/model.py", "gemma_edge/devices/supervise.sh"} <= set(names)
         assert not any(name.startswith("gemma_edge/export") for name in names)
         record = wheel.read(f"gemma_edge-{__version__}.dist-info/RECORD").decode()
     assert sorted(line.split(",")[0] for line in record.splitlines()) == sorted(names)

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gemma_edge.benchmarks.devices import adb, cool_down, open_device, shell
-from gemma_edge.benchmarks.devices.shell import ShellDevice
-from gemma_edge.benchmarks.machine.child import ChildError
+from gemma_edge.devices import adb, cool_down, open_device, shell
+from gemma_edge.devices.machine.child import ChildError
+from gemma_edge.devices.shell import ShellDevice
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from support.device_servers import Adbd, Sshd, adbd_missing, sshd_missing
 from support.processes import sleeping, wait_for
@@ -176,7 +176,7 @@ def test_ctrl_c_ends_it_there(device: ShellDevice, number: str) -> None:
 
 def test_death_of_this_end_ends_it_there(server: Server, number: str) -> None:
     script = (
-        "from gemma_edge.benchmarks.devices import open_device\n"
+        "from gemma_edge.devices import open_device\n"
         f"open_device({server.spec!r}).run(['sleep', {number!r}], timeout=60)"
     )
     ours = subprocess.Popen([sys.executable, "-c", script])

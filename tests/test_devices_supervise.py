@@ -15,7 +15,7 @@ import pytest
 
 from support.processes import children, sleeping, wait_for
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "devices" / "supervise.sh"
+SCRIPT = Path(__file__).parent.parent / "devices" / "supervise.sh"
 CLOCK = "/proc/uptime"
 SHELLS = [["dash"], ["bash", "--posix"], ["busybox", "sh"], ["mksh"]]
 _numbers = itertools.count(200_000 + os.getpid() * 100)

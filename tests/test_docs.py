@@ -46,7 +46,9 @@ def test_the_page_of_exit_codes_has_every_one() -> None:
 def test_links_and_named_files_exist(document: Path) -> None:
     text = read(document)
     links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
-    named = re.findall(r"`((?:export|runtime|benchmarks|cli|tests|docs)/[\w/]+\.(?:py|md|json))`", text)
+    named = re.findall(
+        r"`((?:export|runtime|devices|benchmarks|cli|tests|docs)/[\w/]+\.(?:py|md|json))`", text
+    )
     missing = [link for link in links if not (document.parent / link).exists()]
     assert missing + [name for name in named if not (ROOT / name).exists()] == []
 

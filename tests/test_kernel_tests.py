@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_edge.benchmarks.machine import bandwidth, load
-from gemma_edge.benchmarks.machine.bandwidth import stream_read_bandwidth
-from gemma_edge.benchmarks.machine.child import ChildError, ChildRun
-from gemma_edge.benchmarks.machine.memory import PeakMemory
 from gemma_edge.benchmarks.measure.kernel_tests import bench_decode, bench_prefill
 from gemma_edge.benchmarks.records.measurement import Measurement, TurnSizes
 from gemma_edge.benchmarks.records.run_report import RunReport
-from gemma_edge.benchmarks.script import run_script
-from gemma_edge.benchmarks.typed_json import FieldError, from_json, to_json
+from gemma_edge.devices.machine import bandwidth, load
+from gemma_edge.devices.machine.bandwidth import stream_read_bandwidth
+from gemma_edge.devices.machine.child import ChildError, ChildRun
+from gemma_edge.devices.machine.memory import PeakMemory
+from gemma_edge.devices.script import run_script
 from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError, UsageError
+from gemma_edge.runtime.files.typed_json import FieldError, from_json, to_json
 
 MB = 2**20
 HIDDEN, PLE_ROW, VOCAB = 8, 12, 50
@@ -150,7 +150,7 @@ def test_busy_cores_leave_out_idle_time(tmp_path: Path, monkeypatch: pytest.Monk
     assert load.busy_cores(0) is None
     stat.write_text("cpu 100 0 0 900 0 0 0 0 0 0\ncpu0 1\ncpu1 1\nintr 5\n")
     later = "cpu 130 0 10 1040 10 0 0 10 99 0\ncpu0 1\ncpu1 1\n"  # 50 of 200 ticks busy, on 2 cores
-    monkeypatch.setattr("gemma_edge.benchmarks.machine.load.time.sleep", lambda _: stat.write_text(later))
+    monkeypatch.setattr("gemma_edge.devices.machine.load.time.sleep", lambda _: stat.write_text(later))
     assert load.busy_cores() == 0.5
 
 

@@ -19,7 +19,7 @@ from support.random_gemma3n_vision import random_pixels
 pytest.importorskip("ai_edge_litert")
 pytest.importorskip("litert_lm_builder", reason="litert-lm-builder is not installed")
 
-from gemma_edge.benchmarks.machine.cpu_features import check_engine
+from gemma_edge.devices.machine.cpu_features import check_engine
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.emit.reference.encoder_weights import token_table
 from gemma_edge.export.emit.reference.reference_audio import evaluate_audio

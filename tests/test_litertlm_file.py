@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemma_edge.benchmarks.machine.cpu_features import check_engine, missing_feature
+from gemma_edge.devices.machine.cpu_features import check_engine, missing_feature
 from gemma_edge.runtime.artifacts.litertlm_reader import CONFIG_KEY, read_litertlm
 from gemma_edge.runtime.errors import BundleError, ConfigError, DeviceError, TokenizerError
 from gemma_edge.runtime.model import Model

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gemma_edge.benchmarks.machine import cgroup
-from gemma_edge.benchmarks.machine.cgroup import mechanism, run_limited
-from gemma_edge.benchmarks.machine.child import run_child
-from gemma_edge.benchmarks.machine.memory import drop_page_cache, read_memory
+from gemma_edge.devices.machine import cgroup
+from gemma_edge.devices.machine.cgroup import mechanism, run_limited
+from gemma_edge.devices.machine.child import run_child
+from gemma_edge.devices.machine.memory import drop_page_cache, read_memory
 from gemma_edge.runtime.errors import DeviceError
 from support.processes import ended, wait_for
 
@@ -60,7 +60,7 @@ def test_memory_of_no_process_is_an_error() -> None:
 
 SAMPLED = """
 import time
-from gemma_edge.benchmarks.machine.memory import PeakSampler, read_memory
+from gemma_edge.devices.machine.memory import PeakSampler, read_memory
 
 before = read_memory().rss_anon
 with PeakSampler(interval=0.002) as sampler:
@@ -167,7 +167,7 @@ def test_no_group_is_left_after_a_timeout() -> None:
 
 @limited
 def test_no_group_and_no_process_is_left_after_ctrl_c() -> None:
-    module = "gemma_edge.benchmarks.machine.cgroup"
+    module = "gemma_edge.devices.machine.cgroup"
     code = f"from {module} import run_limited; run_limited(['sleep', '60'], 300 << 20)"
     runner = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     try:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from gemma_edge.benchmarks.devices import DeviceRun, open_device
-from gemma_edge.benchmarks.machine.child import ChildError
-from gemma_edge.benchmarks.machine.memory import PeakMemory
 from gemma_edge.benchmarks.measure.native_runner import NativeRun, bench_native, parse_runner
 from gemma_edge.benchmarks.records.measurement import TurnSizes, by_test
+from gemma_edge.devices import DeviceRun, open_device
+from gemma_edge.devices.machine.child import ChildError
+from gemma_edge.devices.machine.memory import PeakMemory
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from support.device_servers import Adbd, adbd_missing

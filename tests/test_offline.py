@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gemma_edge.benchmarks.devices.local import LocalDevice
 from gemma_edge.cli.main import VERBS
+from gemma_edge.devices.local import LocalDevice
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.host.offline import SILENCED, offline_variables, silence_telemetry
 from support.strace import can_trace

@@ -17,10 +17,10 @@ import pytest
 pytest.importorskip("ai_edge_litert", reason="LiteRT is not installed")
 pytest.importorskip("litert_lm_builder", reason="litert-lm-builder is not installed")
 
-from gemma_edge.benchmarks.machine.memory import drop_page_cache
 from gemma_edge.benchmarks.measure.target import LocalTarget
 from gemma_edge.benchmarks.measure.workload import Workload
 from gemma_edge.benchmarks.records.bundle_facts import bundle_files
+from gemma_edge.devices.machine.memory import drop_page_cache
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.artifacts import folder_bundle, litertlm_bundle
 from gemma_edge.runtime.artifacts.litertlm_reader import read_litertlm

@@ -31,9 +31,9 @@ from gemma_edge.benchmarks.output.charts import (
 from gemma_edge.benchmarks.output.report import render_page
 from gemma_edge.benchmarks.records.environment import environment
 from gemma_edge.benchmarks.records.results_file import parse_record
-from gemma_edge.benchmarks.typed_json import to_json
 from gemma_edge.cli.main import main
 from gemma_edge.runtime.errors import DeviceError
+from gemma_edge.runtime.files.typed_json import to_json
 from gemma_edge.runtime.files.whole_file import write_whole
 from support.small_disk import small_disk
 

@@ -16,8 +16,9 @@ from support.repository import PACKAGES, ROOT, read
 MAY_IMPORT = {
     "runtime": (),
     "export": ("runtime",),
-    "benchmarks": ("runtime", "export"),
-    "cli": ("runtime", "export", "benchmarks"),
+    "devices": ("runtime",),
+    "benchmarks": ("runtime", "export", "devices"),
+    "cli": ("runtime", "export", "devices", "benchmarks"),
 }
 MOST_LINES = 600
 SOURCES = {
@@ -144,7 +145,7 @@ def test_modules_named_in_text_exist() -> None:
     """Dotted names in strings and documents, which no import and no type checker sees."""
     texts = [path for top in (*PACKAGES, "tests", "pocket", "docs") for path in (ROOT / top).rglob("*.*")]
     texts = [path for path in texts if path.suffix in (".py", ".md", ".sh")]
-    named = re.compile(r"\bgemma_edge\.((?:runtime|export|benchmarks|cli)(?:\.[a-z_0-9]+)*)")
+    named = re.compile(r"\bgemma_edge\.((?:runtime|export|devices|benchmarks|cli)(?:\.[a-z_0-9]+)*)")
     missing = set()
     for path in [*texts, *ROOT.glob("*.md"), ROOT / "pyproject.toml", ROOT / ".ci" / "run"]:
         for name in named.findall(read(path)):

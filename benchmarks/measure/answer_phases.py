@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemma_edge.benchmarks.machine.memory import PeakMemory, PeakSampler, drop_page_cache, read_memory
 from gemma_edge.benchmarks.measure.latency import prompt_text
 from gemma_edge.benchmarks.measure.workload import Workload
 from gemma_edge.benchmarks.records.bundle_facts import bundle_files
 from gemma_edge.benchmarks.records.measurement import KernelTest
 from gemma_edge.benchmarks.records.rows import CLIP_SECONDS
 from gemma_edge.benchmarks.records.run_report import MemoryReport, Phase, RunReport
+from gemma_edge.devices.machine.memory import PeakMemory, PeakSampler, drop_page_cache, read_memory
 from gemma_edge.runtime.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gemma_edge.benchmarks.devices import Device, cool_down, open_device
-from gemma_edge.benchmarks.devices.fleet import FleetError, Member, read_fleet, run_fleet
 from gemma_edge.benchmarks.measure.session import Emit, Plan, Session
 from gemma_edge.benchmarks.measure.target import DeviceTarget, LocalTarget, NativeTarget, Target
 from gemma_edge.benchmarks.measure.workload import Workload
 from gemma_edge.benchmarks.records.bundle_facts import BundleFacts, bundle_facts
-from gemma_edge.benchmarks.script import progress
+from gemma_edge.devices import Device, cool_down, open_device
+from gemma_edge.devices.fleet import FleetError, Member, read_fleet, run_fleet
+from gemma_edge.devices.script import progress
 from gemma_edge.runtime.errors import DeviceError
 
 

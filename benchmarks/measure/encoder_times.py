@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.benchmarks.machine.memory import PeakSampler
 from gemma_edge.benchmarks.records.measurement import EncoderRun, timed
+from gemma_edge.devices.machine.memory import PeakSampler
 
 if TYPE_CHECKING:  # importing the runtime is part of what is measured
     from gemma_edge.runtime.artifacts.bundle import Bundle

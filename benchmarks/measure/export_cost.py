@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gemma_edge.benchmarks.machine.memory import PeakSampler
 from gemma_edge.benchmarks.records.bundle_facts import bundle_facts
 from gemma_edge.benchmarks.records.environment import environment, now
 from gemma_edge.benchmarks.records.record import Record, TableRow
 from gemma_edge.benchmarks.records.results_file import append_record
+from gemma_edge.devices.machine.memory import PeakSampler
 from gemma_edge.export.exporter import Exported
 from gemma_edge.runtime.units import format_size
 

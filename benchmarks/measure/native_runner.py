@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gemma_edge.benchmarks.devices.base import Device, DeviceFacts, DeviceRun
-from gemma_edge.benchmarks.machine.cpu_features import LITERT_LM, missing_feature
-from gemma_edge.benchmarks.machine.memory import MemoryPoints, MemorySample, PeakMemory
-from gemma_edge.benchmarks.machine.sensors import Sensors
 from gemma_edge.benchmarks.measure.latency import percentiles
 from gemma_edge.benchmarks.records.environment import Environment
 from gemma_edge.benchmarks.records.measurement import KernelTest, TurnSizes
 from gemma_edge.benchmarks.records.run_report import Latency, MemoryReport, RunReport, SensorsAround
-from gemma_edge.benchmarks.typed_json import FieldError
+from gemma_edge.devices.base import Device, DeviceFacts, DeviceRun
+from gemma_edge.devices.machine.cpu_features import LITERT_LM, missing_feature
+from gemma_edge.devices.machine.memory import MemoryPoints, MemorySample, PeakMemory
+from gemma_edge.devices.machine.sensors import Sensors
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.files.cache_folder import cache_folder
+from gemma_edge.runtime.files.typed_json import FieldError
 
 _RUNNER = "gemma-bench"
 _ENGINE = "liblitert-lm.so"

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gemma_edge.benchmarks.machine.memory import PeakMemory
 from gemma_edge.benchmarks.measure.quality_targets import target_rows
 from gemma_edge.benchmarks.measure.questions import Answered, Question, agreement, answers, scores
 from gemma_edge.benchmarks.measure.target import LocalTarget
@@ -18,8 +17,8 @@ from gemma_edge.benchmarks.measure.workload import Workload
 from gemma_edge.benchmarks.records.bundle_facts import bundle_facts
 from gemma_edge.benchmarks.records.environment import environment, now
 from gemma_edge.benchmarks.records.record import Divergence, Quality, QualityColumn, QualityRecord, Score
-from gemma_edge.benchmarks.script import progress
-from gemma_edge.benchmarks.typed_json import from_json
+from gemma_edge.devices.machine.memory import PeakMemory
+from gemma_edge.devices.script import progress
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.gate.parity import verify_sequences
@@ -27,6 +26,7 @@ from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.engines.cores import physical_cores
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.files.abandoned import temporary_folder
+from gemma_edge.runtime.files.typed_json import from_json
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 

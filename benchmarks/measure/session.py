@@ -14,8 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.benchmarks.machine.bandwidth import Bandwidth
-from gemma_edge.benchmarks.machine.load import QUIET_CORES, busy_cores
 from gemma_edge.benchmarks.measure.answer_phases import write_media
 from gemma_edge.benchmarks.measure.bars import Bars
 from gemma_edge.benchmarks.measure.ceiling_verdict import judge_ceiling, with_encoders
@@ -40,7 +38,9 @@ from gemma_edge.benchmarks.records.rows import (
     threads_of,
 )
 from gemma_edge.benchmarks.records.run_report import Round, RunReport
-from gemma_edge.benchmarks.script import progress
+from gemma_edge.devices.machine.bandwidth import Bandwidth
+from gemma_edge.devices.machine.load import QUIET_CORES, busy_cores
+from gemma_edge.devices.script import progress
 from gemma_edge.runtime.errors import CeilingError
 from gemma_edge.runtime.files.abandoned import temporary_folder
 from gemma_edge.runtime.units import format_size

@@ -12,13 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gemma_edge.benchmarks.devices import Device, DeviceFacts
-from gemma_edge.benchmarks.machine.bandwidth import Bandwidth, bandwidth_argv
-from gemma_edge.benchmarks.machine.cgroup import LimitedRun, mechanism, run_limited
-from gemma_edge.benchmarks.machine.child import ChildRun, run_child
-from gemma_edge.benchmarks.machine.limit import LimitProbe, limit_argv, probe_argv
-from gemma_edge.benchmarks.machine.memory import drop_page_cache
-from gemma_edge.benchmarks.machine.sensors import Sensors
 from gemma_edge.benchmarks.measure.native_runner import NativeRun, bench_native, native_report
 from gemma_edge.benchmarks.measure.worker import worker_argv
 from gemma_edge.benchmarks.measure.workload import Workload
@@ -26,6 +19,13 @@ from gemma_edge.benchmarks.peers.interleaved import TIMEOUT, Peer
 from gemma_edge.benchmarks.records.bundle_facts import BundleFacts, bundle_facts, bundle_files
 from gemma_edge.benchmarks.records.measurement import OTHER_BUNDLE, PeerRun, TurnSizes
 from gemma_edge.benchmarks.records.run_report import Attempt, RunReport
+from gemma_edge.devices import Device, DeviceFacts
+from gemma_edge.devices.machine.bandwidth import Bandwidth, bandwidth_argv
+from gemma_edge.devices.machine.cgroup import LimitedRun, mechanism, run_limited
+from gemma_edge.devices.machine.child import ChildRun, run_child
+from gemma_edge.devices.machine.limit import LimitProbe, limit_argv, probe_argv
+from gemma_edge.devices.machine.memory import drop_page_cache
+from gemma_edge.devices.machine.sensors import Sensors
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.version import __version__
 

@@ -17,7 +17,7 @@ import numpy as np
 from gemma_edge.benchmarks.records.environment import environment, now
 from gemma_edge.benchmarks.records.record import Record, TableRow
 from gemma_edge.benchmarks.records.results_file import append_record
-from gemma_edge.benchmarks.script import progress, run_script
+from gemma_edge.devices.script import progress, run_script
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.emit.reference.reference_text import evaluate
 from gemma_edge.export.exporter import export_bundle

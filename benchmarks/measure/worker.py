@@ -18,15 +18,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemma_edge.benchmarks.machine.clock import ClockReading
-from gemma_edge.benchmarks.machine.memory import (
-    MOST_POINTS,
-    MemoryTimeline,
-    PeakSampler,
-    drop_page_cache,
-    read_memory,
-)
-from gemma_edge.benchmarks.machine.sensors import read_sensors
 from gemma_edge.benchmarks.measure.answer_phases import measure_answer
 from gemma_edge.benchmarks.measure.encoder_times import measure_encoders
 from gemma_edge.benchmarks.measure.kernel_tests import bench_decode, bench_prefill, runtime_import_seconds
@@ -43,11 +34,20 @@ from gemma_edge.benchmarks.records.run_report import (
     SensorsAround,
     SustainedPoint,
 )
-from gemma_edge.benchmarks.script import run_script
-from gemma_edge.benchmarks.typed_json import to_json
+from gemma_edge.devices.machine.clock import ClockReading
+from gemma_edge.devices.machine.memory import (
+    MOST_POINTS,
+    MemoryTimeline,
+    PeakSampler,
+    drop_page_cache,
+    read_memory,
+)
+from gemma_edge.devices.machine.sensors import read_sensors
+from gemma_edge.devices.script import run_script
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.engines.engine_registry import engine_of
 from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.files.typed_json import to_json
 
 if TYPE_CHECKING:  # importing the runtime is part of what is measured
     from gemma_edge.runtime.model import Model

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gemma_edge.benchmarks.typed_json import from_json, to_json
 from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.files.typed_json import from_json, to_json
 
 QUESTION_TOKENS = 24  # behind a measured prefix
 

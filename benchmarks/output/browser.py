@@ -7,8 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
-from gemma_edge.benchmarks.machine.child import ChildError, run_child
-from gemma_edge.benchmarks.script import progress
+from gemma_edge.devices.machine.child import ChildError, run_child
+from gemma_edge.devices.script import progress
 from gemma_edge.runtime.errors import DeviceError
 from gemma_edge.runtime.files.abandoned import temporary_folder
 from gemma_edge.runtime.files.whole_file import replacing

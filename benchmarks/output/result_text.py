@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from gemma_edge.benchmarks.machine.memory import MemorySample, PeakMemory
 from gemma_edge.benchmarks.records.record import Head
 from gemma_edge.benchmarks.records.results_file import append_record, json_line
 from gemma_edge.benchmarks.records.rows import (
@@ -21,8 +20,9 @@ from gemma_edge.benchmarks.records.rows import (
     threads_of,
 )
 from gemma_edge.benchmarks.records.run_report import Percentiles
-from gemma_edge.benchmarks.typed_json import to_json
+from gemma_edge.devices.machine.memory import MemorySample, PeakMemory
 from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.files.typed_json import to_json
 from gemma_edge.runtime.files.whole_file import write_whole
 from gemma_edge.runtime.units import format_size
 

@@ -16,10 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from gemma_edge.benchmarks.machine.bandwidth import Bandwidth
-from gemma_edge.benchmarks.machine.child import run_child
-from gemma_edge.benchmarks.machine.cpu_features import LITERT_LM, check_engine
-from gemma_edge.benchmarks.machine.load import QUIET_CORES, busy_cores
 from gemma_edge.benchmarks.peers.llama_cpp import (
     ENVIRONMENT_VARIABLE,
     find_llama_bench,
@@ -28,10 +24,14 @@ from gemma_edge.benchmarks.peers.llama_cpp import (
 from gemma_edge.benchmarks.records.measurement import Measurement, PeerRun, TurnSizes, by_test
 from gemma_edge.benchmarks.records.rows import Ratio
 from gemma_edge.benchmarks.records.run_report import Round, RunReport
-from gemma_edge.benchmarks.script import progress
-from gemma_edge.benchmarks.typed_json import to_json
+from gemma_edge.devices.machine.bandwidth import Bandwidth
+from gemma_edge.devices.machine.child import run_child
+from gemma_edge.devices.machine.cpu_features import LITERT_LM, check_engine
+from gemma_edge.devices.machine.load import QUIET_CORES, busy_cores
+from gemma_edge.devices.script import progress
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 from gemma_edge.runtime.files.abandoned import temporary_folder
+from gemma_edge.runtime.files.typed_json import to_json
 
 T = TypeVar("T")
 

@@ -38,10 +38,10 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gemma_edge.benchmarks.machine.child import ChildError, run_child
 from gemma_edge.benchmarks.records.measurement import Measurement, PeerRun, TurnSizes
-from gemma_edge.benchmarks.typed_json import from_json
+from gemma_edge.devices.machine.child import ChildError, run_child
 from gemma_edge.runtime.errors import DeviceError, UsageError
+from gemma_edge.runtime.files.typed_json import from_json
 
 ENVIRONMENT_VARIABLE = "GEMMA_EDGE_LLAMA_BENCH"
 NAME = "llama-bench"

@@ -21,9 +21,9 @@ import numpy as np
 
 from gemma_edge.benchmarks.peers import litert_lm
 from gemma_edge.benchmarks.records.measurement import Measurement, PeerRun, TurnSizes, timed
-from gemma_edge.benchmarks.script import run_script
-from gemma_edge.benchmarks.typed_json import from_json, to_json
+from gemma_edge.devices.script import run_script
 from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError, UsageError
+from gemma_edge.runtime.files.typed_json import from_json, to_json
 
 # Of none of these are there types; importing them is what this process is for.
 Library = Any

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 
-from gemma_edge.benchmarks.machine.cpu_info import cpu_flags, pairs
+from gemma_edge.devices.machine.cpu_info import cpu_flags, pairs
 from gemma_edge.runtime.host.cpu_fingerprint import CPUINFO
 
 _PACKAGES = ("gemma-edge", "numpy", "onnxruntime", "ai-edge-litert", "sentencepiece")

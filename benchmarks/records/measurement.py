@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import ClassVar
 
-from gemma_edge.benchmarks.machine.sensors import Sensors
-from gemma_edge.benchmarks.typed_json import FieldError
+from gemma_edge.devices.machine.sensors import Sensors
 from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.files.typed_json import FieldError
 
 
 class Timed:

@@ -12,7 +12,7 @@ from typing import Any
 
 from gemma_edge.benchmarks.records.environment import Environment
 from gemma_edge.benchmarks.records.run_report import Attempt, Round
-from gemma_edge.benchmarks.typed_json import FieldError
+from gemma_edge.runtime.files.typed_json import FieldError
 
 RECORD_SCHEMA = 1
 Metrics = dict[str, bool | float | str | None]

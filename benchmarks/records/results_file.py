@@ -14,9 +14,9 @@ from typing import Any
 
 from gemma_edge.benchmarks.records.record import CeilingRecord, CompareRecord, Head, QualityRecord, Record
 from gemma_edge.benchmarks.records.rows import BenchRow, EncodeRow, PrefixRow, SessionRow
-from gemma_edge.benchmarks.typed_json import FieldError, from_json, to_json
 from gemma_edge.runtime.errors import FileError
 from gemma_edge.runtime.files.text_files import read_text
+from gemma_edge.runtime.files.typed_json import FieldError, from_json, to_json
 
 MAX_RESULTS_BYTES = 256 << 20
 # Kinds with a class of their own; any other kind is a `Record`.

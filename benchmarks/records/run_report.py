@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gemma_edge.benchmarks.machine.bandwidth import Bandwidth
-from gemma_edge.benchmarks.machine.memory import MemoryPoints, MemorySample, PeakMemory
-from gemma_edge.benchmarks.machine.sensors import Sensors
 from gemma_edge.benchmarks.records.environment import Environment
 from gemma_edge.benchmarks.records.measurement import EncoderRun, KernelTest, PeerRun, PrefixRun
-from gemma_edge.benchmarks.typed_json import FieldError
+from gemma_edge.devices.machine.bandwidth import Bandwidth
+from gemma_edge.devices.machine.memory import MemoryPoints, MemorySample, PeakMemory
+from gemma_edge.devices.machine.sensors import Sensors
+from gemma_edge.runtime.files.typed_json import FieldError
 
 REPORT_SCHEMA = 1
 

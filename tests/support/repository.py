@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-PACKAGES = ("runtime", "export", "benchmarks", "cli")
+PACKAGES = ("runtime", "export", "devices", "benchmarks", "cli")
 FOLDERS = (*PACKAGES, "pocket", "android_demo", "docs", "tests")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(path for top in FOLDERS for path in (ROOT / top).rglob("*.md"))])
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -7,8 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from gemma_edge.benchmarks.devices.base import Progress
-from gemma_edge.benchmarks.devices.shell import ShellDevice
+from gemma_edge.devices.base import Progress
+from gemma_edge.devices.shell import ShellDevice
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.files.cache_folder import cache_folder
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from gemma_edge.benchmarks.devices.base import Progress
-from gemma_edge.benchmarks.devices.shell import ShellDevice
+from gemma_edge.devices.base import Progress
+from gemma_edge.devices.shell import ShellDevice
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.manifest import MANIFEST
 from gemma_edge.runtime.errors import UsageError

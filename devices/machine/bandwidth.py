@@ -4,7 +4,7 @@ Decoding reads every resident weight once a token. So bytes per token x tokens p
 bandwidth of plain reading, is the share of the memory's speed that a kernel reaches on any machine, however
 busy.
 
-    python -m gemma_edge.benchmarks.machine.bandwidth THREADS SECONDS
+    python -m gemma_edge.devices.machine.bandwidth THREADS SECONDS
 
 prints it as one JSON line.
 """
@@ -25,8 +25,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from gemma_edge.benchmarks.script import run_script
-from gemma_edge.benchmarks.typed_json import FieldError, to_json
+from gemma_edge.devices.script import run_script
+from gemma_edge.runtime.files.typed_json import FieldError, to_json
 
 # Far above any cache (a server's share of L3 is some 32 MB), and small enough for a board with 2 GB.
 BYTES_PER_THREAD = 512 * 2**20
@@ -104,7 +104,7 @@ def _available_memory() -> int:
 
 def bandwidth_argv(python: str, threads: int, seconds: float) -> list[str]:
     """The command line of a process, here or on a device, that prints a `Bandwidth`."""
-    return [python, "-m", "gemma_edge.benchmarks.machine.bandwidth", str(threads), str(seconds)]
+    return [python, "-m", "gemma_edge.devices.machine.bandwidth", str(threads), str(seconds)]
 
 
 def main() -> int:

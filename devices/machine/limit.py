@@ -1,7 +1,7 @@
 """Runs a command under a memory limit on a device, as `cgroup.run_limited` does here.
 
-    python -m gemma_edge.benchmarks.machine.limit BYTES SECONDS COMMAND...
-    python -m gemma_edge.benchmarks.machine.limit --probe
+    python -m gemma_edge.devices.machine.limit BYTES SECONDS COMMAND...
+    python -m gemma_edge.devices.machine.limit --probe
 
 prints one JSON line: a `LimitedRun`, or a `LimitProbe` with --probe.
 """
@@ -13,12 +13,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gemma_edge.benchmarks.machine.cgroup import mechanism, run_limited
-from gemma_edge.benchmarks.script import run_script
-from gemma_edge.benchmarks.typed_json import to_json
+from gemma_edge.devices.machine.cgroup import mechanism, run_limited
+from gemma_edge.devices.script import run_script
 from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.files.typed_json import to_json
 
-MODULE = "gemma_edge.benchmarks.machine.limit"
+MODULE = "gemma_edge.devices.machine.limit"
 
 
 def limit_argv(python: str, limit: int, timeout: float, argv: Sequence[str]) -> list[str]:

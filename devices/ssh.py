@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import IO, Self
 from urllib.parse import unquote, urlsplit
 
-from gemma_edge.benchmarks.devices.install import install
-from gemma_edge.benchmarks.devices.push import FileDevice
-from gemma_edge.benchmarks.devices.shell import ending
+from gemma_edge.devices.install import install
+from gemma_edge.devices.push import FileDevice
+from gemma_edge.devices.shell import ending
 from gemma_edge.runtime.errors import DeviceError, UsageError
 
 CONFIG_VARIABLE = "GEMMA_EDGE_SSH_CONFIG"  # a file for ssh -F instead of ~/.ssh/config

@@ -1,4 +1,4 @@
-"""What every script of this package does around its work: exit codes, no traceback, progress on stderr."""
+"""What a script does around its work as a process: exit codes, no traceback, progress on stderr."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
-from gemma_edge.benchmarks.machine.child import SIGNAL_BASE, ChildError, ChildRun
+from gemma_edge.devices.machine.child import SIGNAL_BASE, ChildError, ChildRun
 from gemma_edge.runtime.errors import DeviceError
 
 Kind = Literal["local", "ssh", "adb"]

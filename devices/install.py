@@ -19,15 +19,15 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from gemma_edge.benchmarks.devices.base import DeviceFacts
-from gemma_edge.benchmarks.devices.push import FileDevice
+from gemma_edge.devices.base import DeviceFacts
+from gemma_edge.devices.push import FileDevice
 from gemma_edge.runtime.errors import DeviceError
 from gemma_edge.runtime.files.cache_folder import cache_folder
 
 INSTALL_S = 900.0  # seconds that an SD card may take
 _OLDEST_PYTHON = (3, 11)
 # The packages that a measured run imports; the exporter is not needed there.
-_PACKAGES = ("gemma_edge.runtime", "gemma_edge.benchmarks", "gemma_edge.cli")
+_PACKAGES = ("gemma_edge.runtime", "gemma_edge.devices", "gemma_edge.benchmarks", "gemma_edge.cli")
 _DISTRIBUTION = "gemma-edge"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from gemma_edge.benchmarks.machine.memory import PeakMemory, PeakSampler
-from gemma_edge.benchmarks.script import ERROR
-from gemma_edge.benchmarks.typed_json import from_json
+from gemma_edge.devices.machine.memory import PeakMemory, PeakSampler
+from gemma_edge.devices.script import ERROR
 from gemma_edge.runtime.errors import DeviceError, GemmaEdgeError
+from gemma_edge.runtime.files.typed_json import from_json
 
 T = TypeVar("T")
 SIGNAL_BASE = 128  # exit code of a process that a signal ended, as shells report it

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from gemma_edge.benchmarks.devices.base import DeviceFacts, Kind
-from gemma_edge.benchmarks.machine.cpu_info import cpu_flags, pairs
+from gemma_edge.devices.base import DeviceFacts, Kind
+from gemma_edge.devices.machine.cpu_info import cpu_flags, pairs
 
 # Zones of /sys/class/thermal that are in or next to the processor.
 _NEAR_CPU = re.compile(r"cpu|soc|pkg|core|tsens|big|little|acpitz", re.IGNORECASE)

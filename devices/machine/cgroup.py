@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from gemma_edge.benchmarks.machine.child import SIGNAL_BASE, ChildRun, run_child
+from gemma_edge.devices.machine.child import SIGNAL_BASE, ChildRun, run_child
 from gemma_edge.runtime.errors import DeviceError
 from gemma_edge.runtime.files.abandoned import temporary_folder
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from gemma_edge.benchmarks.devices.base import Device
-from gemma_edge.benchmarks.devices.open_device import open_device
+from gemma_edge.devices.base import Device
+from gemma_edge.devices.open_device import open_device
 from gemma_edge.runtime.errors import FileError, GemmaEdgeError
 
 Result = TypeVar("Result")

@@ -20,8 +20,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from gemma_edge.benchmarks.typed_json import FieldError
 from gemma_edge.runtime.errors import DeviceError
+from gemma_edge.runtime.files.typed_json import FieldError
 from gemma_edge.runtime.host.process_memory import resident_memory
 
 PROC = Path("/proc")

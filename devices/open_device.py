@@ -9,10 +9,10 @@
 
 from __future__ import annotations
 
-from gemma_edge.benchmarks.devices.adb import AdbDevice
-from gemma_edge.benchmarks.devices.base import Device
-from gemma_edge.benchmarks.devices.local import LocalDevice
-from gemma_edge.benchmarks.devices.ssh import SshDevice
+from gemma_edge.devices.adb import AdbDevice
+from gemma_edge.devices.base import Device
+from gemma_edge.devices.local import LocalDevice
+from gemma_edge.devices.ssh import SshDevice
 from gemma_edge.runtime.errors import UsageError
 
 

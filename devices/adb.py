@@ -14,9 +14,9 @@ import subprocess
 from collections.abc import Iterator
 from typing import Self
 
-from gemma_edge.benchmarks.devices.facts import parse_meminfo
-from gemma_edge.benchmarks.devices.push import FileDevice
-from gemma_edge.benchmarks.devices.shell import ANSWER_S
+from gemma_edge.devices.facts import parse_meminfo
+from gemma_edge.devices.push import FileDevice
+from gemma_edge.devices.shell import ANSWER_S
 from gemma_edge.runtime.errors import DeviceError
 
 ROOT = "/data/local/tmp/gemma-edge"  # the one place where adb's user may write and execute

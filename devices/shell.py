@@ -23,9 +23,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from gemma_edge.benchmarks.devices.base import DeviceFacts, DeviceRun, Kind, MemoryPoint, Progress
-from gemma_edge.benchmarks.devices.facts import parse_facts
-from gemma_edge.benchmarks.machine.memory import PeakMemory
+from gemma_edge.devices.base import DeviceFacts, DeviceRun, Kind, MemoryPoint, Progress
+from gemma_edge.devices.facts import parse_facts
+from gemma_edge.devices.machine.memory import PeakMemory
 from gemma_edge.runtime.errors import DeviceError
 from gemma_edge.runtime.host.offline import offline_variables
 
