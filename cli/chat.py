@@ -27,11 +27,11 @@ from gemma_edge.cli.tool_files import add_tools, tool_options
 from gemma_edge.cli.turn_editor import TurnEditor, read_turn
 from gemma_edge.runtime.answers import Completion, Stream
 from gemma_edge.runtime.console import tell
-from gemma_edge.runtime.conversation import Conversation
+from gemma_edge.runtime.conversations.conversation import Conversation
+from gemma_edge.runtime.conversations.tool_loop import Approve
 from gemma_edge.runtime.errors import FileError, UsageError
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tool_calls import ToolCall
-from gemma_edge.runtime.tool_loop import Approve
 
 HELP = """\
 /attach FILE  attach an image, a recording or a video to the next turn

@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gemma_edge.runtime.conversations.tool_loop import callable_tools
 from gemma_edge.runtime.errors import FileError, UsageError, printable
 from gemma_edge.runtime.files.text_files import read_text
 from gemma_edge.runtime.prompt.tool_calls import CONVENTIONS
 from gemma_edge.runtime.prompt.tool_schemas import Tool, normal_tools
-from gemma_edge.runtime.tool_loop import callable_tools
 
 MODULE = "gemma_edge_tools"  # the name that a file of tools is imported as
 

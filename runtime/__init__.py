@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gemma_edge.runtime.async_answers import AsyncAnswer
     from gemma_edge.runtime.batches.batch import BatchRequest, generate_batch
     from gemma_edge.runtime.batches.batch_run import run_batch
-    from gemma_edge.runtime.conversation import Conversation
+    from gemma_edge.runtime.conversations.conversation import Conversation
     from gemma_edge.runtime.errors import BusyError, GemmaEdgeError
     from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
     from gemma_edge.runtime.model import Model
@@ -44,7 +44,7 @@ else:
             "BusyError": "errors",
             "ChatTemplate": "prompt.chat_template",
             "Completion": "answers",
-            "Conversation": "conversation",
+            "Conversation": "conversations.conversation",
             "Gemma3nConfig": "families.gemma3n_config",
             "GemmaEdgeError": "errors",
             "Model": "model",

@@ -20,7 +20,7 @@ from gemma_edge.cli import chat as chat_repl
 from gemma_edge.cli import main as cli
 from gemma_edge.cli import run as run_verb
 from gemma_edge.export.weights.recipe import list_recipes, load_recipe
-from gemma_edge.runtime.conversation import Conversation
+from gemma_edge.runtime.conversations.conversation import Conversation
 from gemma_edge.runtime.errors import BundleError, CeilingError, DeviceError, GemmaEdgeError, ParityError
 from gemma_edge.runtime.model import Model
 from support.rule_decoder import RuleDecoder, answers, hash_rule, tiny_model

@@ -16,13 +16,13 @@ import pytest
 from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
-from gemma_edge.runtime.conversation import Conversation
+from gemma_edge.runtime.conversations.conversation import Conversation
+from gemma_edge.runtime.conversations.turns import Forgotten, Full, Turn, drop_oldest
 from gemma_edge.runtime.errors import SessionError, UsageError
 from gemma_edge.runtime.files.sealed_arrays import SEAL, read_sealed, write_sealed
 from gemma_edge.runtime.media.attachments import Attachment
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
-from gemma_edge.runtime.turns import Forgotten, Full, Turn, drop_oldest
 from support.rule_decoder import answers, hash_rule, tiny_model
 from support.tiny_tokenizer import tiny_tokenizer
 

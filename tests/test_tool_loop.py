@@ -13,11 +13,11 @@ import pytest
 from gemma_edge.cli import chat as chat_repl
 from gemma_edge.cli import main as cli
 from gemma_edge.cli.tool_files import tools_from
-from gemma_edge.runtime.conversation import Conversation
+from gemma_edge.runtime.conversations.conversation import Conversation
+from gemma_edge.runtime.conversations.tool_loop import MAX_RESULT_CHARACTERS, run_call
 from gemma_edge.runtime.errors import FileError, GemmaEdgeError, UsageError
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tool_calls import ToolCall
-from gemma_edge.runtime.tool_loop import MAX_RESULT_CHARACTERS, run_call
 from support.rule_decoder import answers, tiny_model
 from support.tiny_tokenizer import tiny_tokenizer
 

@@ -26,13 +26,13 @@ from gemma_edge.cli.main import main
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize
+from gemma_edge.runtime.conversations.saved_conversation import SavedConversation, write_conversation
+from gemma_edge.runtime.conversations.turns import Turn
 from gemma_edge.runtime.files import kept_files
 from gemma_edge.runtime.files.abandoned import temporary_folder
 from gemma_edge.runtime.files.cache_folder import cache_limit
 from gemma_edge.runtime.files.file_digest import SETTLED_NS, remember
 from gemma_edge.runtime.files.sealed_arrays import read_header, read_sealed
-from gemma_edge.runtime.saved_conversation import SavedConversation, write_conversation
-from gemma_edge.runtime.turns import Turn
 from support.breaking_disk import kill_everywhere
 from support.repository import ROOT
 from support.strace import can_trace

@@ -178,7 +178,7 @@ def small_model() -> Any:
 
 
 def read_session(folder: Path) -> None:
-    from gemma_edge.runtime.conversation import Conversation
+    from gemma_edge.runtime.conversations.conversation import Conversation
 
     options = {"max_tokens": 2, "temperature": 0}
     conversation = Conversation.load(

@@ -15,7 +15,7 @@ from gemma_edge.export.checkpoint.sentencepiece_model import BYTE_PIECES
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.export.weights.recipe import RECIPES
-from gemma_edge.runtime.conversation import Conversation
+from gemma_edge.runtime.conversations.conversation import Conversation
 from gemma_edge.runtime.files.sealed_arrays import write_sealed
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.reuse.kv_file import kv_header

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from gemma_edge.runtime.conversations.turns import Message, Turn
 from gemma_edge.runtime.engines.kv_snapshot import KvSnapshot
 from gemma_edge.runtime.errors import GemmaEdgeError, SessionError, UsageError
 from gemma_edge.runtime.files.json_shape import misfit
@@ -19,7 +20,6 @@ from gemma_edge.runtime.files.whole_file import replacing
 from gemma_edge.runtime.media.attachments import Attachment, Reader
 from gemma_edge.runtime.prompt.chat_template import normalize_messages
 from gemma_edge.runtime.reuse.kv_file import Keys, kv_header, kv_of
-from gemma_edge.runtime.turns import Message, Turn
 
 KIND, SCHEMA = "conversation", 1
 SHAPE = {

@@ -7,15 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from gemma_edge.runtime.answers import Completion, Stream
+from gemma_edge.runtime.conversations.saved_conversation import (
+    SavedConversation,
+    read_conversation,
+    write_conversation,
+)
+from gemma_edge.runtime.conversations.tool_loop import (
+    MAX_STEPS,
+    Approve,
+    assistant_message,
+    completed,
+    run_tools,
+)
+from gemma_edge.runtime.conversations.turns import (
+    Forgotten,
+    Full,
+    Message,
+    Overflow,
+    Turn,
+    forgotten,
+    strategy_of,
+)
 from gemma_edge.runtime.engines.kv_snapshot import ForeignSnapshotError
 from gemma_edge.runtime.errors import SessionError, UsageError
 from gemma_edge.runtime.media.attachments import Part
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.prompt_builder import bare, whole
 from gemma_edge.runtime.prompt.truncation import longest_prompt
-from gemma_edge.runtime.saved_conversation import SavedConversation, read_conversation, write_conversation
-from gemma_edge.runtime.tool_loop import MAX_STEPS, Approve, assistant_message, completed, run_tools
-from gemma_edge.runtime.turns import Forgotten, Full, Message, Overflow, Turn, forgotten, strategy_of
 from gemma_edge.runtime.usage import Usage
 
 
