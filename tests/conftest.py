@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize
+from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from support.http_server import ServerProcess, serving
 from support.random_gemma3n_text import (
     VARIANTS,
@@ -23,6 +24,7 @@ from support.random_gemma3n_text import (
     transformers_logits,
     transformers_model,
 )
+from support.tiny_tokenizer import tiny_tokenizer
 
 POCKET = Path(__file__).parents[1] / "pocket" / "checkpoint"
 
@@ -70,6 +72,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("fast")
     fast = {item.path.stem for item in items if item.get_closest_marker("fast")}
     config.stash[WITHOUT_FAST] = {item.path.stem for item in items} - fast
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="session")

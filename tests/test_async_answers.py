@@ -15,12 +15,6 @@ from gemma_edge.runtime.errors import BusyError, UsageError
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from support.rule_decoder import RuleDecoder, answers, hash_rule, tiny_model
-from support.tiny_tokenizer import tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture

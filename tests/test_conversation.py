@@ -24,14 +24,8 @@ from gemma_edge.runtime.media.attachments import Attachment
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from support.rule_decoder import answers, hash_rule, tiny_model
-from support.tiny_tokenizer import tiny_tokenizer
 
 QUESTIONS = ["the first thing", "another", "and one more of it", "the last"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture

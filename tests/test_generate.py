@@ -18,15 +18,10 @@ from gemma_edge.runtime.residency import Residency
 from gemma_edge.runtime.sampling import Sampler, Sampling
 from gemma_edge.runtime.usage import GenerationProgress
 from support.rule_decoder import IdTable, Rule, RuleDecoder, answers, hash_rule, tiny_model
-from support.tiny_tokenizer import BOS, END_OF_TURN, EOS, tiny_tokenizer
+from support.tiny_tokenizer import BOS, END_OF_TURN, EOS
 
 GREEDY = Sampler(Sampling(temperature=0.0))
 PROMPT = [BOS, *range(270, 300)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture

@@ -15,12 +15,6 @@ from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.model_guard import ModelGuard
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from support.rule_decoder import Array, IdTable, RuleDecoder, answers, tiny_model
-from support.tiny_tokenizer import tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture

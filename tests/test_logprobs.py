@@ -17,14 +17,9 @@ from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.sampling import Sampler, Sampling
 from support.rule_decoder import answers, tiny_model
-from support.tiny_tokenizer import END_OF_TURN, tiny_tokenizer
+from support.tiny_tokenizer import END_OF_TURN
 
 GREEDY = Sampling(temperature=0.0)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture

@@ -19,16 +19,11 @@ from gemma_edge.runtime.prompt.tool_schemas import normal_tools
 from gemma_edge.runtime.sampling import Sampler, Sampling
 from support.odd_schemas import ODD_SCHEMAS, of
 from support.rule_decoder import answers, tiny_model
-from support.tiny_tokenizer import END_OF_TURN, EOS, tiny_tokenizer
+from support.tiny_tokenizer import END_OF_TURN, EOS
 
 pytest.importorskip("llguidance")
 jsonschema = pytest.importorskip("jsonschema")
 SIZE = 315
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

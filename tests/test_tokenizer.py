@@ -10,12 +10,7 @@ from hypothesis import strategies as st
 
 from gemma_edge.runtime.errors import TokenizerError, UsageError
 from gemma_edge.runtime.prompt.tokenizer import StreamDecoder, Tokenizer
-from support.tiny_tokenizer import BOS, END_OF_TURN, EOS, START_OF_TURN, UNK, tiny_tokenizer, write_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+from support.tiny_tokenizer import BOS, END_OF_TURN, EOS, START_OF_TURN, UNK, write_tokenizer
 
 
 def byte(value: int) -> int:
