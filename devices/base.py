@@ -55,6 +55,17 @@ class DeviceFacts:
     python: str | None  # version of the device's python3
     libc: str | None  # "glibc 2.36", "bionic", "musl"
     notes: tuple[str, ...] = ()  # what could not be found out, and why
+    python_program: str = "python3"  # whose version `python` is
+    bits: int | None = None  # of programs: a 64-bit kernel may run a 32-bit system
+    page_bytes: int | None = None
+    swap_bytes: int = 0
+    swap_used_bytes: int = 0
+    zram: bool = False  # all swap is compressed memory: no SD card wears
+    memory_controller: bool | None = None  # of control groups; None: the kernel has none, or does not tell
+    boot_file: str | None = None  # that holds the kernel's command line
+    throttled: tuple[str, ...] | None = None  # reasons in force now (Raspberry Pi)
+    was_throttled: tuple[str, ...] = ()  # reasons since the start
+    packages: tuple[tuple[str, str], ...] = ()  # Python packages in our environments there: name, version
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from gemma_edge.devices.base import DeviceFacts, Kind
 from gemma_edge.devices.machine.cpu_info import cpu_flags, pairs
+from gemma_edge.devices.machine.sensors import PI_FLAGS
 
+OLDEST_PYTHON = (3, 11)
 # Zones of /sys/class/thermal that are in or next to the processor.
 _NEAR_CPU = re.compile(r"cpu|soc|pkg|core|tsens|big|little|acpitz", re.IGNORECASE)
 # A sensor that is off reports 0, -40 or hundreds.
@@ -30,6 +33,9 @@ def parse_facts(text: str, *, spec: str, kind: Kind) -> DeviceFacts:
     big = tuple(core for core, value in sorted(speed.items()) if value == max(speed.values()))
     power = _power(parts.get("power", ""))
     battery = pairs(parts.get("battery", ""), ":")
+    python, program, bits = _python(parts.get("python", ""))
+    swaps = _swaps(parts.get("swaps", ""))
+    throttled, was_throttled = _throttled(parts.get("throttled", ""))
     notes = []
     if not khz:
         notes.append("the device reports no core frequencies")
@@ -65,9 +71,20 @@ def parse_facts(text: str, *, spec: str, kind: Kind) -> DeviceFacts:
         battery_percent=_first(_int(battery.get("level")), power.get("capacity")),
         battery_c=_tenths(_first(_int(battery.get("temperature")), power.get("temp"))),
         on_power=_on_power(battery, power),
-        python=parts.get("python", "").strip() or None,
+        python=python,
         libc="bionic" if android else _libc(parts.get("libc", "")),
         notes=tuple(notes),
+        python_program=program,
+        bits=bits or _int(parts.get("bits", "").strip()),
+        page_bytes=_int(parts.get("page", "").strip()),
+        swap_bytes=sum(swap.size for swap in swaps),
+        swap_used_bytes=sum(swap.used for swap in swaps),
+        zram=bool(swaps) and all("zram" in swap.name for swap in swaps),
+        memory_controller=_memory_controller(parts.get("cgroups", ""), parts.get("controllers", "")),
+        boot_file=parts.get("boot", "").partition("\n")[0].strip() or None,
+        throttled=throttled,
+        was_throttled=was_throttled,
+        packages=_packages(parts.get("engines", "")),
     )
 
 
@@ -162,6 +179,61 @@ def _libc(text: str) -> str | None:
     if "musl" in text:
         return "musl"
     return text.split("\n")[0].strip() or None
+
+
+def _python(text: str) -> tuple[str | None, str, int | None]:
+    """Version, program and bits of the first interpreter that is new enough, or else of the first."""
+    found = [[*line.split(), "", ""] for line in text.splitlines() if line.strip()]
+    if not found:
+        return None, "python3", None
+    version, program, bits, *_ = next(
+        (each for each in found if version_of(each[0]) >= OLDEST_PYTHON), found[0]
+    )
+    return version, program or "python3", _int(bits)
+
+
+def version_of(text: str | None) -> tuple[int, ...]:
+    """The first two numbers of a version, to be compared; () for none."""
+    return tuple(map(int, re.findall(r"\d+", text or "")[:2]))
+
+
+class _Swap(NamedTuple):
+    name: str
+    size: int
+    used: int
+
+
+def _swaps(text: str) -> list[_Swap]:
+    """What /proc/swaps lists, in bytes: `Filename Type Size Used Priority`."""
+    rows = [line.split() for line in text.splitlines()[1:]]
+    return [_Swap(row[0], _kilobytes(row[2]), _kilobytes(row[3])) for row in rows if len(row) > 3]
+
+
+def _memory_controller(cgroups: str, controllers: str) -> bool | None:
+    """Whether control groups can limit memory: version 2 lists it, version 1 says that it is enabled."""
+    if "memory" in controllers.split():
+        return True
+    rows = (line.split() for line in cgroups.splitlines())
+    row = next((row for row in rows if len(row) == 4 and row[0] == "memory"), None)
+    if row is None:
+        return False if controllers.strip() else None
+    _, hierarchy, _, enabled = row
+    return enabled == "1" and (hierarchy != "0" or not controllers.strip())
+
+
+def _throttled(text: str) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Reasons that are in force, and those that were; None where the machine does not tell."""
+    digits = re.search(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]+)\s*$", text.strip())
+    if digits is None:
+        return None, ()
+    bits = int(digits[1], 16)
+    now = tuple(reason for bit, reason in PI_FLAGS.items() if bits >> bit & 1)
+    return now, tuple(reason for bit, reason in PI_FLAGS.items() if bits >> (bit + 16) & 1)
+
+
+def _packages(text: str) -> tuple[tuple[str, str], ...]:
+    names = re.findall(r"/([A-Za-z0-9_.]+)-([^/\s-]+)\.dist-info$", text, re.MULTILINE)
+    return tuple(sorted({(name.replace("_", "-"), version) for name, version in names}))
 
 
 def _kilobytes(text: str | None) -> int:

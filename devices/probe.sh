@@ -18,7 +18,21 @@ section power; each /sys/class/power_supply/*/type /sys/class/power_supply/*/cap
   /sys/class/power_supply/*/online /sys/class/power_supply/*/temp
 section model; cat /proc/device-tree/model
 section df; df -Pk .
-section python; python3 -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])'
+# Several of them, where a system's own is too old: Ubuntu 22.04 has 3.10, and 3.11 beside it.
+section python
+for python in python3 python3.14 python3.13 python3.12 python3.11; do
+  command -v "$python" >/dev/null || continue
+  "$python" -c 'import struct, sys
+print("%d.%d.%d" % sys.version_info[:3], sys.argv[1], 8 * struct.calcsize("P"))' "$python"
+done
 section libc; getconf GNU_LIBC_VERSION || ldd --version 2>&1
 section thermalservice; ! command -v dumpsys >/dev/null || dumpsys thermalservice
 section battery; ! command -v dumpsys >/dev/null || dumpsys battery
+section bits; getconf LONG_BIT
+section page; getconf PAGESIZE
+section swaps; cat /proc/swaps
+section cgroups; cat /proc/cgroups
+section controllers; cat /sys/fs/cgroup/cgroup.controllers
+section boot; ls /boot/firmware/cmdline.txt /boot/cmdline.txt /boot/extlinux/extlinux.conf
+section throttled; cat /sys/devices/platform/soc/soc:firmware/get_throttled || vcgencmd get_throttled
+section engines; ls -d python-*/lib/python3*/site-packages/*.dist-info

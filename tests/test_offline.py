@@ -54,6 +54,7 @@ COMMANDS = {
     "bench": "bench {onnx} " + SIZES + " --device local -o {out}/results.jsonl",
     "serve": "serve {onnx} --port 0 --check",
     "cache": "cache --limit 1GiB",
+    "doctor": "doctor {onnx}",
     "list": "list {root}",
     "recipes": "recipes int4",
     "completion": "completion bash",

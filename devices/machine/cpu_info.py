@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 # Flags that decide which int4 and int8 kernels and which builds run; x86 and ARM.
 CPU_FLAGS = (
-    "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx_vnni",
+    "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx_vnni",
     "amx_int8", "amx_tile",
     "neon", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2", "sme", "atomics",
 )  # fmt: skip

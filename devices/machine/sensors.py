@@ -12,8 +12,8 @@ from pathlib import Path
 from gemma_edge.runtime.host.temperature import zone_temperatures
 
 ROOT = Path("/sys")
-# get_throttled of a Raspberry Pi: the bits that say "now".
-_PI_FLAGS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
+# get_throttled of a Raspberry Pi: the bits that say "now"; 16 bits higher they say "since the start".
+PI_FLAGS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
 _PI_THROTTLED = "devices/platform/soc/soc:firmware/get_throttled"
 
 
@@ -85,7 +85,7 @@ def _pi_throttled(path: Path) -> list[str] | None:
         bits = int(text, 16) if text else None
     except ValueError:
         return None
-    return None if bits is None else [reason for bit, reason in _PI_FLAGS.items() if bits >> bit & 1]
+    return None if bits is None else [reason for bit, reason in PI_FLAGS.items() if bits >> bit & 1]
 
 
 def _battery(folder: Path) -> Battery | None:
