@@ -163,6 +163,11 @@ def test_what_cannot_be_expressed_is_refused(name: str) -> None:
     assert caught.value.field.startswith(field) and "tokenizer.model" in caught.value.remedy
 
 
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(TokenizerError, match="text of a token: expected valid Unicode"):
+        convert(DATA, {"pad_token": "\ud800"}, Path("tokenizer.json"))
+
+
 # A checkpoint's files. ----------------------------------------------------------------------------
 
 

@@ -91,6 +91,10 @@ def convert(data: dict[str, Any], config: dict[str, Any], path: Path) -> bytes:
     _check_flags(data, path)
     texts = _texts_by_id(vocab, added, path)
     special = {name: _text(config.get(f"{name}_token")) or text for name, text in SPECIAL_DEFAULTS.items()}
+    try:
+        "".join((*texts, *special.values())).encode()
+    except UnicodeEncodeError as error:
+        _refuse(path, "text of a token", "valid Unicode", f"half of a pair, {error.object[error.start]!r}")
     kinds = dict.fromkeys(added, PieceKind.USER_DEFINED)
     kinds |= dict.fromkeys(special.values(), PieceKind.CONTROL)
     kinds |= dict.fromkeys(BYTE_PIECES, PieceKind.BYTE)
