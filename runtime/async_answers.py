@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gemma_edge.runtime.answers import Completion, Stream
 from gemma_edge.runtime.errors import GemmaEdgeError
@@ -15,6 +17,9 @@ from gemma_edge.runtime.request_queue import RequestQueue
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+Item = str | Completion | BaseException
+Result = TypeVar("Result")
 
 
 class AsyncAnswer(AsyncIterator[str]):
@@ -67,28 +72,55 @@ class AsyncAnswer(AsyncIterator[str]):
         """
         if self._completion is not None:
             raise StopAsyncIteration
-        if self._work is None:
-            self._work = _Work(self._begin, self._queue)
-        try:
-            item = await self._work.arrived.get()
-        except asyncio.CancelledError:
-            self._work.cancel()
-            raise
+        work = self._started()
+        item = await self._waiting(work.take())
         if isinstance(item, str):
             return item
         if isinstance(item, Completion):
             self._completion = item
             raise StopAsyncIteration
-        self._work.arrived.put_nowait(item)  # for whoever asks again
+        work.arrived.append(item)  # for whoever asks again
         raise item
+
+    async def pieces(self, pause_s: float) -> list[str]:
+        """The next pieces: the first one at once, later all that came meanwhile; none at the end.
+
+        A reader that writes each of these lists wakes up once every `pause_s`, however quick the model is.
+
+        Args:
+            pause_s: seconds from one call to the next; the end of the answer ends them early.
+
+        Raises:
+            As `Model.generate`.
+        """
+        if self._work is not None and self._completion is None:
+            await self._waiting(self._work.pause(pause_s))
+        try:
+            first = await anext(self)
+        except StopAsyncIteration:
+            return []
+        return [first, *self._started().ready()]
 
     def __await__(self) -> Generator[Any, None, Completion]:
         return self._whole().__await__()
 
     async def _whole(self) -> Completion:
-        async for _ in self:
+        while await self.pieces(math.inf):
             pass
         return self.completion
+
+    def _started(self) -> _Work:
+        if self._work is None:
+            self._work = _Work(self._begin, self._queue)
+        return self._work
+
+    async def _waiting(self, work: Awaitable[Result]) -> Result:
+        """Waits; the cancellation of that ends the answer."""
+        try:
+            return await work
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
 
     async def __aenter__(self) -> AsyncAnswer:
         return self
@@ -109,8 +141,10 @@ class _Work:
     """
 
     def __init__(self, begin: Callable[[], Stream], queue: RequestQueue) -> None:
-        self.arrived: asyncio.Queue[str | Completion | BaseException] = asyncio.Queue()
+        self.arrived: deque[Item] = deque()
         self._loop = asyncio.get_running_loop()
+        self._awake = asyncio.Event()
+        self._awaited = False  # somebody waits for whatever comes next
         self._cancelled = threading.Event()
         self._stream: Stream | None = None
         with contextlib.ExitStack() as preparing:
@@ -122,6 +156,35 @@ class _Work:
     @property
     def logprobs(self) -> Sequence[TokenLogprob]:
         return () if self._stream is None else self._stream.logprobs
+
+    async def take(self) -> Item:
+        """The next item."""
+        while not self.arrived:
+            self._awake.clear()
+            self._awaited = True
+            if not self.arrived:  # nothing came in between
+                await self._awake.wait()
+        self._awaited = False
+        return self.arrived.popleft()
+
+    def ready(self) -> list[str]:
+        """The pieces that are there."""
+        found: list[str] = []
+        while self.arrived and isinstance(piece := self.arrived[0], str):
+            found.append(piece)
+            self.arrived.popleft()
+        return found
+
+    async def pause(self, seconds: float) -> None:
+        """Waits so long, or until the answer ends: pieces wake nobody."""
+        self._awake.clear()
+        if self.arrived and not isinstance(self.arrived[-1], str):
+            return
+        timer = self._loop.call_later(seconds, self._awake.set)
+        try:
+            await self._awake.wait()
+        finally:
+            timer.cancel()
 
     def cancel(self) -> None:
         self._cancelled.set()
@@ -140,8 +203,11 @@ class _Work:
         except BaseException as error:
             self._send(error)
 
-    def _send(self, item: str | Completion | BaseException) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self.arrived.put_nowait, item)
-        except RuntimeError:  # the loop is closed: nobody waits any more
+    def _send(self, item: Item) -> None:
+        self.arrived.append(item)
+        if self._loop.is_closed():  # nobody waits any more
             self.cancel()
+        elif self._awaited or not isinstance(item, str):
+            self._awaited = False
+            with contextlib.suppress(RuntimeError):  # it was closed just now
+                self._loop.call_soon_threadsafe(self._awake.set)  # takes as long as a quick model's token

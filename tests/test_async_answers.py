@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -55,6 +56,22 @@ def test_an_answer_is_awaited_or_iterated_over(model: Model) -> None:
         assert await answer is answer.completion
 
     asyncio.run(both())
+
+
+def test_the_first_piece_comes_at_once_and_quick_ones_together(tokenizer: Tokenizer) -> None:
+    gate = Gate(tokenizer)
+
+    async def read() -> None:
+        answer = gate.model.agenerate("hi", max_tokens=20)
+        first = await answer.pieces(math.inf)
+        assert first and not gate.go_on.is_set()  # though the answer has not ended
+        gate.go_on.set()
+        rest = await answer.pieces(math.inf)
+        assert len(first) + len(rest) > 10
+        assert await answer.pieces(math.inf) == await answer.pieces(math.inf) == []
+        assert "".join(first + rest) == answer.completion.text == (await answer).text
+
+    asyncio.run(read())
 
 
 def test_many_at_once_are_answered_in_order(model: Model) -> None:

@@ -69,7 +69,11 @@ class ServerMetrics:
         self.recent: deque[Recent] = deque(maxlen=MOST_RECENT)
         self.total = self.errors = 0
         self.first_piece = self._ttft.observe
-        self.next_piece = self._gaps.observe
+
+    def next_pieces(self, seconds: float, count: int) -> None:
+        """Observes the pieces of an answer that came in these seconds, evenly spread."""
+        for _ in range(count):
+            self._gaps.observe(seconds / count)
 
     def ended(self, exchange: Exchange) -> None:
         """Counts a request that ended."""
