@@ -37,12 +37,18 @@ from gemma_edge.runtime.units import as_bytes, parse_size
 EXAMPLE = "Why is the sky blue?"  # for a checkpoint that names no example of its own
 
 
+OUT_HELP = "the bundle to write: a folder or a .litertlm (not needed with --dry-run)"
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `gemma-edge export`."""
     parser.add_argument("source", help="the checkpoint: a folder or a Hugging Face id")
-    parser.add_argument(
-        "out", nargs="?", help="the bundle to write: a folder or a .litertlm (not needed with --dry-run)"
-    )
+    parser.add_argument("out", nargs="?", help=OUT_HELP)
+    add_export_options(parser)
+
+
+def add_export_options(parser: argparse.ArgumentParser) -> None:
+    """The options beside the two paths, which `optimum-cli export gemma-edge` has too."""
     parser.add_argument(
         "--format",
         action="append",

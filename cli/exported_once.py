@@ -1,39 +1,43 @@
-"""A checkpoint in the place of a bundle: exported once, into the cache folder, and used from there.
+"""A hub's id or a checkpoint in the place of a bundle: pulled or exported once, into the cache folder.
 
-`run`, `chat` and the other verbs that answer take a bundle. Given a Hugging Face id or a checkpoint's folder,
-they offer to export it with the default recipe: they ask at a terminal, do it with `--yes`, and otherwise say
-the command that does it.
+`run`, `chat` and the other verbs that answer take a bundle. Given a bundle's Hugging Face id, they offer to
+pull it; given a checkpoint's folder or id, to export it with the default recipe. They ask at a terminal, do
+it with `--yes`, and otherwise say the command that does it. The hub is asked only once somebody agrees.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
 
+from gemma_edge.cli.pull import pull_shown
 from gemma_edge.runtime.artifacts.manifest import MANIFEST
 from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.files.cache_folder import cache_folder
+from gemma_edge.runtime.hub.hub_address import HUB_ID
+from gemma_edge.runtime.hub.pull_bundle import CheckpointThereError
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 BUNDLES = "bundles"  # in the cache folder; `gemma-edge cache` leaves it alone
 
 
 def add_yes(parser: argparse.ArgumentParser) -> None:
     """The answer to the question that `ready_bundle` asks."""
-    parser.add_argument("--yes", action="store_true", help="export a checkpoint in the bundle's place, once")
+    parser.add_argument(
+        "--yes", action="store_true", help="pull or export what is named in the bundle's place, once"
+    )
 
 
 def ready_bundle(name: str, yes: bool) -> str:
-    """The path of the bundle `name`, or of the one that the checkpoint `name` was exported to.
+    """The path of the bundle `name`, or of the one that `name` was pulled or exported to.
 
     Raises:
-        UsageError: the checkpoint is not exported yet, and nobody agrees that it is.
+        UsageError: it is not here yet, and nobody agrees that it comes.
     """
     if not is_checkpoint(name):
         return name
@@ -41,20 +45,30 @@ def ready_bundle(name: str, yes: bool) -> str:
     if (out / MANIFEST).is_file():
         return str(out)
     command = f"gemma-edge export {shlex.quote(name)} {shlex.quote(str(out))}"
+    here = Path(name).is_dir()
     if not yes:
         told = f"{name} is a checkpoint, which is exported before it answers"
-        if not Path(name).is_dir():
-            told = (
-                f"{name}: no bundle here; the Hugging Face id of a checkpoint is exported before it answers"
-            )
+        if not here:
+            told = f"{name}: no bundle here; a Hugging Face id is pulled, or exported if it is a checkpoint's"
+            command = f"gemma-edge pull {shlex.quote(name)}, or {command}"
         if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
             raise UsageError(f"{told}: add --yes, or run {command}")
-        tell(f"{told}, once: into {out}. Export it now? [y/N]", always=True)
+        tell(f"{told}, once: into {out}. Do it now? [y/N]", always=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise UsageError(f"{name} was not exported: {command}")
+            raise UsageError(
+                f"{name} was not fetched: {command}" if not here else f"{name} was not exported: {command}"
+            )
+    if not here:
+        with contextlib.suppress(CheckpointThereError):
+            tell(f"$ gemma-edge pull {shlex.quote(name)} {shlex.quote(str(out))}")
+            return str(pull_shown(name, str(out)).path)
+    return _exported(name, out)
+
+
+def _exported(name: str, out: Path) -> str:
     from gemma_edge.export.exporter import export_bundle  # a board that has bundles needs none of it
 
-    tell(f"$ {command}")
+    tell(f"$ gemma-edge export {shlex.quote(name)} {shlex.quote(str(out))}")
     made = export_bundle(name, out, progress=True)
     if made.agreement:
         tell(made.agreement.in_words())

@@ -6,12 +6,11 @@ import argparse
 import json
 
 from gemma_edge.cli.bundle_options import add_words, take_bundle
-from gemma_edge.export.gate.parity import AGREEMENT_SHAPE, Agreement
-from gemma_edge.export.plan_table import NAMES, PLAN_SHAPE, format_plan
+from gemma_edge.export.bundle_description import agreement_lines, plan_lines
+from gemma_edge.export.plan_table import NAMES
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.runtime.artifacts.bundle import Bundle
-from gemma_edge.runtime.errors import BundleError, printable
-from gemma_edge.runtime.files.json_shape import misfit
+from gemma_edge.runtime.errors import printable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         with ProgressBar("checking hashes", sum(f.bytes for f in bundle.files.values()), True, "B") as bar:
             bundle.check_hashes(bar.advance)
-    plan, source = bundle.member("plan", dict), bundle.member("source", dict)
-    agreement = bundle.manifest.get("agreement")
+    source = bundle.member("source", dict)
     if args.json:
         keys = (
             "format",
@@ -42,21 +40,15 @@ def run(args: argparse.Namespace) -> int:
             "modalities",
             "files",
         )
-        print(json.dumps({**{k: bundle.manifest.get(k) for k in keys}, "agreement": agreement}))
+        print(json.dumps({k: bundle.manifest.get(k) for k in (*keys, "agreement")}))
         return 0
-    for name, value, shape in (("plan", plan, PLAN_SHAPE), ("agreement", agreement or None, AGREEMENT_SHAPE)):
-        if value is not None and (found := misfit(value, shape, name)):
-            raise BundleError(bundle.path / "manifest.json", found[0], found[1], "something else")
-    for line in format_plan(plan).splitlines():
-        print(printable(line))
+    for line in plan_lines(bundle):
+        print(line)
     print(f"takes {', '.join(['text', *(NAMES[kind] for kind in bundle.modalities)])}")
     name, revision = printable(source.get("name")), printable(str(source.get("revision"))[:12])
     print(f"source {name} ({revision}), KV cache {bundle.kv_cache}")
-    if agreement:
-        print(Agreement.from_dict(agreement).summary())
-        print(Agreement.from_dict(agreement).in_words())
-    else:
-        print("not verified: exported with --no-verify")
+    for line in agreement_lines(bundle):
+        print(line)
     if args.check:
         print("every file has the recorded SHA-256")
     return 0

@@ -44,6 +44,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "list": ("gemma_edge.cli.list", "list the bundles in a folder and below it"),
     "recipes": ("gemma_edge.cli.recipes", "show what each recipe stores"),
     "cache": ("gemma_edge.cli.cache", "show, bound or empty the cache of packed weights"),
+    "pull": ("gemma_edge.cli.pull", "fetch a published bundle from a model hub"),
+    "push": ("gemma_edge.cli.upload", "publish a bundle on a model hub, with a model card"),
     "report": ("gemma_edge.cli.report", "turn results into one HTML page"),
     "completion": ("gemma_edge.cli.completion", "print what makes a shell complete at the Tab key"),
 }

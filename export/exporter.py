@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint, described, has_weights, resolve
-from gemma_edge.export.checkpoint.side_files import example_prompt, read_side_files
+from gemma_edge.export.checkpoint.side_files import example_prompt, read_side_files, stated_license
 from gemma_edge.export.formats.export_format import Artifact, ExportJob
 from gemma_edge.export.formats.registry import DEFAULT_FORMAT, export_format, format_of_target
 from gemma_edge.export.gate.encoder_parity import encoder_errors
@@ -274,4 +274,6 @@ def _facts(checkpoint: Checkpoint, recipe: Recipe, plan: Plan, source: str) -> d
         "kv_cache": recipe.kv_cache,
         "plan": plan.to_dict(),
         **({"example": example} if (example := example_prompt(checkpoint.path)) else {}),
+        **({"license": license} if (license := stated_license(checkpoint.path)) else {}),
+        **({} if Path(source).expanduser().is_dir() else {"base_model": source}),
     }

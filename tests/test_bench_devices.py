@@ -81,7 +81,9 @@ def test_device_that_is_gone_is_exit_4(tiny_bundle: Path, capsys: pytest.Capture
     if reason := sshd_missing():
         pytest.skip(reason)
     assert main(["bench", str(tiny_bundle), *QUICK, "--device", "ssh://nobody@127.0.0.1:9"]) == 4
-    assert "ssh://nobody@127.0.0.1:9" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "ssh://nobody@127.0.0.1:9" in said.err
+    assert said.out == "" and "" not in said.err.splitlines()  # no empty line
 
 
 def test_fleet_merges_what_its_devices_measured_and_reports_who_failed(

@@ -16,6 +16,7 @@ from gemma_edge.cli.main import VERBS
 from gemma_edge.devices.local import LocalDevice
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.host.offline import SILENCED, offline_variables, silence_telemetry
+from support.hub_server import TOKEN, Hub, serving_hub
 from support.strace import can_trace
 
 POCKET = Path(__file__).parents[1] / "pocket" / "checkpoint"
@@ -56,6 +57,8 @@ COMMANDS = {
     "cache": "cache --limit 1GiB",
     "doctor": "doctor {onnx}",
     "list": "list {root}",
+    "pull": "pull alice/pocket {out}/pulled",
+    "push": "push {onnx} alice/new --license apache-2.0",
     "recipes": "recipes int4",
     "completion": "completion bash",
     "report": "report {root}/benchmarks/results/1-parity.jsonl -o {out}/report.html",
@@ -157,10 +160,21 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+@pytest.fixture
+def hub(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A model hub on this machine, with one of the bundles."""
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    with serving_hub(monkeypatch) as hub:
+        hub.add("alice/pocket", {path.name: path.read_bytes() for path in bundles["onnx"].iterdir()})
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 @strace
 def test_a_verb_reaches_nobody_and_writes_where_it_may(
-    bundles: dict[str, Path], tmp_path: Path, name: str
+    bundles: dict[str, Path], hub: Hub, tmp_path: Path, name: str
 ) -> None:
     folder = tmp_path / "traced"
     places = {**bundles, "pocket": POCKET, "out": folder / "out", "root": POCKET.parents[1]}

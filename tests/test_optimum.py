@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ pytest.importorskip("optimum.commands.register.register_gemma_edge", reason="it 
 
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.runtime.artifacts.bundle import Bundle
+
+POCKET = Path(__file__).parents[1] / "pocket" / "checkpoint"
 
 
 def optimum_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -26,6 +29,16 @@ def test_it_exports(tmp_path):
     done = optimum_cli("export", "gemma-edge", checkpoint, tmp_path / "out", "--context", 64, "--no-verify")
     assert done.returncode == 0, done.stderr
     assert Bundle.open(tmp_path / "out").context == 64
+
+
+def test_it_is_called_as_optimums_own_exporters_are(tmp_path):
+    command = ("export", "gemma-edge", "-m", POCKET)
+    done = optimum_cli(*command, "--task", "image-text-to-text", tmp_path / "out", "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    planned = {part["part"] for part in json.loads(done.stdout)["parts"]}
+    assert planned & {"vision", "audio"} == {"vision"}
+    done = optimum_cli(*command, tmp_path / "a", tmp_path / "b")
+    assert done.returncode == 2 and "name a checkpoint and a bundle" in done.stderr
 
 
 def test_help_has_the_arguments_of_the_exporter():

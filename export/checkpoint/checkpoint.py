@@ -12,7 +12,6 @@ encoder is there when config.json describes it and any of its tensors is stored;
 from __future__ import annotations
 
 import hashlib
-import re
 import weakref
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -42,6 +41,8 @@ from gemma_edge.runtime.artifacts.modalities import KINDS, Kind
 from gemma_edge.runtime.errors import CheckpointError, GemmaEdgeError, UsageError
 from gemma_edge.runtime.families.model_family import TextConfig
 from gemma_edge.runtime.files.text_files import read_bytes, read_json, read_text
+from gemma_edge.runtime.hub.hub_address import HUB_ID
+from gemma_edge.runtime.hub.hub_reader import gated, not_found
 from gemma_edge.runtime.install_hint import install_hint
 
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
@@ -62,7 +63,7 @@ SIDE_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "README.md"]  # which states the licence
 MAX_SIDE_BYTES = 64 << 20  # Gemma's tokenizer.json has 33 MB
 SAMPLE_BYTES = 256  # of each tensor, in the fingerprint
 
@@ -295,7 +296,7 @@ def resolve(source: str) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return path
-    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
+    if path.exists() or not HUB_ID.fullmatch(source):
         raise UsageError(
             f"{source}: neither a checkpoint folder nor a Hugging Face id such as google/gemma-3n-E2B-it"
         )
@@ -309,14 +310,9 @@ def resolve(source: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=HUB_PATTERNS))
     except GatedRepoError:
-        raise UsageError(
-            f"{source}: access is gated. Accept the licence at https://huggingface.co/{source}, "
-            "then: hf auth login"
-        ) from None
+        raise gated(source) from None
     except RepositoryNotFoundError:
-        raise UsageError(
-            f"{source}: neither a folder here nor a repository on Hugging Face (or log in)"
-        ) from None
+        raise not_found(source) from None
     except Exception as error:  # the client's HTTP library, and so its errors, differ between versions
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise GemmaEdgeError(

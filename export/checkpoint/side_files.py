@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from gemma_edge.runtime.sampling import Sampling
 
 SAMPLES = "samples/questions.jsonl"  # questions that the model answers well, as `gemma-edge eval` takes them
 LONGEST_EXAMPLE = 200
+LICENSE = re.compile(r"^license:\s*[\"']?([\w.+-]+)[\"']?\s*$", re.MULTILINE)  # in a card's metadata
+MAX_CARD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,17 @@ def example_prompt(checkpoint: Path) -> str | None:
         return None
     shown = [text for text in turns if isinstance(text, str) and text.isprintable()]
     return next((text for text in shown if 0 < len(text) <= LONGEST_EXAMPLE), None)
+
+
+def stated_license(folder: Path) -> str | None:
+    """The licence that the model card of a checkpoint states; None without a card, or if it states none."""
+    try:
+        card = read_text(folder / "README.md", CheckpointError, limit=MAX_CARD_BYTES)
+    except CheckpointError:
+        return None
+    head = card.split("---")[1] if card.startswith("---") else ""
+    found = LICENSE.search(head)
+    return found[1] if found else None
 
 
 def _template_file(checkpoint: Checkpoint) -> Path:

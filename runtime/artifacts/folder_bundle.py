@@ -73,7 +73,7 @@ class FolderBundle:
         check_schema(where, manifest)
         manifest = {"format": FOLDER_FORMATS[0], **manifest}  # the first bundles did not say
         choice(where, manifest, "format", FOLDER_FORMATS)
-        folder = cls(path, manifest, _file_records(where, manifest))
+        folder = cls(path, manifest, file_records(where, manifest))
         folder._check_files()
         return folder
 
@@ -128,7 +128,12 @@ def _read_manifest(path: Path, manifest_path: Path) -> Json:
     return read_json(manifest_path, BundleError, remedy=EXPORT_AGAIN)
 
 
-def _file_records(manifest_path: Path, manifest: Json) -> dict[str, FileRecord]:
+def file_records(manifest_path: Path, manifest: Json) -> dict[str, FileRecord]:
+    """The files that a manifest lists, by names that stay inside a folder.
+
+    Raises:
+        BundleError: a name or a record is malformed.
+    """
     records = {}
     for name, entry in member(manifest_path, manifest, "files", dict).items():
         posix = PurePosixPath(name)

@@ -17,6 +17,7 @@ from gemma_edge.runtime.lazy import lazy_names
 if TYPE_CHECKING:
     from gemma_edge.export.exporter import export_bundle
     from gemma_edge.runtime.errors import GemmaEdgeError
+    from gemma_edge.runtime.hub.pull_bundle import pull_bundle
     from gemma_edge.runtime.model import Model
     from gemma_edge.runtime.version import __version__
 else:
@@ -27,7 +28,8 @@ else:
             "Model": "runtime.model",
             "__version__": "runtime.version",
             "export_bundle": "export.exporter",
+            "pull_bundle": "runtime.hub.pull_bundle",
         },
     )
 
-__all__ = ["GemmaEdgeError", "Model", "__version__", "export_bundle"]
+__all__ = ["GemmaEdgeError", "Model", "__version__", "export_bundle", "pull_bundle"]

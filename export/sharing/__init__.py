@@ -1,0 +1,1 @@
+"""Shares bundles: the model card, and the upload to a model hub."""

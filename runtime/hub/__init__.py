@@ -1,0 +1,1 @@
+"""Model hubs: bundles that others published, fetched and checked."""
