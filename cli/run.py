@@ -115,6 +115,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="TOKEN=N",
         help="add -100 to 100 to the logit of a token, a text or id:NUMBER; repeatable",
     )
+    parser.add_argument(
+        "--no-speculate",
+        action="store_true",
+        help="compute tokens one by one: verify no guesses from the prompt and the answer several at once",
+    )
     parser.add_argument("-u", "--usage", action="store_true", help="report tokens and speed on stderr")
     parser.add_argument("--json", action="store_true", help="print each answer as one JSON object")
     add_attachments(parser)
@@ -133,6 +138,7 @@ def generate_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         **{name: getattr(args, name) for name in OPTIONS},
         "stop": args.stop,
+        **({"speculate": False} if args.no_speculate else {}),
         "logit_bias": dict(map(_bias, args.logit_bias or ())),
     }
 
@@ -197,6 +203,11 @@ def print_answer(stream: Stream, *, as_json: bool = False, usage: bool = False) 
     return completion
 
 
+def drafts_line(usage: Usage) -> str:
+    """For people: "43 of 46 drafted tokens accepted, 1.56x"."""
+    return f"{usage.accepted_tokens} of {usage.drafted_tokens} drafted tokens accepted, {usage.speedup:.2f}x"
+
+
 def usage_line(usage: Usage, finish_reason: str) -> str:
     """For people: "prompt 12 tokens (8 cached), 85.0 tok/s; first token 0.31 s; answer 20 tokens; stop".
 
@@ -216,6 +227,7 @@ def usage_line(usage: Usage, finish_reason: str) -> str:
             + rate(usage.prefill_tokens_per_s),
             *([] if first is None else [f"first token {first:.2f} s"]),
             f"answer {usage.completion_tokens} tokens{rate(usage.decode_tokens_per_s)}",
+            *([] if usage.speedup is None else [drafts_line(usage)]),
             *([] if form is None else [f"form {form * 1e3:.2f} ms a token"]),
             finish_reason,
         ]

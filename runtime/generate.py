@@ -20,6 +20,8 @@ from gemma_edge.runtime.request_queue import RequestQueue
 from gemma_edge.runtime.residency import Residency
 from gemma_edge.runtime.reuse.prompt_cache import PromptCache, Start
 from gemma_edge.runtime.sampling import Sampler
+from gemma_edge.runtime.speculation.cost_curve import MachineCosts
+from gemma_edge.runtime.speculation.speculator import Speculator
 from gemma_edge.runtime.usage import GenerationProgress
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class TokenGenerator:
         per_layer: rows (T, layers * ple width).
         queue: where streams wait while another one is running; default: none may.
         cache: KV caches of earlier prompts; None for the decoder's own alone.
+        costs: of calls that verify drafts, on this machine; None to measure them once they are needed.
     """
 
     def __init__(
@@ -53,11 +56,13 @@ class TokenGenerator:
         per_layer: Table,
         queue: RequestQueue | None = None,
         cache: PromptCache | None = None,
+        costs: MachineCosts | None = None,
     ) -> None:
         self.residency, self.embeddings, self.per_layer = residency, embeddings, per_layer
         self.cache = cache or PromptCache(residency.decoder)
         self._ended: tuple[list[int], Floats] | None = None  # keys and logits of the last prompt
         self.queue = queue or RequestQueue(0)
+        self.costs = costs or MachineCosts()
 
     @property
     def decoder(self) -> Decoder:
@@ -78,6 +83,7 @@ class TokenGenerator:
         cancelled: Callable[[], bool] = lambda: False,
         progress: GenerationProgress | None = None,
         client: str = "",
+        speculate: bool = False,
     ) -> Generator[int, None, None]:
         """Token ids that continue `prompt`, up to and including one of `end_ids`, if it comes to that.
 
@@ -90,6 +96,7 @@ class TokenGenerator:
             cancelled: asked before every call of the decoder, and while the stream waits; True ends it.
             progress: is filled while the stream runs.
             client: whose turn it is, if several wait; see `RequestQueue`.
+            speculate: verify drafts of several tokens at once, where the decoder can; see `Speculator`.
 
         Raises:
             UsageError: the prompt is empty or leaves no room in the context.
@@ -114,7 +121,8 @@ class TokenGenerator:
         limit = room if max_tokens is None else min(max_tokens, room)
         progress = progress or GenerationProgress()
         progress.prompt_tokens, progress.soft_tokens = len(ids), prompt.soft_tokens
-        return self._tokens(prompt, sampler, limit, frozenset(end_ids), cancelled, progress, client)
+        ends = frozenset(end_ids)
+        return self._tokens(prompt, sampler, limit, ends, cancelled, progress, client, speculate)
 
     def _tokens(
         self,
@@ -125,14 +133,18 @@ class TokenGenerator:
         cancelled: Callable[[], bool],
         progress: GenerationProgress,
         client: str,
+        speculate: bool,
     ) -> Generator[int, None, None]:
         started = time.perf_counter()
         if not self.queue.enter(client, cancelled):
             return
         progress.queued_s = time.perf_counter() - started
         logits: Floats | None = None
+        speculator: Speculator | None = None
         try:
             logits = self._prefill(prompt, cancelled, progress)
+            if speculate:
+                speculator = Speculator(self, self.costs, prompt.keys, end_ids, sampler.fitting)
             history = set(prompt.ids)
             started = time.perf_counter()
             while logits is not None:
@@ -149,14 +161,33 @@ class TokenGenerator:
                 if token in end_ids or progress.completion_tokens >= limit or cancelled():
                     return
                 started = time.perf_counter()
-                logits = self._feed(Prompt([token]))
+                left = limit - progress.completion_tokens
+                if speculator:
+                    logits = speculator.after(token, left)
+                    progress.drafted_tokens = speculator.drafted
+                    progress.accepted_tokens = speculator.accepted
+                    progress.speedup = speculator.speedup
+                else:
+                    logits = self.feed([token])[-1]
         except GemmaEdgeError:
             if logits is not None and not np.isfinite(logits.max()):
                 self._ended = None
                 self.cache.distrust()
             raise
         finally:
-            self.queue.leave()
+            try:
+                if speculator:
+                    speculator.finish()
+            finally:
+                self.queue.leave()
+
+    def feed(self, ids: Sequence[int]) -> Floats:
+        """Appends tokens to the KV cache; the logits behind each, f32 (T, V)."""
+        return self._feed(Prompt(list(ids)), wanted=len(ids))
+
+    def take_back(self, position: int) -> None:
+        """Takes the KV cache back to a position; see `Decoder.truncate`."""
+        self.cache.take_back(position)
 
     def _prefill(
         self, prompt: Prompt, cancelled: Callable[[], bool], progress: GenerationProgress
@@ -205,7 +236,8 @@ class TokenGenerator:
             if cancelled():
                 return None
             stop = min([at + self.decoder.chunk, total, *(cut for cut in cuts if cut > at)])
-            logits = self._feed(prompt, at, stop, rows=rows, wanted=stop == total)
+            fed = self._feed(prompt, at, stop, rows=rows, wanted=int(stop == total))
+            logits = fed[-1] if len(fed) else None
             at = stop
             if at in cuts:
                 self.cache.keep(whole=at == total)
@@ -232,9 +264,9 @@ class TokenGenerator:
         stop: int | None = None,
         *,
         rows: Mapping[int, Floats] | None = None,
-        wanted: bool = True,
-    ) -> Floats | None:
-        """Appends ids[start:stop] to the cache; logits of the last, f32 (V,), if they are wanted."""
+        wanted: int = 1,
+    ) -> Floats:
+        """Appends ids[start:stop] to the cache; logits of the last `wanted`, f32 (wanted, V)."""
         held = self.cache.feeding()  # an error or Ctrl-C in between leaves it unknown
         ids = np.asarray(prompt.ids[start:stop], np.int64)
         embeddings, per_layer = self.embeddings.lookup(ids), self.per_layer.lookup(ids)
@@ -243,7 +275,7 @@ class TokenGenerator:
             if rows and first < last:
                 soft = rows[item.attachment.key][first - item.start : last - item.start]
                 embeddings[first - start : last - start] = soft
-        logits: Floats = self.decoder.forward(embeddings, per_layer, n_logits=int(wanted))
+        logits: Floats = self.decoder.forward(embeddings, per_layer, n_logits=wanted)
         held.extend(prompt.keys[start:stop])
         self.cache.fed(held)
-        return logits[-1] if wanted else None
+        return logits

@@ -40,6 +40,8 @@ class GenerateOptions(TypedDict, total=False):
         response_format: {"type": "json_object"}, or {"type": "json_schema", "json_schema": {"schema": ...}}.
         regex, grammar: the answer matches this expression, or this grammar in llguidance's dialect of Lark.
         choices: the answer is one of these texts.
+        speculate: verify tokens that are guessed from the prompt and the answer several at once, where that
+            is quicker; the answer is the same. Default: yes.
         timeout: seconds that the answer may take, waiting for other requests included; what there is of it
             then is the answer.
         client: who asks; clients take turns when several requests wait.
@@ -62,6 +64,7 @@ class GenerateOptions(TypedDict, total=False):
     regex: str | None
     grammar: str | None
     choices: Sequence[str] | None
+    speculate: bool | None
     timeout: float | None
     client: str | None
     temperature: float | None

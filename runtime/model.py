@@ -28,6 +28,7 @@ from gemma_edge.runtime.guards import GuardedAnswer, guards_of, said_in
 from gemma_edge.runtime.logprobs import LogprobRecorder, bias_by_id
 from gemma_edge.runtime.media.attachments import MODALITY, Attachable, Attachment, Part, Reader
 from gemma_edge.runtime.model_parts import (
+    bundle_costs,
     bundle_decoder,
     bundle_encoders,
     bundle_prefixes,
@@ -57,6 +58,7 @@ from gemma_edge.runtime.residency import AttachmentEncoder, Residency
 from gemma_edge.runtime.reuse.prompt_cache import PromptCache
 from gemma_edge.runtime.reuse.snapshot_pool import SNAPSHOTS, SnapshotPool
 from gemma_edge.runtime.sampling import Sampler, Sampling
+from gemma_edge.runtime.speculation.cost_curve import MachineCosts
 from gemma_edge.runtime.units import as_bytes
 from gemma_edge.runtime.usage import GenerationProgress
 
@@ -90,6 +92,7 @@ class Model:
         queue: most requests of other threads that wait while one is answered, 0 to refuse them; or a
             `RequestQueue`, to limit each client, too.
         snapshots, prefix_cache: as in `load`.
+        costs: see `TokenGenerator`.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class Model:
         queue: int | RequestQueue = DEFAULT_LIMIT,
         snapshots: int | str = SNAPSHOTS,
         prefix_cache: int | str | None = None,
+        costs: MachineCosts | None = None,
     ) -> None:
         self.decoder, self.embeddings, self.per_layer = decoder, embeddings, per_layer
         self.tokenizer = tokenizer
@@ -122,7 +126,9 @@ class Model:
         self.grammars = Grammars(tokenizer, self.end_ids)
         prefixes = bundle_prefixes(bundle, prefix_cache) if bundle else None
         self.prompts = PromptCache(decoder, SnapshotPool(as_bytes(snapshots)), prefixes)
-        self._generator = TokenGenerator(self.residency, embeddings, per_layer, self.queue, self.prompts)
+        self._generator = TokenGenerator(
+            self.residency, embeddings, per_layer, self.queue, self.prompts, costs
+        )
         self._streams: WeakSet[Stream] = WeakSet()
 
     @classmethod
@@ -192,6 +198,7 @@ class Model:
             queue=queue,
             snapshots=bundle_snapshots(bundle) if snapshots is None else snapshots,
             prefix_cache=prefix_cache,
+            costs=bundle_costs(bundle, threads),
         )
         seconds = round(time.perf_counter() - started, 6)
         log_event("load", {"bundle": str(path), "context": decoder.context, "load_s": seconds})
@@ -340,14 +347,15 @@ class Model:
         end_ids: Collection[int] = (),
         progress: GenerationProgress | None = None,
         observe: Callable[[NDArray[np.float32], int], None] | None = None,
+        speculate: bool = False,
     ) -> Iterator[int]:
-        """Token ids that continue ids, without a tokenizer; greedy unless told.
+        """Token ids that continue ids, without a tokenizer; greedy, and one by one, unless told.
 
         See `TokenGenerator` and, for `observe`, `Sampler`.
         """
         sampler = Sampler(sampling or Sampling(temperature=0.0), observe=observe)
         return self._generator.stream_tokens(
-            prompt, sampler, max_tokens=max_tokens, end_ids=end_ids, progress=progress
+            prompt, sampler, max_tokens=max_tokens, end_ids=end_ids, progress=progress, speculate=speculate
         )
 
     @overload
@@ -422,6 +430,7 @@ class Model:
             cancelled=cancelled.is_set,
             progress=progress,
             client=client,
+            speculate=options.get("speculate") is not False,
         )
         answer = Stream(
             tokens,

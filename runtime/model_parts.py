@@ -18,11 +18,13 @@ from gemma_edge.runtime.artifacts.manifest import is_token_id
 from gemma_edge.runtime.artifacts.ple_table import PleTable
 from gemma_edge.runtime.artifacts.row_table import RowTable
 from gemma_edge.runtime.artifacts.token_rows import TokenRows
+from gemma_edge.runtime.engines.cores import physical_cores
 from gemma_edge.runtime.engines.decoder import Decoder
 from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder
 from gemma_edge.runtime.engines.engine_registry import engine_of, load_decoder
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.generation_config import GENERATION_CONFIG, read_generation_config
+from gemma_edge.runtime.host.cpu_fingerprint import cpu_fingerprint
 from gemma_edge.runtime.media.encoder_pool import Encoders, load_encoder
 from gemma_edge.runtime.prompt.chat_template import ChatTemplate
 from gemma_edge.runtime.prompt.prompt_builder import expansion
@@ -30,6 +32,7 @@ from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.reuse.prefix_files import PrefixFiles
 from gemma_edge.runtime.reuse.snapshot_pool import SNAPSHOTS
 from gemma_edge.runtime.sampling import Sampling
+from gemma_edge.runtime.speculation.cost_curve import CostFile, MachineCosts
 from gemma_edge.runtime.units import as_bytes
 
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -127,6 +130,13 @@ def bundle_prefixes(bundle: Bundle, limit: int | str | None) -> PrefixFiles | No
     engine = engine_of(bundle.format)
     of = f"{bundle.identity} {engine.distribution} {version(engine.distribution)}"
     return PrefixFiles(hashlib.sha256(of.encode()).hexdigest(), size)
+
+
+def bundle_costs(bundle: Bundle, threads: int | None) -> MachineCosts:
+    """What calls of several rows cost: of this bundle, on this machine, with this version of its engine."""
+    engine, count = engine_of(bundle.format), threads or physical_cores()
+    of = hashlib.sha256(f"{bundle.identity} {cpu_fingerprint()} {count}".encode()).hexdigest()
+    return MachineCosts(CostFile(f"{of[:32]}-{version(engine.distribution)}"))
 
 
 def bundle_encoders(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -109,6 +109,15 @@ class Sampler:
         if self._observe is not None:
             self._observe(logits, token)
         return token
+
+    def fitting(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens` the constraint lets follow; all of them without one."""
+        if self._constraint is None:
+            return len(tokens)
+        started = time.perf_counter()
+        count = self._constraint.fitting(tokens)
+        self.mask_s += time.perf_counter() - started
+        return count
 
     def distribution(self, logits: NDArray[np.float32], history: Collection[int] = ()) -> tuple[Ids, Floats]:
         """The ids that may be picked and their probabilities, which sum to 1. Arguments as for `pick`."""

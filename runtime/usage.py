@@ -18,6 +18,10 @@ class Usage:
     first token has everything in it but that and the loading of the decoder. `mask_s_per_token` is what a
     constraint took of each token: to say which tokens may follow, and to go on behind the one picked. Times
     are seconds of work: those in which the caller holds the stream do not count.
+
+    `drafted_tokens` were guessed from the prompt and the answer, and verified several at once;
+    `accepted_tokens` of them became part of the answer. `speedup` is how many decode steps the answer takes
+    without them, for each that it took, by the measured cost of a call of several tokens.
     """
 
     prompt_tokens: int
@@ -32,6 +36,9 @@ class Usage:
     mask_s_per_token: float | None = None
     restored_from: str | None = None
     restore_s: float | None = None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    speedup: float | None = None
 
 
 @dataclass
@@ -51,6 +58,9 @@ class GenerationProgress:
     first_token_s: float = 0.0  # sampling it, after the prefill
     decode_s: float = 0.0  # tokens after the first
     mask_s: float = 0.0  # of these: the constraint's part
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0  # of these
+    speedup: float | None = None  # over plain decoding, in decode steps
 
     def usage(self) -> Usage:
         started = self.completion_tokens > 0
@@ -68,6 +78,9 @@ class GenerationProgress:
             self.mask_s / self.completion_tokens if self.mask_s else None,
             self.restored_from,
             self.restore_s if self.restored_from else None,
+            self.drafted_tokens,
+            self.accepted_tokens,
+            self.speedup,
         )
 
     def _first_s(self) -> float:

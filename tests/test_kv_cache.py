@@ -81,10 +81,10 @@ def test_without_sharing_every_sliding_layer_is_windowed() -> None:
 )
 @pytest.mark.parametrize("sharing", [2, 0])
 def test_windowed_cache_evicts_and_stays_exact(chunks: list[int], sharing: int, tmp_path: Path) -> None:
-    """90 tokens through caches of 5 rows."""
+    """90 tokens through caches of 6 rows."""
     model = random_source(num_kv_shared_layers=sharing)
     layouts = cache_layouts(model.config)
-    assert layouts[0].windowed and layouts[0].capacity(96) == 5
+    assert layouts[0].windowed and layouts[0].capacity(96) == 6
     ids = random_ids(model.config, 90)
     got = feed(decoder(model, tmp_path), model, ids, chunks)
     assert np.abs(got - evaluate(model, [ids])[0]).max() <= EXACT

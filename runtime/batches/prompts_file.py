@@ -124,8 +124,9 @@ def _check_types(options: Json) -> None:
         raise UsageError("system must be a text")
     if "attach" in options and not texts(options["attach"]):
         raise UsageError("attach must be a list of files")
-    if "raw" in options and not isinstance(options["raw"], bool):
-        raise UsageError("raw must be true or false")
+    for name in ("raw", "speculate"):
+        if not isinstance(options.get(name, False), bool):
+            raise UsageError(f"{name} must be true or false")
     stop = options.get("stop")
     if not (stop is None or isinstance(stop, str) or texts(stop)):
         raise UsageError("stop must be a text or a list of texts")

@@ -17,6 +17,10 @@ class BufferedDecoder(Decoder):
     def earliest_at(self, position: int) -> int:
         return self.buffers.earliest_at(position)
 
+    def can_verify(self, rows: int) -> bool:
+        behind = self.position + rows
+        return behind <= self.context and self.buffers.earliest_at(behind) <= self.position
+
     def truncate(self, position: int) -> None:
         check_truncation(self, position)
         self.position = position

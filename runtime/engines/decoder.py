@@ -6,6 +6,7 @@ sampling: its caller looks up the rows of both embedding tables.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -23,10 +24,16 @@ class Decoder(Protocol):
     context: int  # tokens that the KV cache holds
     chunk: int  # most tokens that one call takes; bounds the memory of activations
     position: int  # tokens in the cache
+    verify_rows: Sequence[int]  # ascending, 2 or more: calls of so many tokens give all logits at a low price
 
     def earliest_at(self, position: int) -> int:
         """The least position that `truncate` can go back to from another, beside 0: a window keeps what it
         sees. A decoder that is not loaded says 0.
+        """
+
+    def can_verify(self, rows: int) -> bool:
+        """Whether the next call can be one of so many tokens, one of `verify_rows`, that `truncate` takes all
+        of them back. The context and the window of a cache may be in the way.
         """
 
     def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gemma_edge.runtime.engines.cores import release_free_memory
 from gemma_edge.runtime.engines.decoder import Array, Decoder
@@ -53,6 +53,13 @@ class DeferredDecoder:
 
     def earliest_at(self, position: int) -> int:
         return self._decoder.earliest_at(position) if self._decoder is not None else 0
+
+    @property
+    def verify_rows(self) -> Sequence[int]:
+        return self._decoder.verify_rows if self._decoder is not None else ()
+
+    def can_verify(self, rows: int) -> bool:
+        return self._decoder is not None and self._decoder.can_verify(rows)
 
     def truncate(self, position: int) -> None:
         if position != self.position:

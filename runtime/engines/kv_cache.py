@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
 BYTES = {"fp32": 4, "int8": 1}
+SLACK = 32  # places beyond a window that is not small
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,10 @@ def cache_layouts(config: Gemma3nConfig, precision: str = "fp32") -> dict[int, C
             of a prefill takes 3.5 times as long over an int8 cache (ONNX Runtime 1.31, x86-64, 256 tokens).
     """
     shared = {config.kv_owner[i] for i in range(config.first_shared_layer, config.num_hidden_layers)}
-    # Evicting moves the window once every (capacity - window + 1) tokens, which this slack makes rare enough.
-    capacity = config.sliding_window + max(1, config.sliding_window // 16)
+    # Evicting moves the window once every (capacity - window + 1) tokens, which this slack makes rare enough;
+    # drafts are taken back within it.
+    window = config.sliding_window
+    capacity = window + max(1, min(SLACK, window // 2), window // 16)
     layouts = {}
     for layer in config.kv_layers:
         windowed = config.is_sliding(layer) and layer not in shared

@@ -12,7 +12,7 @@ memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -47,6 +47,7 @@ class LitertDecoder(BufferedDecoder):
         self.config = bundle.config
         self.context = bundle.context if context is None else context
         self.chunk = bundle.chunk
+        self.verify_rows: Sequence[int] = ()
         if not 1 <= self.context <= bundle.context:
             raise UsageError(
                 f"context must be 1 to {bundle.context}, for which this bundle was exported, not "

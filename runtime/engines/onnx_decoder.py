@@ -28,6 +28,7 @@ CHECK = "`gemma-edge inspect --check` finds damage; export the checkpoint again.
 KV_TYPES = {"fp32": np.float32, "int8": np.int8}
 KV_GRAPH_TYPES = {"fp32": "tensor(float)", "int8": "tensor(int8)"}
 KIND = {FULL: "full", SLIDING: "sliding"}
+MOST_VERIFIED = 16  # rows of a call; beyond, a row costs about as much as a step of its own
 
 
 class OnnxDecoder(BufferedDecoder):
@@ -38,6 +39,7 @@ class OnnxDecoder(BufferedDecoder):
         self.context = bundle.context if context is None else context
         self.chunk = bundle.chunk
         self.position = 0
+        self.verify_rows = range(2, min(MOST_VERIFIED, self.chunk) + 1)
         maximum = self.config.max_position_embeddings
         if not 1 <= self.context <= maximum:
             raise UsageError(f"context must be 1 to {maximum} (max_position_embeddings), not {self.context}")
@@ -118,6 +120,7 @@ class OnnxDecoder(BufferedDecoder):
         self.total = self._bind("total_sequence_length", np.zeros((), np.int32))
         self.wanted = self._bind("num_logits", np.ones(1, np.int64))
         self.bound_shape = (0, 0)
+        self.rows = np.empty((0, self.config.vocab_size), np.float32)
 
     def _bind(self, name: str, array: NDArray[np.generic]) -> NDArray[np.generic]:
         self.arrays[name] = array = np.ascontiguousarray(array).reshape(array.shape)
@@ -134,11 +137,19 @@ class OnnxDecoder(BufferedDecoder):
         if config.num_kv_shared_layers:
             high = config.ple_row_size - self.split
             self.ple_high = self._bind("ple_high", np.empty((1, n_logits, high), np.float32))
-        self.logits = np.empty((1, n_logits, config.vocab_size), np.float32)
+        self.logits = self._rows(n_logits)[None]
         self.logits_value = ort.OrtValue.ortvalue_from_numpy(self.logits)
         self.binding.bind_ortvalue_output("logits", self.logits_value)
         self.bound_shape = (tokens, n_logits)
         return True
+
+    def _rows(self, count: int) -> Array:
+        """f32 (count, vocab) for logits; small ones share a buffer, which steps of several sizes reuse."""
+        if count > MOST_VERIFIED:
+            return np.empty((count, self.config.vocab_size), np.float32)
+        if count > len(self.rows):
+            self.rows = np.empty((count, self.config.vocab_size), np.float32)
+        return self.rows[:count]
 
     def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
         tokens = len(embeddings)
@@ -158,6 +169,6 @@ class OnnxDecoder(BufferedDecoder):
         except Exception as error:  # onnxruntime raises many types of its own
             raise BundleError(self.path, "graph", "a decoder that fits the manifest", error, CHECK) from None
         self.position = total
-        if tokens > 1 or reshaped:
+        if tokens > MOST_VERIFIED or (reshaped and tokens > 1 and n_logits < tokens):
             release_free_memory()
         return self.logits[0, rows - n_logits :].copy()

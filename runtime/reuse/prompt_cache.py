@@ -147,6 +147,13 @@ class PromptCache:
         """Says what the decoder's cache holds."""
         self._held = held
 
+    def take_back(self, position: int) -> None:
+        """Takes the decoder's cache back to a position, and forgets the keys of the tokens behind it."""
+        held = self.feeding()
+        self.decoder.truncate(position)
+        del held[position:]
+        self.fed(held)
+
     def adopt(self, keys: Keys, snapshot: KvSnapshot) -> None:
         """Puts somebody's snapshot into the decoder; what it held is kept aside.
 

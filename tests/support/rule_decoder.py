@@ -32,6 +32,7 @@ class RuleDecoder:
 
     Args:
         window: how many of the latest ids its KV cache keeps; None for all of them.
+        verify_rows: see `Decoder`.
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class RuleDecoder:
         chunk: int = 16,
         vocab_size: int = 315,
         window: int | None = None,
+        verify_rows: Sequence[int] = (),
     ) -> None:
         self.rule, self.context, self.chunk, self.vocab_size = rule, context, chunk, vocab_size
         self.kept = EveryPosition() if window is None else Ring(window)
+        self.verify_rows = verify_rows
         self.ids: list[int] = []
         self.calls: list[int] = []  # tokens of each forward call since the last `reset` or `calls.clear()`
         self.broken = False  # answer with NaN
@@ -58,6 +61,10 @@ class RuleDecoder:
 
     def earliest_at(self, position: int) -> int:
         return self.kept.earliest_at(position)
+
+    def can_verify(self, rows: int) -> bool:
+        behind = self.position + rows
+        return behind <= self.context and self.earliest_at(behind) <= self.position
 
     def truncate(self, position: int) -> None:
         check_truncation(self, position)
@@ -80,12 +87,17 @@ class RuleDecoder:
 
     def forward(self, embeddings: Array, per_layer: Array, n_logits: int = 1) -> Array:
         assert embeddings.dtype == np.float32 and np.array_equal(embeddings, per_layer)
-        assert 1 <= len(embeddings) <= self.chunk and n_logits in (0, 1)
+        assert 1 <= len(embeddings) <= self.chunk
+        assert n_logits in (0, 1) or n_logits == len(embeddings) <= max(self.verify_rows)
         self.ids += [int(i) for i in embeddings[:, 0]]
         self.calls.append(len(embeddings))
         assert len(self.ids) <= self.context
         logits = np.zeros((n_logits, self.vocab_size), np.float32)
-        logits[:, self.rule(self.ids)] = np.nan if self.broken else 10.0
+        for row in range(1, n_logits + 1):
+            seen = self.ids[: len(self.ids) - n_logits + row]
+            logits[row - 1, self.rule(seen)] = np.nan if self.broken else 10.0
+        if not n_logits:
+            self.rule(self.ids)
         return logits
 
 
