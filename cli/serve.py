@@ -4,6 +4,7 @@
     gemma-edge serve out/ --host 0.0.0.0 --api-key-file keys.toml
     gemma-edge serve --models bundles/ --memory 2GiB
 
+A checkpoint is served, too: `serve` offers to export it once into the cache folder.
 It listens on loopback; any other `--host` needs a key. SIGTERM finishes the running answers, SIGHUP
 loads the bundles anew. docs/serving.md has the routes, a systemd unit and the alerts file.
 """
@@ -28,6 +29,7 @@ from gemma_edge.cli.bundle_options import (
     loading,
     take_bundle,
 )
+from gemma_edge.cli.exported_once import add_yes, ready_bundle
 from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import parse_size
@@ -45,6 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_words(parser)
     add_loading(parser)
     add_prefix_cache(parser)
+    add_yes(parser)
     where = parser.add_argument_group("where")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     where.add_argument(
@@ -148,7 +151,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _bundle(args: argparse.Namespace) -> str | None:
-    """The one bundle; None with --models."""
+    """The one bundle, which `args.name` names then; None with --models."""
+    from gemma_edge.runtime.server.serving import served_name
+
     if args.models is None:
         bundle, words = take_bundle(args)
         if words:
@@ -157,7 +162,8 @@ def _bundle(args: argparse.Namespace) -> str | None:
             )
         if args.memory is not None:
             raise UsageError("--memory is for --models")
-        return bundle
+        args.name = args.name or served_name(Path(bundle).resolve())  # a checkpoint's own, too
+        return ready_bundle(bundle, args.yes)
     if args.words or args.model or args.name:
         raise UsageError("--models DIR serves the bundles in DIR: leave the bundle and --name out")
     if not args.models.is_dir():
@@ -171,8 +177,7 @@ def _models(args: argparse.Namespace, bundle: str | None) -> Mapping[str, Served
     from gemma_edge.runtime.server.serving import find_bundles
 
     if bundle is not None:
-        name = args.name or Path(bundle).resolve().stem
-        return {name: ServedModel.of(name, Path(bundle), args.context)}
+        return {args.name: ServedModel.of(args.name, Path(bundle), args.context)}
     found = find_bundles(args.models, lambda path: is_bundle(str(path)))
     if not found:
         raise UsageError(f"--models {args.models}: it has no bundle in it")

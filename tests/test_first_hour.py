@@ -224,6 +224,8 @@ def test_a_checkpoint_is_exported_once_and_answers(tmp_path: Path) -> None:
     again = typed(f"{line} 'Who are you?' --max-tokens 8 --temperature 0", tmp_path)
     assert (again.returncode, again.stdout, again.stderr) == (0, first.stdout, "")
     assert typed(command, tmp_path).returncode == 0, "the command that was said does the same"
+    served = typed(f"{line.replace(' run ', ' serve ')} --port 0 --check", tmp_path)
+    assert served.returncode == 0 and "answers with 1 model" in served.stderr, served.stderr
 
 
 def test_at_a_terminal_the_export_is_asked_about(home: Path) -> None:

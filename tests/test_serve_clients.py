@@ -1,4 +1,4 @@
-"""Clients that know nothing of us, unmodified, against a real server: openai (Python, npm), curl, llm."""
+"""Unmodified clients against a real server: openai (Python, npm), curl, litellm, llm."""
 
 from __future__ import annotations
 
@@ -39,7 +39,14 @@ def client(served: ServerProcess) -> Any:
 
 
 def test_openai_chat(client: Any) -> None:
-    options = {"model": "pocket", "messages": MESSAGES, "max_tokens": 8, "temperature": 0, "seed": 3}
+    options = {
+        "model": "pocket",
+        "messages": MESSAGES,
+        "max_tokens": 8,
+        "temperature": 0,
+        "seed": 3,
+        "user": "anna",
+    }
     whole = client.chat.completions.create(**options)
     stream = client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
     chunks = list(stream)
@@ -159,6 +166,17 @@ def test_npm_openai(served: ServerProcess) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     whole, text = json.loads(done.stdout)
     assert whole == text == served.chat().json["choices"][0]["message"]["content"]
+
+
+def test_litellm(served: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would ask GitHub for prices
+    litellm = pytest.importorskip("litellm")
+    options: dict[str, Any] = {"model": "openai/pocket", "api_base": f"{served.url}/v1", "api_key": "none"}
+    options |= {"messages": MESSAGES, "max_tokens": 8, "temperature": 0, "user": "anna"}
+    whole = litellm.completion(**options).choices[0].message.content
+    stream = litellm.completion(**options, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == whole
+    assert whole == served.chat().json["choices"][0]["message"]["content"]
 
 
 @pytest.mark.skipif(not shutil.which("llm"), reason="needs llm")

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from gemma_edge.runtime.server.model_pool import ServedModel
+from gemma_edge.runtime.server.server_health import SERVER_BYTES
 from support.http_server import ServerProcess, endless, serving, started
 from support.processes import wait_for
 
@@ -211,7 +213,10 @@ def test_several_models_share_one_budget(pocket_bundles: dict[str, Path], tmp_pa
     shutil.copytree(pocket_bundles["tflite"], tmp_path / "three")
     with serving("--models", tmp_path, "--memory", "200MiB") as server:
         assert sorted(m["id"] for m in server.get("/v1/models").json["data"]) == ["one", "three", "two"]
-        for name in ("one", "two", "three", "one"):
+        assert server.chat(model="one").status == 200
+        ceiling = server.get("/health").json["memory"]["ceiling_bytes"]
+        assert ceiling == SERVER_BYTES + ServedModel.of("one", tmp_path / "one").need  # not the budget
+        for name in ("two", "three", "one"):
             assert server.chat(model=name).status == 200
         log = "".join(server.log)
         assert log.count("released") >= 3 and log.count("loaded in") == 4

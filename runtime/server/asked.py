@@ -11,6 +11,7 @@ from gemma_edge.runtime.server.request_fields import RequestFields
 from gemma_edge.runtime.server.server_options import Limits
 
 CHARACTERS_A_TOKEN = 64  # far more than any text has: a prompt above this is too long without being tokenized
+LABELS = ("user", "safety_identifier", "prompt_cache_key")  # for OpenAI's own records and caches
 STOPS, STOP_CHARACTERS = 4, 256
 BIASES = 1024
 
@@ -37,9 +38,13 @@ class Asked:
 def sampling_options(fields: RequestFields, limits: Limits, *max_names: str) -> dict[str, Any]:
     """temperature, top_p, top_k, min_p, repetition_penalty, seed, stop, logit_bias, and the most tokens.
 
+    `LABELS` are taken and not used: clients get their turns by key or address.
+
     Args:
         max_names: what the field of the most tokens may be called; the first that is there counts.
     """
+    for label in LABELS:
+        fields.text(label)
     options = {
         "temperature": fields.number("temperature", 0, 10),
         "top_p": fields.number("top_p", 1e-6, 1),

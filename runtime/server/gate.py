@@ -51,6 +51,8 @@ class Gate:
         self._origins = frozenset(origin.rstrip("/").lower() for origin in options.origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange: Exchange = scope["exchange"]
+        exchange.client = address(scope)
         headers = Headers(scope=scope)
         most = self.options.limits.header_bytes
         if sum(len(name) + len(value) for name, value in headers.raw) + len(scope["raw_path"]) > most:
@@ -68,8 +70,8 @@ class Gate:
                 return
         key = self._key(headers, scope)
         scope["key"] = key
-        exchange: Exchange = scope["exchange"]
-        exchange.client = key.name if key else address(scope)
+        if key:
+            exchange.client = key.name
         rate = (key.rate if key else None) or self.options.rate
         counts = scope["method"] == "POST"  # the page's files and its looks at /health do not
         if rate and counts and (wait := self._window.wait(exchange.client, rate)):

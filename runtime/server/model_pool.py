@@ -85,6 +85,7 @@ class ModelPool:
         self._load, self._most_waiting = load, max(1, most_waiting)
         self._line: deque[tuple[ServedModel, asyncio.Future[Model]]] = deque()
         self._loading: asyncio.Task[None] | None = None
+        self._coming: ServedModel | None = None  # what is loaded by that
         self._reloading: asyncio.Future[None] | None = None  # done as soon as nobody uses a model
 
     @property
@@ -94,6 +95,11 @@ class ModelPool:
     @property
     def loaded(self) -> list[ServedModel]:
         return [served for served in self.models.values() if served.model is not None]
+
+    @property
+    def need(self) -> int:
+        """Bytes by the plans of the models that are loaded, and of the one that is being loaded."""
+        return sum(served.need for served in self.models.values() if served.model or served is self._coming)
 
     def find(self, name: str | None) -> ServedModel:
         """The model of that name; the default without one.
@@ -187,6 +193,7 @@ class ModelPool:
     async def _bring(self, served: ServedModel) -> None:
         """Loads a model. It goes on if the clients leave: others may want it."""
         started = time.perf_counter()
+        self._coming = served
         try:
             served.model = await asyncio.to_thread(self._load, served.path)
             LOG.info("model %s loaded in %.2f s", served.name, time.perf_counter() - started)
@@ -195,7 +202,7 @@ class ModelPool:
             text = f"model {served.name} cannot be loaded; the server's log says why"
             self._turn_away(served, ApiError(503, text, code="model_unavailable"))
         finally:
-            self._loading = None
+            self._loading = self._coming = None
             self._advance()
 
     def _make_room(self, served: ServedModel) -> bool:

@@ -39,11 +39,10 @@ class ServerHealth:
 
     @property
     def ceiling(self) -> int:
-        """Bytes of anonymous memory that the server should stay below."""
+        """Bytes of anonymous memory that the server should stay below: the plans of the loaded models."""
         if self._options.ceiling is not None:
             return self._options.ceiling
-        needs = sum(served.need for served in self._pool.loaded) or self._pool.default.need
-        return SERVER_BYTES + (self._pool.budget or needs)
+        return SERVER_BYTES + (self._pool.need or self._pool.default.need)
 
     def report(self, *, requests: int, errors: int) -> dict[str, Any]:
         """The JSON of /health."""

@@ -221,4 +221,9 @@ def url_of(listening: socket.socket) -> str:
 def find_bundles(path: Path, is_bundle: Callable[[Path], bool]) -> dict[str, Path]:
     """The bundles directly below a folder, by name."""
     found = sorted(entry for entry in path.iterdir() if not entry.name.startswith(".") and is_bundle(entry))
-    return {entry.stem if entry.is_file() else entry.name: entry for entry in found}
+    return {served_name(entry): entry for entry in found}
+
+
+def served_name(path: Path) -> str:
+    """A bundle's name for clients: its folder's, or its file's without the suffix."""
+    return path.stem if path.is_file() else path.name

@@ -318,7 +318,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "flag": (message("x", stream="yes"), "stream"),
     "n": (message("x", n=2), "n"),
     "audio": (message("x", audio={"voice": "a"}), "audio"),
-    "user": (message("x", user="me"), "user"),
+    "user": (message("x", user=5), "user"),
     "unknown": (message("x", bogus=1), "bogus"),
     "of a message": ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0].name"),
     "stops": (message("x", stop=["a"] * 5), "stop"),

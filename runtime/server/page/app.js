@@ -36,7 +36,9 @@ class App {
       changed: (conversation) => this.#changed(conversation),
       streamed: (conversation, turn) => this.#streamed(conversation, turn),
       ended: (conversation, turn) => this.#ended(conversation, turn),
+      parted: (conversation) => this.#parted(conversation),
     });
+    this.store.listen((id) => this.#changedElsewhere(id));
     this.transcript = new Transcript({
       edit: (turn, text) => this.chat.edit(this.current, turn, text),
       regenerate: (turn) => this.chat.regenerate(this.current, turn),
@@ -189,6 +191,32 @@ class App {
     if (turn.state === "stopped") announce("Stopped");
     else if (turn.state === "done") announce(`Answer: ${text.slice(0, ANNOUNCED_CHARACTERS)}${more} ${calls}`);
     this.lookAtHealth?.();
+  }
+
+  // Another tab stored or deleted a conversation. If it is shown here, its turns are; what is typed here stays.
+  async #changedElsewhere(id) {
+    const shown = this.current;
+    if (id === shown?.id && !this.chat.isBusy(shown)) {
+      const stored = await this.store.get(id);
+      if (this.current !== shown || this.chat.isBusy(shown)) return;
+      if (!stored || !shown.turns.length) {
+        const { draft } = shown;
+        shown.draft = { text: "", attachments: [] }; // it was never the other tab's
+        this.#show({ ...newConversation(lastSettings()), draft });
+      } else {
+        this.current = { ...stored, draft: shown.draft };
+        this.transcript.show(this.current);
+        this.#showFigures();
+      }
+    }
+    if (this.current) this.#showHead();
+  }
+
+  #parted(conversation) {
+    if (conversation !== this.current) return;
+    remember("current", conversation.id);
+    this.#showHead();
+    toast("Another tab went on with this conversation, too: this one is now a copy.");
   }
 
   #keepDraft(draft) {

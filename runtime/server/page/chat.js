@@ -3,6 +3,7 @@
 
 import { ServerFault } from "./client.js";
 import { openCalls, requestOf, titleOf } from "./conversation.js";
+import { newId } from "./dom.js";
 import { streamAnswer } from "./stream.js";
 
 const SAVED_EVERY_MS = 1000; // while an answer comes: what a closed tab may lose
@@ -12,9 +13,10 @@ export class Chat {
   #deleted = new Set(); // ids: an answer that ends later must not bring its conversation back
 
   // `changed(conversation)`: turns came or went; `streamed(conversation, turn)`: an answer grew;
-  // `ended(conversation, turn)`: it is whole, stopped or failed.
-  constructor({ store, model, changed, streamed, ended }) {
-    Object.assign(this, { store, model, changed, streamed, ended });
+  // `ended(conversation, turn)`: it is whole, stopped or failed; `parted(conversation)`: another tab went on with
+  // it, too, so this one's has an id of its own now.
+  constructor({ store, model, changed, streamed, ended, parted }) {
+    Object.assign(this, { store, model, changed, streamed, ended, parted });
   }
 
   isBusy(conversation) {
@@ -62,13 +64,22 @@ export class Chat {
   }
 
   async save(conversation) {
+    const { id } = conversation;
     conversation.updated = Date.now();
-    await this.keep(conversation);
+    if (this.#deleted.has(id) || await this.store.put(conversation) || conversation.id !== id) return;
+    const run = this.#running.get(id);
+    Object.assign(conversation, { id: newId(), version: 0, title: `${conversation.title} (2)`, named: true });
+    if (run) {
+      this.#running.delete(id);
+      this.#running.set(conversation.id, run);
+    }
+    await this.save(conversation);
+    this.parted(conversation);
   }
 
-  // Stores it at its place in the list: a draft makes it no newer.
+  // Stores its draft, at its place in the list: that makes it no newer.
   async keep(conversation) {
-    if (!this.#deleted.has(conversation.id)) await this.store.put(conversation);
+    if (!this.#deleted.has(conversation.id)) await this.store.keepDraft(conversation);
   }
 
   async delete(id) {

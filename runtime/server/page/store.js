@@ -1,4 +1,5 @@
 // Conversations in the browser's IndexedDB: whole ones, and an index of titles that the list is made from.
+// Tabs share them: each counts a conversation's versions, and tells the others of what it changed.
 
 const NAME = "gemma-edge";
 const VERSION = 1;
@@ -34,6 +35,7 @@ class BrowserStore {
 
   constructor(database) {
     this.database = database;
+    this.channel = new BroadcastChannel(NAME);
     // Another tab with a newer page may change the layout.
     database.onversionchange = () => database.close();
   }
@@ -48,17 +50,49 @@ class BrowserStore {
     return done(this.database.transaction("conversations").objectStore("conversations").get(id));
   }
 
-  put(conversation) {
-    return this.#change((conversations, index) => {
-      conversations.put(conversation);
-      index.put(entryOf(conversation));
+  // Stores a conversation as its next version; false if another tab has stored that already.
+  async put(conversation) {
+    let newest = true;
+    await this.#replace(conversation, (stored) => {
+      newest = !stored || (stored.version ?? 0) === (conversation.version ?? 0);
+      if (!newest) return null;
+      conversation.version = (conversation.version ?? 0) + 1;
+      return conversation;
+    });
+    if (newest) this.channel.postMessage(conversation.id);
+    return newest;
+  }
+
+  // Stores a draft alone: its turns may be newer in another tab, or deleted there.
+  keepDraft(conversation) {
+    return this.#replace(conversation, (stored) => {
+      if (stored?.turns.length) return { ...stored, draft: conversation.draft };
+      return conversation.turns.length ? null : conversation;
     });
   }
 
-  remove(id) {
-    return this.#change((conversations, index) => {
+  async remove(id) {
+    await this.#change((conversations, index) => {
       conversations.delete(id);
       index.delete(id);
+    });
+    this.channel.postMessage(id);
+  }
+
+  // `changed(id)`: another tab stored or deleted a conversation.
+  listen(changed) {
+    this.channel.onmessage = ({ data: id }) => changed(id);
+  }
+
+  // Stores what `next` makes of the stored conversation; nothing if that is null.
+  #replace({ id }, next) {
+    return this.#change((conversations, index) => {
+      conversations.get(id).onsuccess = ({ target: { result: stored } }) => {
+        const made = next(stored);
+        if (!made) return;
+        conversations.put(made);
+        index.put(entryOf(made));
+      };
     });
   }
 
@@ -83,11 +117,18 @@ class MemoryStore {
 
   async put(conversation) {
     this.#held.set(conversation.id, conversation);
+    return true;
+  }
+
+  keepDraft(conversation) {
+    return this.put(conversation);
   }
 
   async remove(id) {
     this.#held.delete(id);
   }
+
+  listen() {}
 }
 
 // Small things that are needed before the first paint, or are one value: theme, settings, key.
