@@ -251,9 +251,16 @@ def change_of(path: str, value):
     return change
 
 
+def huge_activation(file, graph):
+    tensor = S.TensorT()
+    tensor.name, tensor.shape, tensor.type, tensor.buffer = "huge", np.array([1, 2**24, 16], np.int32), 0, 0
+    graph.tensors.append(tensor)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (huge_activation, r"tensors\[3\].shape: expected at most 16777216 bytes"),
         (change_of("model.version", 2), "version"),
         (change_of("model.operatorCodes.0.builtinCode", 32), "CUSTOM"),
         (change_of("model.operatorCodes.0.builtinCode", 500), "builtin operator"),

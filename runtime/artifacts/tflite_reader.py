@@ -28,6 +28,8 @@ VERSION = 3
 ALIGNMENTS = (64, 4096)
 GRAPH_PADDING = 16  # bytes at most that nothing in a graph refers to, at its end
 MAX_ACTIVATION_BYTES = 1 << 31  # scores of 512 tokens over 32,768 positions take a quarter of it
+# No activation is larger than so many times the largest input or output; what is small is not measured.
+ACTIVATION_SHARE, SMALL_ACTIVATION_BYTES = 64, 16 << 20
 
 # TensorType: name and bits of a value. Strings, resources and variants have no place in these models.
 TYPES = {
@@ -44,6 +46,7 @@ TYPES = {
     17: ("int4", 4),
     18: ("bfloat16", 16),
 }
+BITS = dict(TYPES.values())
 EMBEDDING_LOOKUP, FULLY_CONNECTED, COMPOSITE = 7, 9, 206
 # Operators that run other code or hold state, or that have no kernel: none belongs in a text model.
 REFUSED_OPERATORS = {
@@ -96,6 +99,11 @@ class Tensor:
     @property
     def constant(self) -> bool:
         return self.data is not None
+
+    @property
+    def bytes(self) -> int:
+        """What its values take."""
+        return (math.prod(self.shape) * BITS[self.type] + 7) // 8
 
 
 @dataclass(frozen=True)
@@ -184,6 +192,7 @@ class _Reader:
         subgraphs = [self._subgraph(table, f"subgraphs[{i}]", codes) for i, table in enumerate(tables)]
         self._check_composites(subgraphs)
         signatures = self._signatures(root.children(7, "signature_defs"), subgraphs)
+        self._check_activations(subgraphs)
         for i, table in enumerate(root.children(6, "metadata")):
             table.string(0, f"metadata[{i}].name")
             self._index(table.number(1, "I"), len(self.buffers), f"metadata[{i}].buffer")
@@ -395,6 +404,16 @@ class _Reader:
                     self.fail(
                         name, "a decomposition with its tensors", f"{arity[0]} inputs, {arity[1]} outputs"
                     )
+
+    def _check_activations(self, subgraphs: list[Subgraph]) -> None:
+        """A damaged shape must not make the engine ask for memory that no model of this size needs."""
+        ends = [graph.tensors[i].bytes for graph in subgraphs for i in (*graph.inputs, *graph.outputs)]
+        most = max(SMALL_ACTIVATION_BYTES, ACTIVATION_SHARE * max(ends, default=0))
+        for number, graph in enumerate(subgraphs):
+            for i, tensor in enumerate(graph.tensors):
+                if not tensor.constant and tensor.bytes > most:
+                    expected = f"at most {most} bytes beside these inputs and outputs"
+                    self.fail(f"subgraphs[{number}].tensors[{i}].shape", expected, list(tensor.shape))
 
     def _signatures(self, tables: list[Table], subgraphs: list[Subgraph]) -> dict[str, Signature]:
         signatures: dict[str, Signature] = {}
