@@ -76,6 +76,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="inputs of the bundle, from text,image,audio (default: all that the checkpoint has)",
     )
+    add_adapters(parser)
     parser.add_argument("--ceiling", metavar="SIZE", help="refuse a plan above this size, such as 2GiB")
     parser.add_argument(
         "--snapshots",
@@ -93,6 +94,18 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the plan and the result as JSON")
 
 
+def add_adapters(parser: argparse.ArgumentParser) -> None:
+    """The adapters that are merged into the checkpoint."""
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="LORA",
+        help="merge this LoRA adapter, a folder that PEFT wrote or a Hugging Face id; LORA=0.5 takes half of "
+        "it; repeatable",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Prints the plan, exports, prints how well the bundle agrees."""
     if not args.dry_run and args.out is None:
@@ -100,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     given = list(dict.fromkeys(args.format or [None]))
     formats = [export_format(format_of_target(args.out, name)) for name in given]
     modalities = None if args.modalities is None else [m.strip() for m in args.modalities.split(",")]
-    config, towers = describe_source(args.source, modalities)
+    config, towers = describe_source(args.source, modalities, args.adapter)
     jobs = []
     for format in formats:
         recipe = resolve_recipe(args.recipe, args.kv_cache, format.runtime.name)
@@ -121,7 +134,7 @@ def _check_targets(args: argparse.Namespace, recipes: Sequence[Recipe], targets:
             f"{args.out} is a bundle, and several formats need a folder for theirs: name another"
         )
     found = [
-        replaced_by(args.source, out, recipe, force=args.force)
+        replaced_by(args.source, out, recipe, force=args.force, adapters=args.adapter)
         for recipe, out in zip(recipes, targets, strict=True)
     ]
     for out, old in zip(targets, found, strict=True):
@@ -168,6 +181,7 @@ def _run_format(
         modalities=modalities,
         force=args.force,
         snapshots=job.snapshots,
+        adapters=args.adapter,
     )
     result = record_export(export, args.record) if args.record else export()
     if args.json:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from gemma_edge.export.checkpoint.adapted_checkpoint import AdaptedCheckpoint, open_source
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint, described, has_weights, resolve
 from gemma_edge.export.checkpoint.side_files import example_prompt, read_side_files, stated_license
 from gemma_edge.export.formats.export_format import Artifact, ExportJob
@@ -69,6 +70,7 @@ def export_bundle(
     modalities: Collection[str] | None = None,
     force: bool = False,
     snapshots: int = 0,
+    adapters: Sequence[str] = (),
 ) -> Exported:
     """Exports a checkpoint to a bundle.
 
@@ -89,6 +91,7 @@ def export_bundle(
         modalities: "text", and "image" and "audio" for their encoders; None for all that the checkpoint has.
         force: replace a bundle of another checkpoint or recipe, too.
         snapshots: bytes that the plan counts for KV snapshots of other conversations, see `Model.load`.
+        adapters: folders or ids of LoRA adapters to merge, each perhaps with a weight, as "lora/=0.5".
 
     Raises:
         CheckpointError, ConfigError, TokenizerError: the checkpoint is bad; the message names the file.
@@ -99,7 +102,7 @@ def export_bundle(
     """
     chosen = export_format(format_of_target(out, format))
     recipe = resolve_recipe(recipe, kv_cache, chosen.runtime.name)
-    with open_checkpoint(source, modalities) as checkpoint:
+    with open_checkpoint(source, modalities, adapters) as checkpoint:
         job = export_job(checkpoint.config, recipe, context, chunk, checkpoint.towers, snapshots)
         plan = make_plan(job, chosen)
         if ceiling is not None:
@@ -142,14 +145,17 @@ def _verify(
     return agreement
 
 
-def open_checkpoint(source: str | Path, modalities: Collection[str] | None) -> Checkpoint:
-    """The checkpoint with the encoders of `modalities`, which are as in `export_bundle`.
+def open_checkpoint(
+    source: str | Path, modalities: Collection[str] | None, adapters: Sequence[str] = ()
+) -> Checkpoint:
+    """The checkpoint with the encoders of `modalities`, which are as in `export_bundle`, and its adapters.
 
     Raises:
+        CheckpointError: the checkpoint is bad, or an adapter cannot be merged into it.
         UsageError: one of them is unknown, or the checkpoint does not have it.
     """
     wanted = _kinds(modalities)
-    checkpoint = Checkpoint.open(resolve(str(source)), wanted)
+    checkpoint = open_source(source, adapters, wanted)
     for name, kind in MODALITIES.items():
         if modalities is not None and kind in wanted and kind not in checkpoint.towers:
             checkpoint.close()
@@ -170,12 +176,12 @@ def _kinds(modalities: Collection[str] | None) -> list[Kind]:
 
 
 def describe_source(
-    source: str, modalities: Collection[str] | None
+    source: str, modalities: Collection[str] | None, adapters: Sequence[str] = ()
 ) -> tuple[TextConfig, Mapping[Kind, Tower]]:
     """What a plan needs. Where there are no weights yet, config.json is taken at its word."""
     folder = resolve(source)
     if has_weights(folder):
-        with open_checkpoint(folder, modalities) as checkpoint:
+        with open_checkpoint(source, modalities, adapters) as checkpoint:
             return checkpoint.config, checkpoint.towers
     return described(folder, _kinds(modalities))
 
@@ -245,7 +251,14 @@ def resolve_recipe(recipe: str | Path | Recipe, kv_cache: str | None, format: st
     return replace(recipe, kv_cache=chosen)
 
 
-def replaced_by(source: str | Path, out: str | Path, recipe: Recipe, *, force: bool = False) -> str:
+def replaced_by(
+    source: str | Path,
+    out: str | Path,
+    recipe: Recipe,
+    *,
+    force: bool = False,
+    adapters: Sequence[str] = (),
+) -> str:
     """What an export to `out` replaces, for people, before anything is read; "" for nothing.
 
     Raises:
@@ -253,7 +266,7 @@ def replaced_by(source: str | Path, out: str | Path, recipe: Recipe, *, force: b
     """
     if peek_manifest(Path(out)) is None:
         return ""
-    with open_checkpoint(source, ["text"]) as checkpoint:
+    with open_checkpoint(source, ["text"], adapters) as checkpoint:
         return check_replacement(Path(out), _source(checkpoint, source), recipe.name, force=force)
 
 
@@ -273,6 +286,7 @@ def _facts(checkpoint: Checkpoint, recipe: Recipe, plan: Plan, source: str) -> d
         "chunk": plan.chunk,
         "kv_cache": recipe.kv_cache,
         "plan": plan.to_dict(),
+        **({"adapters": checkpoint.adapter_records()} if isinstance(checkpoint, AdaptedCheckpoint) else {}),
         **({"example": example} if (example := example_prompt(checkpoint.path)) else {}),
         **({"license": license} if (license := stated_license(checkpoint.path)) else {}),
         **({} if Path(source).expanduser().is_dir() else {"base_model": source}),

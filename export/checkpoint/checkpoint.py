@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.export.checkpoint.shards import (
     AGAIN,
+    FLOAT_DTYPES,
     INDEX_NAME,
     SINGLE_NAME,
     Shard,
@@ -38,18 +38,13 @@ from gemma_edge.export.model.export_family import ExportFamily
 from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.runtime.artifacts.modalities import KINDS, Kind
-from gemma_edge.runtime.errors import CheckpointError, GemmaEdgeError, UsageError
+from gemma_edge.runtime.errors import CheckpointError, GemmaEdgeError, UsageError, printable
 from gemma_edge.runtime.families.model_family import TextConfig
 from gemma_edge.runtime.files.text_files import read_bytes, read_json, read_text
 from gemma_edge.runtime.hub.hub_address import HUB_ID
 from gemma_edge.runtime.hub.hub_reader import gated, not_found
 from gemma_edge.runtime.install_hint import install_hint
 
-FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F16": np.dtype("<f2"),
-    "F32": np.dtype("<f4"),
-}
 # Longest first, so that "model.language_model." is not taken for "model.".
 PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.", "")
 FOREIGN = ("multi_modal_projector",)  # first part of names that are no part of Gemma 3n
@@ -65,6 +60,7 @@ SIDE_FILES = (
 )
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "README.md"]  # which states the licence
 MAX_SIDE_BYTES = 64 << 20  # Gemma's tokenizer.json has 33 MB
+ADAPTER_CONFIG = "adapter_config.json"
 SAMPLE_BYTES = 256  # of each tensor, in the fingerprint
 
 
@@ -93,8 +89,8 @@ class Checkpoint:
         self.towers = self._read_encoders(encoders)
         for encoder in self.towers.values():
             self.specs |= encoder.specs
-        names = _Names(self.family, set(self.towers), self.family.unused_names(config))
-        self._where = _locate(shards, self.specs, names, source)
+        self._names = _Names(self.family, set(self.towers), self.family.unused_names(config))
+        self._where = _locate(shards, self.specs, self._names, source)
         self._finalizer = weakref.finalize(self, close_shards, shards)
 
     def _read_encoders(self, wanted: Collection[Kind]) -> dict[Kind, Tower]:
@@ -142,6 +138,10 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def canonical_name(self, stored: str) -> str | None:
+        """The name in `specs` of a tensor that a file calls `stored`; None for weights that are not read."""
+        return self._names.canonical(stored)
 
     # Tensors. -------------------------------------------------------------------------------------
 
@@ -286,16 +286,20 @@ def described(path: Path, encoders: Collection[Kind] = KINDS) -> tuple[TextConfi
     return config, {kind: family.read_tower(kind, data, file, processors, config) for kind in kinds}
 
 
-def resolve(source: str) -> Path:
+def resolve(source: str, *, adapter: bool = False) -> Path:
     """A local checkpoint folder, or a Hugging Face id (`owner/name`) downloaded into the hub's own cache.
 
+    Args:
+        adapter: the folder of an adapter is wanted instead.
+
     Raises:
-        UsageError: neither a folder nor an id, an unknown or gated id, or the `hub` extra is not installed.
+        UsageError: neither a folder nor an id, an unknown or gated id, an adapter where a checkpoint
+            belongs, or the `hub` extra is not installed.
         GemmaEdgeError: the download failed.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return path
+        return path if adapter else _no_adapter(path, source)
     if path.exists() or not HUB_ID.fullmatch(source):
         raise UsageError(
             f"{source}: neither a checkpoint folder nor a Hugging Face id such as google/gemma-3n-E2B-it"
@@ -308,7 +312,7 @@ def resolve(source: str) -> Path:
             f"{source}: no such folder; to download it from Hugging Face: {install_hint('hub')}"
         ) from None
     try:
-        return Path(snapshot_download(source, allow_patterns=HUB_PATTERNS))
+        path = Path(snapshot_download(source, allow_patterns=HUB_PATTERNS))
     except GatedRepoError:
         raise gated(source) from None
     except RepositoryNotFoundError:
@@ -318,6 +322,15 @@ def resolve(source: str) -> Path:
         raise GemmaEdgeError(
             f"{source}: could not be downloaded: {reason}. Check the connection, or give a local folder."
         ) from error
+    return path if adapter else _no_adapter(path, source)
+
+
+def _no_adapter(path: Path, source: str) -> Path:
+    """`path`. Raises UsageError if it holds an adapter and no checkpoint."""
+    if (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
+        base = printable(_read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE")
+        raise UsageError(f"{source} is an adapter of {base}: gemma-edge export {base} OUT --adapter {source}")
+    return path
 
 
 def _named_templates(value: object) -> dict[str, str]:

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
+import ml_dtypes
+import numpy as np
+
 from gemma_edge.runtime.errors import CheckpointError
 from gemma_edge.runtime.files.text_files import is_name, read_json
 
@@ -22,6 +25,11 @@ SINGLE_NAME = "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000  # the bound of the safetensors library
 MAX_DIMENSIONS = 8
 AGAIN = "Download the checkpoint again."
+FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+}
 # Bits of every safetensors dtype: other towers may use them, the text model may not.
 DTYPE_BITS = {
     dtype: bits

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.export.checkpoint.checkpoint import Checkpoint, resolve
+from gemma_edge.export.checkpoint.adapted_checkpoint import check_adapters, open_source
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.emit.reference.reference_text import evaluate_blocks
 from gemma_edge.export.export_families import tensor_specs
 from gemma_edge.export.gate.encoder_parity import encoder_errors
@@ -102,12 +103,14 @@ def verify_bundle(
     text: str | None = None,
     max_tokens: int = DEFAULT_TEXT_TOKENS,
     progress: bool = False,
+    adapters: Sequence[str] = (),
 ) -> Agreement:
     """Compares a bundle with the checkpoint it was made from, every file of it hashed first.
 
     Args:
         text: evaluated instead of the built-in prompts, in pieces of the bundle's context.
         max_tokens: of the text, from its beginning.
+        adapters: those that were merged into the checkpoint, as of `export_bundle`.
 
     Raises:
         BundleError, CheckpointError: one of them is bad, or they do not belong together.
@@ -116,7 +119,9 @@ def verify_bundle(
     opened = Bundle.open(bundle)
     with ProgressBar("checking hashes", sum(f.bytes for f in opened.files.values()), progress, "B") as bar:
         opened.check_hashes(bar.advance)
-    with Checkpoint.open(resolve(str(source)), [k for k in KINDS if k in opened.modalities]) as checkpoint:
+    kinds = [kind for kind in KINDS if kind in opened.modalities]
+    with open_source(source, adapters, kinds) as checkpoint:
+        check_adapters(checkpoint, opened.manifest.get("adapters"), opened.container.manifest_path)
         same = [opened.modalities[k].config == e.config for k, e in checkpoint.towers.items()]
         if checkpoint.config != opened.config or not all(same) or len(same) != len(opened.modalities):
             raise ConfigError(

@@ -124,6 +124,10 @@ def _read_manifest(path: Path, manifest_path: Path) -> Json:
         remedy = "Make a bundle with `gemma-edge export`."
         if (path / "config.json").exists():
             remedy = f"This is a checkpoint: `gemma-edge export {path} OUT` makes a bundle of it."
+        elif (path / "adapter_config.json").exists():
+            remedy = (
+                f"This is an adapter: `gemma-edge export BASE OUT --adapter {path}` makes a bundle of both."
+            )
         raise BundleError(manifest_path, "file", "a bundle's manifest", "no such file", remedy)
     return read_json(manifest_path, BundleError, remedy=EXPORT_AGAIN)
 
