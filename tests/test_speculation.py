@@ -208,6 +208,14 @@ def test_what_was_wrong_is_not_tried_even_with_credit_left() -> None:
     assert policy.rows(3, 16, SIZES) > 1
 
 
+def test_a_call_that_is_too_dear_to_risk_is_tried_once_guesses_were_right() -> None:
+    policy = DraftPolicy(CostCurve({8: 3.6}))
+    assert policy.rows(16, 16, (8,)) == 1
+    for _ in range(8):
+        policy.observe(16, True)
+    assert policy.rows(16, 16, (8,)) == 8
+
+
 # Answers. -----------------------------------------------------------------------------------------
 
 

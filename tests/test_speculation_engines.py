@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gemma_edge.export.exporter import export_bundle
+from gemma_edge.export.formats.tflite import litert_facts
 from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.generate import TokenGenerator
 from gemma_edge.runtime.model import Model
@@ -57,7 +58,10 @@ def edited(prompt: Sequence[int], count: int) -> list[int]:
     return [token if i % 13 else 5 + i % 7 for i, token in enumerate(prompt[1 : count + 1], 1)]
 
 
-@pytest.fixture(scope="module", params=["onnx-fp32", "onnx-int4", "onnx-int8 cache"])
+@pytest.fixture(
+    scope="module",
+    params=["onnx-fp32", "onnx-int4", "onnx-int8 cache", "tflite-fp32", "tflite-int4", "litertlm-int4_g32"],
+)
 def model(
     request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Model]:
@@ -173,3 +177,19 @@ def test_a_picture_in_the_prompt(pocket_bundles: dict[str, Path]) -> None:
             rows.append(np.stack(sampler.logits))
         assert progress.accepted_tokens > 4 and progress.soft_tokens > 4
         assert np.abs(rows[0] - rows[1]).max() <= int8_activations(rows[0])
+
+
+@pytest.mark.parametrize("form", ["tflite", "litertlm"])
+def test_a_bundle_without_signatures_for_it_decodes_plainly(
+    form: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As bundles of earlier versions do."""
+    pytest.importorskip("ai_edge_litert")
+    monkeypatch.setattr(litert_facts, "VERIFY_ROWS", ())
+    out = tmp_path / f"out{ARTIFACT_FORMATS[form].suffix}"
+    path = export_bundle(tiny_checkpoint, out, format=form, context=160, chunk=32, verify=False).path
+    with Model.load(path, threads=1) as model:
+        assert list(model.decoder.verify_rows) == []
+        prompt = [2, *([20, 21, 22, 23, 24] * 6)]
+        _, progress = forced(model, prompt, prompt[1:20], speculate=True)
+        assert progress.drafted_tokens == 0

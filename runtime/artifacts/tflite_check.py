@@ -16,7 +16,7 @@ from gemma_edge.runtime.artifacts.tflite_reader import EMBEDDING_LOOKUP, Signatu
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
 OTHER_MODEL = "The file belongs to another model: export this one again."
-PREFILL = re.compile(r"prefill_([1-9][0-9]*)")
+SEVERAL = re.compile(r"(prefill|verify)_([1-9][0-9]*)")
 DECODE = "decode"
 # Encoders: what LiteRT-LM calls their tensors, and the signatures `vision` and `audio_F` of F frames.
 VISION, AUDIO = "vision", re.compile(r"audio_([1-9][0-9]*)")
@@ -29,7 +29,7 @@ class Decoder:
     """What a decoder can be called with.
 
     Attributes:
-        prefill: tokens of each prefill signature, ascending.
+        prefill, verify: tokens of each signature of that name, ascending.
         context: positions of the longest KV cache.
         lengths: positions of each KV cache, by layer.
         layout: "litertlm" or "windowed".
@@ -39,21 +39,23 @@ class Decoder:
     context: int
     lengths: Mapping[int, int]
     layout: str
+    verify: tuple[int, ...] = ()
 
 
 def check_decoder(model: TfliteModel, config: Gemma3nConfig) -> Decoder:
-    """Checks signatures `prefill_N` and `decode` against the config.
+    """Checks signatures `prefill_N`, `verify_N` and `decode` against the config.
 
     Raises:
         BundleError: a signature or tensor is missing, superfluous, or of another shape or type.
     """
     sizes = {}
     for name in model.signatures:
-        match = PREFILL.fullmatch(name)
+        match = SEVERAL.fullmatch(name)
         if name != DECODE and not match:
-            model.fail("signatures", "prefill_N and decode", name)
-        sizes[name] = int(match[1]) if match else 1
-    if DECODE not in sizes or len(sizes) < 2:
+            model.fail("signatures", "prefill_N, verify_N and decode", name)
+        sizes[name] = int(match[2]) if match else 1
+    prefill, verify = (_sorted_sizes(sizes, kind) for kind in ("prefill", "verify"))
+    if DECODE not in sizes or not prefill:
         model.fail("signatures", "decode and one or more prefill_N", sorted(sizes))
     inputs = model.signatures[DECODE].inputs
     shapes = {i: _tensor(model, inputs, DECODE, f"kv_cache_k_{i}").shape for i in config.kv_layers}
@@ -64,7 +66,7 @@ def check_decoder(model: TfliteModel, config: Gemma3nConfig) -> Decoder:
         expected_inputs, expected_outputs = (
             _litertlm_caches(config, tokens, context)
             if layout == "litertlm"
-            else _windowed_caches(config, tokens, lengths, name == DECODE)
+            else _windowed_caches(config, tokens, lengths)
         )
         expected_inputs |= {
             "embeddings": ("float32", (1, tokens, config.hidden_size)),
@@ -73,11 +75,15 @@ def check_decoder(model: TfliteModel, config: Gemma3nConfig) -> Decoder:
                 (1, tokens, config.num_hidden_layers, config.hidden_size_per_layer_input),
             ),
         }
-        if name == DECODE:
-            expected_outputs["logits"] = ("float32", (1, 1, config.vocab_size))
+        if not name.startswith("prefill"):
+            expected_outputs["logits"] = ("float32", (1, tokens, config.vocab_size))
         _check(model, model.signatures[name].inputs, name, expected_inputs)
         _check(model, model.signatures[name].outputs, name, expected_outputs)
-    return Decoder(tuple(sorted(n for name, n in sizes.items() if name != DECODE)), context, lengths, layout)
+    return Decoder(prefill, context, lengths, layout, verify)
+
+
+def _sorted_sizes(sizes: Mapping[str, int], kind: str) -> tuple[int, ...]:
+    return tuple(sorted(size for name, size in sizes.items() if name.startswith(kind)))
 
 
 def _litertlm_caches(config: Gemma3nConfig, tokens: int, context: int) -> tuple[Expected, Expected]:
@@ -92,7 +98,7 @@ def _litertlm_caches(config: Gemma3nConfig, tokens: int, context: int) -> tuple[
 
 
 def _windowed_caches(
-    config: Gemma3nConfig, tokens: int, lengths: Mapping[int, int], decode: bool
+    config: Gemma3nConfig, tokens: int, lengths: Mapping[int, int]
 ) -> tuple[Expected, Expected]:
     """As `_litertlm_caches`; each kind of layer has its mask and rotary tables."""
     heads, size = config.num_key_value_heads, config.head_dim

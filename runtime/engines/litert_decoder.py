@@ -3,8 +3,10 @@
 The graph reads the KV cache where it lies and returns the keys and values of its own tokens only
 (`export.emit.tflite`, layout "windowed"); this module puts them into the cache and says in the masks which of
 its places are visible. A sliding layer's cache is a ring: a token lies at its position modulo the ring's
-length. In the layout "litertlm" the graph returns the whole cache, into the buffers it came from: the engine
-then writes the new rows alone, where it would copy 300 MB of cache a token into others.
+length. The rows of a verified draft wait for the next call: what the ring overwrites is still there when a
+part of the draft is taken back. In the layout "litertlm" the graph returns the whole cache, into the buffers
+it came from: the engine then writes the new rows alone, where it would copy 300 MB of cache a token into
+others.
 
 XNNPACK repacks the weights into a file, which is mapped from then on. Without it they would be anonymous
 memory.
@@ -25,7 +27,7 @@ from gemma_edge.runtime.artifacts.tflite_reader import read_tflite
 from gemma_edge.runtime.engines.buffered_decoder import BufferedDecoder
 from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
 from gemma_edge.runtime.engines.decoder import check_room
-from gemma_edge.runtime.engines.kv_snapshot import EveryPosition, KvBuffers, Ring
+from gemma_edge.runtime.engines.kv_snapshot import EveryPosition, KvBuffers, KvSnapshot, Ring
 from gemma_edge.runtime.engines.litert_model import Buffer, load_model, run_first, run_signature
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.errors import BundleError, UsageError
@@ -47,7 +49,6 @@ class LitertDecoder(BufferedDecoder):
         self.config = bundle.config
         self.context = bundle.context if context is None else context
         self.chunk = bundle.chunk
-        self.verify_rows: Sequence[int] = ()
         if not 1 <= self.context <= bundle.context:
             raise UsageError(
                 f"context must be 1 to {bundle.context}, for which this bundle was exported, not "
@@ -63,8 +64,12 @@ class LitertDecoder(BufferedDecoder):
         self.started = False
         self._allocate_cache()
         # By number of tokens; decode takes one.
-        names = {1: "decode"} | {size: f"prefill_{size}" for size in file.prefill}
-        self.calls = {size: _Call(self, name, size) for size, name in names.items()}
+        self.calls = {1: _Call(self, "decode", 1)}
+        self.verifying = self.calls | {n: _Call(self, f"verify_{n}", n) for n in file.verify}
+        self.calls |= {n: _Call(self, f"prefill_{n}", n) for n in file.prefill}
+        self.verify_rows: Sequence[int] = [size for size in file.verify if 1 < size <= self.chunk]
+        self.waiting: _Call | None = None  # its rows are not in the rings yet; it began at `settled`
+        self.settled = 0
         self.reset()
 
     def _capacities(self, context: int) -> dict[str, int]:
@@ -110,26 +115,65 @@ class LitertDecoder(BufferedDecoder):
             self._run(self.calls[size], embeddings[rows], per_layer[rows])
             done += count
         logits = np.empty((n_logits, self.config.vocab_size), np.float32)
-        for i in range(n_logits):
-            rows = slice(silent + i, silent + i + 1)
-            self._run(self.calls[1], embeddings[rows], per_layer[rows])
-            logits[i] = self.calls[1].outputs["logits"].array.reshape(-1)
-        if tokens > 1:
+        while done < tokens:
+            call = self.verifying[self._verify_size(tokens - done)]
+            count = min(call.tokens, tokens - done)
+            rows = slice(done, done + count)
+            self._run(call, embeddings[rows], per_layer[rows])
+            logits[done - silent : done - silent + count] = call.outputs["logits"].array[0, :count]
+            done += count
+        if silent:
             release_free_memory()
         return logits
 
+    def _verify_size(self, left: int) -> int:
+        """The signature for the next of `left` tokens whose logits are wanted: the least that has room."""
+        sizes = [size for size in self.verifying if self._fits(size)]
+        return next((size for size in sizes if size >= left), sizes[-1])
+
+    def _fits(self, size: int) -> bool:
+        """Whether a padded call of this size fits: the graph itself writes its padding into whole caches."""
+        return self.windowed or self.position + size <= max(self.capacity.values())
+
+    def can_verify(self, rows: int) -> bool:
+        return self.position + rows <= self.context and self._fits(rows)
+
     def _next_size(self, left: int) -> int:
         """The signature for the next of `left` tokens: the largest that they fill, or nearly fill."""
-        # A padded call writes its padding too where the graph itself writes the cache.
-        room = max(self.calls) if self.windowed else max(self.capacity.values()) - self.position
-        prefill = [size for size in self.calls if 1 < size <= room]
+        prefill = [size for size in self.calls if size > 1 and self._fits(size)]
         nearly = [size for size in prefill if size * WORTH_PADDING <= left <= size]
         filled = [size for size in prefill if size <= left]
         return nearly[0] if nearly else filled[-1] if filled else prefill[0] if prefill else 1
 
     def _run(self, call: _Call, embeddings: Array, per_layer: Array) -> None:
+        self._settle()
         call.run(embeddings, per_layer)
+        self.waiting, self.settled = call, self.position
         self.position += len(embeddings)
+        if call.tokens not in self.verify_rows:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Puts the rows of the last call into the rings, those that were not taken back."""
+        if self.windowed and self.waiting and self.position > self.settled:
+            self.waiting.append(self.settled, self.position - self.settled)
+        self.waiting = None
+
+    def earliest_at(self, position: int) -> int:
+        waits = self.waiting and position == self.position
+        return self.buffers.earliest_at(min(self.settled, position) if waits else position)
+
+    def reset(self) -> None:
+        self.waiting = None
+        super().reset()
+
+    def snapshot(self) -> KvSnapshot:
+        self._settle()
+        return super().snapshot()
+
+    def restore(self, snapshot: KvSnapshot) -> None:
+        super().restore(snapshot)
+        self.waiting = None
 
 
 class _Call:
@@ -156,14 +200,14 @@ class _Call:
         self.outputs = {
             key: Buffer(
                 model.create_output_buffer_by_name(name, key),
-                (1, 1, c.vocab_size) if key == "logits" else own,
+                (1, tokens, c.vocab_size) if key == "logits" else own,
             )
             for key in self.output_names
             if key == "logits" or decoder.windowed
         }
 
     def run(self, embeddings: Array, per_layer: Array) -> None:
-        """Computes and appends the tokens, at most as many as the signature has; the rest is padding."""
+        """Computes the tokens, at most as many as the signature has; the rest is padding."""
         decoder, count = self.decoder, len(embeddings)
         self.inputs["embeddings"].array[0, :count] = embeddings
         rows = self.inputs["per_layer_embeddings"].array
@@ -183,8 +227,6 @@ class _Call:
             decoder.started = True
         for buffer in outputs:
             buffer.pull()
-        if decoder.windowed:
-            self._append(count)
 
     def _describe_window(self) -> None:
         """Rotary tables of the tokens' positions; what each token sees of the cache, and of the tokens."""
@@ -215,9 +257,9 @@ class _Call:
         mask = self.inputs["mask"].array[0, 0]
         mask[...] = np.where(np.arange(mask.shape[1])[None] <= positions[:, None], np.float32(0), MASKED)
 
-    def _append(self, count: int) -> None:
-        """Copies the tokens' keys and values to their places in the caches."""
-        decoder, first = self.decoder, self.decoder.position
+    def append(self, first: int, count: int) -> None:
+        """Copies keys and values of the first `count` tokens to the places of positions `first` and on."""
+        decoder = self.decoder
         places = {}
         for kind, capacity in decoder.capacity.items():
             skipped = max(0, count - capacity)

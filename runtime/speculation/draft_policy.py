@@ -18,9 +18,10 @@ MATCHES = (2, 3, 4, 6, 9, 13)
 PRIORS = (0.35, 0.5, 0.65, 0.75, 0.85, 0.9)
 WEIGHT = 1 / 8  # of the latest guess
 LEAST_GAIN = 1.15  # expected tokens over cost, below which nothing is tried
-# What drafts may lose, in decode steps: at once, and for each token. A hundred tokens lose 2 % at most.
-CREDIT, CREDIT_A_TOKEN = 1.0, 0.01
+# What drafts may lose, in decode steps: at once, and for each token. 64 tokens lose 3 % at most.
+CREDIT, CREDIT_A_TOKEN = 1.75, 0.0025
 MOST_PROFIT = 4.0  # that drafts may lose again
+HIT_PROFIT = 0.15  # of a right guess, verified or not: where calls are dear, it takes several to try one
 # An answer begins with these costs, on a machine that was measured, too: it takes the same steps there.
 UNMEASURED = CostCurve({2: 1.25, 16: 4.75})
 
@@ -44,6 +45,7 @@ class DraftPolicy:
         """Says whether the token behind a match of this length was guessed right, verified or not."""
         at = bisect_right(MATCHES, match) - 1
         self._hits[at] += WEIGHT * (hit - self._hits[at])
+        self._profit = min(MOST_PROFIT, self._profit + HIT_PROFIT * hit)
 
     def rows(self, match: int, most: int, sizes: Sequence[int]) -> int:
         """How many tokens to feed at once: 1 for a plain step.
@@ -58,7 +60,7 @@ class DraftPolicy:
         best, gain = 1, LEAST_GAIN
         for size in sizes:
             count, cost = min(size, most), costs.of(size)
-            if count < 2 or cost - 1 > credit:
+            if count < 2 or (self.costs and cost - 1 > credit):
                 break
             expected = self._expected(match, count) / cost
             if expected > gain:

@@ -1,8 +1,9 @@
 """The TFLite interpreter: emits the decoder as subgraphs of fixed shapes over shared weights, for XNNPACK.
 
 Signatures `prefill_N`, of several N, append N tokens to the cache and return nothing else; they hold no layer
-beyond the last one that owns KV. `decode` takes one token and returns its logits. Inputs of all of them, with
-L layers, P the per-layer width, T the context, and i counting the layers that own KV:
+beyond the last one that owns KV. `decode` takes one token and returns its logits; `verify_N` takes N and
+returns the logits of each. Inputs of all of them, with L layers, P the per-layer width, T the context, and i
+counting the layers that own KV:
 
     embeddings            f32 (1, N, hidden)   scaled token embeddings or soft tokens
     per_layer_embeddings  f32 (1, N, L, P)     scaled rows of the per-layer table
@@ -56,21 +57,24 @@ def emit_decoder(
     *,
     context: int,
     prefill: Sequence[int],
+    verify: Sequence[int] = (),
     layout: CacheLayout = "windowed",
 ) -> TfliteFile:
     """Emits the decoder of `config` with the precisions of `recipe`; reads no weight.
 
     Args:
         context: tokens of KV cache; fixed in the file.
-        prefill: numbers of tokens, each a signature.
+        prefill, verify: numbers of tokens, each a signature.
     """
     file = TfliteFile(tensor_specs(config))
-    for tokens in (*sorted(set(prefill)), 0):
-        graph = file.graph(f"prefill_{tokens}" if tokens else "decode")
-        ops = TfliteOps(graph, config, recipe, tokens or 1, context, layout)
+    silent = {f"prefill_{tokens}": tokens for tokens in sorted(set(prefill))}
+    speaking = {f"verify_{tokens}": tokens for tokens in sorted(set(verify))} | {"decode": 1}
+    for name, tokens in (silent | speaking).items():
+        graph = file.graph(name)
+        ops = TfliteOps(graph, config, recipe, tokens, context, layout)
         logits = ops.emit()
-        if not tokens:
-            graph.outputs["logits"] = ops.reshape(logits, (1, 1, config.vocab_size))
+        if name in speaking:
+            graph.outputs["logits"] = ops.reshape(logits, (1, tokens, config.vocab_size))
     file.layout()
     return file
 
@@ -132,7 +136,7 @@ class TfliteOps(TfliteGraphOps):
         self.values: dict[int, list[int]] = {}
 
     def emit(self) -> int:
-        """Inputs, the description, and the caches' outputs; returns the logits of the last token."""
+        """Inputs, the description, and the caches' outputs; returns the logits, (tokens, vocab)."""
         c, n, graph = self.config, self.tokens, self.graph
         embeddings = graph.input("embeddings", (1, n, c.hidden_size))
         rows = graph.input("per_layer_embeddings", (1, n, c.num_hidden_layers, c.hidden_size_per_layer_input))
@@ -279,7 +283,7 @@ class TfliteOps(TfliteGraphOps):
         return self.op("ADD", [self.op("MUL", [x, cos]), self.op("MUL", [swapped, sin])])
 
     def wanted(self, x: int) -> int:
-        """All rows: in decode there is one, and in prefill no output depends on what follows."""
+        """All rows: decode and verify_N return their logits; in prefill no output depends on what follows."""
         return x
 
     # Streams. -------------------------------------------------------------------------------------

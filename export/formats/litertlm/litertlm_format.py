@@ -24,7 +24,7 @@ from gemma_edge.export.formats.litertlm.litertlm_sections import (
     section_types,
 )
 from gemma_edge.export.formats.litertlm.llm_metadata import LlmFacts, llm_metadata, pad_tokenizer
-from gemma_edge.export.formats.tflite.litert_facts import LITERT_BASE_BYTES, prefill_sizes
+from gemma_edge.export.formats.tflite.litert_facts import LITERT_BASE_BYTES, prefill_sizes, verify_sizes
 from gemma_edge.export.formats.tflite.tflite_encoders import GRAPHS, encoder_file, encoder_memory
 from gemma_edge.export.formats.tflite.tflite_format import EMBEDDER, PER_LAYER_EMBEDDER
 from gemma_edge.export.model.tower import Tower
@@ -51,8 +51,14 @@ class LitertlmFormat:
         return None
 
     def decoder_layout(self, job: ExportJob) -> TfliteFile:
-        sizes = prefill_sizes(job.chunk)
-        return emit_decoder(job.config, job.recipe, context=job.context, prefill=sizes, layout="litertlm")
+        return emit_decoder(
+            job.config,
+            job.recipe,
+            context=job.context,
+            prefill=prefill_sizes(job.chunk),
+            verify=verify_sizes(job.context),
+            layout="litertlm",
+        )
 
     def encoder_file(self, tower: Tower, recipe: Recipe) -> EncoderFile:
         return encoder_file(tower, recipe, one_length=True)

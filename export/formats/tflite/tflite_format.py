@@ -16,7 +16,7 @@ from gemma_edge.export.emit.tflite.tflite_file import TfliteFile
 from gemma_edge.export.emit.tflite.tflite_text import emit_decoder, emit_embedder, emit_per_layer_embedder
 from gemma_edge.export.formats.bundle_folder import BundleFolder
 from gemma_edge.export.formats.export_format import Artifact, EncoderFile, ExportJob, Json
-from gemma_edge.export.formats.tflite.litert_facts import LITERT_BASE_BYTES, prefill_sizes
+from gemma_edge.export.formats.tflite.litert_facts import LITERT_BASE_BYTES, prefill_sizes, verify_sizes
 from gemma_edge.export.formats.tflite.tflite_encoders import encoder_file
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, head_name
 from gemma_edge.export.model.tower import Tower
@@ -41,7 +41,13 @@ class TfliteFormat:
         return None
 
     def decoder_layout(self, job: ExportJob) -> TfliteFile:
-        return emit_decoder(job.config, job.recipe, context=job.context, prefill=prefill_sizes(job.chunk))
+        return emit_decoder(
+            job.config,
+            job.recipe,
+            context=job.context,
+            prefill=prefill_sizes(job.chunk),
+            verify=verify_sizes(job.context),
+        )
 
     def encoder_file(self, tower: Tower, recipe: Recipe) -> EncoderFile:
         return encoder_file(tower, recipe)
