@@ -15,9 +15,9 @@ from gemma_edge.runtime.speculation.cost_curve import CostCurve
 # Matches of these lengths and above are rated together: how often the next token is right, before anything
 # is known of the answer. Texts that copy are above, others below.
 MATCHES = (2, 3, 4, 6, 9, 13)
-PRIORS = (0.35, 0.5, 0.65, 0.75, 0.85, 0.9)
+PRIORS = (0.4, 0.6, 0.7, 0.8, 0.88, 0.92)
 WEIGHT = 1 / 8  # of the latest guess
-LEAST_GAIN = 1.15  # expected tokens over cost, below which nothing is tried
+LEAST_GAIN = 1.1  # expected tokens over cost, below which nothing is tried
 # What drafts may lose, in decode steps: at once, and for each token. 64 tokens lose 3 % at most.
 CREDIT, CREDIT_A_TOKEN = 1.75, 0.0025
 MOST_PROFIT = 4.0  # that drafts may lose again
