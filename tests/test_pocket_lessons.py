@@ -51,6 +51,21 @@ def test_conversations_with_tools_never_train_what_is_held_out() -> None:
         assert all(len(offered(t.tools)) == 1 or held_out("offered", *offered(t.tools)) for t in tested)
 
 
+def test_training_has_more_results_of_several_calls_and_calls_made_twice_than_the_questions() -> None:
+    from tool_tasks import AGAIN, SEVERAL_RESULTS, tool_talk
+
+    def calls(test: bool) -> list[list[str]]:
+        talks = [tool_talk(Random(i), test, "tools result json") for i in range(400)]
+        said = [next(m for m in json.loads(t.messages) if "tool_calls" in m) for t in talks]
+        return [[json.dumps(call) for call in message["tool_calls"]] for message in said]
+
+    trained, asked = calls(False), calls(True)
+    assert AGAIN > 0 and any(len(set(one)) < len(one) for one in trained)
+    for test, made in ((False, trained), (True, asked)):
+        share = sum(len(one) > 1 for one in made) / len(made)
+        assert abs(share - SEVERAL_RESULTS[test]) < 0.1
+
+
 @pytest.mark.parametrize("plain", [False, True])
 def test_the_library_reads_the_calls_that_are_taught(plain: bool) -> None:
     from tool_tasks import TOOL_TASKS, rendered, tool_talk
@@ -213,3 +228,25 @@ def test_a_grown_ffn_computes_what_it_did_and_new_pieces_begin_as_what_spells_th
 
     assert made[f"{prefix}gate_proj.weight"].shape == (12, 4)
     assert torch.allclose(ffn(made), ffn(weights), atol=1e-5)
+
+
+def test_noisy_weights_are_off_by_half_a_step_at_most_and_come_back() -> None:
+    torch = pytest.importorskip("torch")
+    from weight_noise import STEPS, noise, noisy, rounded
+
+    torch.manual_seed(0)
+    names = ("layers.0.mlp.up_proj.weight", "layers.0.laurel.linear_left.weight", "norm.weight")
+    sizes = ((4, 96), (4, 96), (96,))
+    named = [(name, torch.nn.Parameter(torch.randn(size))) for name, size in zip(names, sizes, strict=True)]
+    weights = rounded(named)
+    assert [weight.data_ptr() for weight in weights] == [named[0][1].data_ptr()]
+    (weight,) = weights
+    before = weight.detach().clone()
+    off = noise(before, 64).abs().view(4, 3, 32)  # 64 does not divide 96: groups of 32
+    half = before.abs().view(4, 3, 32).amax(-1, keepdim=True) / STEPS / 2
+    assert bool((off <= half).all()) and float((off / half).max()) > 0.9
+    with noisy(weights):
+        moved = weight.detach().clone()
+        (weight.square().sum() / 2).backward()
+    assert torch.equal(weight.grad, moved) and not torch.equal(moved, before)
+    assert torch.equal(weight, before)

@@ -31,7 +31,7 @@ TRAINING_CLIPS = {
 }
 # Shares of the tasks among those of their kind, while nothing is known about how well they go.
 WEIGHTS = {
-    "arithmetic": 2.0,
+    "arithmetic": 4.0,
     "repeat": 2.5,
     "facts": 0.7,
     "stories": 1.0,

@@ -41,12 +41,14 @@ from tool_tasks import TOOL_TASKS, rendered, tool_talk
 from torch.nn import functional
 from train import exact_match
 from transformers import AutoConfig, Gemma3nForConditionalGeneration
+from weight_noise import noisy, rounded
 
 RATE, WARMUP, DECAY = 2e-3, 100, 0.5  # DECAY: the part of the time in which the rate falls to 0
 EXAMINE_SECONDS, SAVE_SECONDS, TEST_EXAMPLES = 420, 120, 40
 PROSE_ROWS = 48
 MERGES_OF_TOOLS = 130
 FULL = 0.55  # how often a row has FFNs of the full width
+NOISY = 0.5  # how many steps are made with weights as far off as 4 bits put them
 
 
 class Teaching:
@@ -80,6 +82,7 @@ class Teaching:
         named = [
             (n, w) for n, w in self.model.named_parameters() if w.requires_grad and n != "lm_head.weight"
         ]
+        self.rounded = rounded(named)
         self.optimizers = Optimizers(named, RATE)
         if self.state.exists():
             for optimizer, values in zip(self.optimizers.both, state["optimizers"], strict=True):
@@ -93,6 +96,7 @@ class Teaching:
         self.lessons = Lessons(self.model, self.tokenizer, self.chapters, folder / "cache", seed)
         self.widths = Widths(self.model)
         self.random = Random(seed)
+        torch.manual_seed(self.steps)
         self.stop = False
 
     def new_tokenizer(self, base: Path) -> bytes:
@@ -141,8 +145,9 @@ class Teaching:
             batch, soft = self.lessons.next()
             count = len(batch.ids)
             self.widths.draw(self.random, count, FULL)
-            loss, right = answer_loss(self.model, run, batch, soft)
-            loss.backward()
+            with noisy(self.rounded if self.random.random() < NOISY else ()):
+                loss, right = answer_loss(self.model, run, batch, soft)
+                loss.backward()
             self.optimizers.step(self.factor(self.seconds))
             self.steps += 1
             now = time.monotonic()
@@ -198,12 +203,13 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of the run, made if it is not there")
     parser.add_argument("--from", dest="base", type=Path, help="the checkpoint to begin with")
     parser.add_argument("--minutes", type=float, default=75, help="of the whole run")
+    parser.add_argument("--threads", type=int, default=2, help="1 is faster where other programs compute")
     parser.add_argument("--pid", type=Path, help="write the process id here")
     args = parser.parse_args()
     if args.pid:
         args.pid.write_text(f"{os.getpid()}\n")
     (args.run / "cache").mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     teaching = Teaching(args.run, args.base, args.minutes)
 
     def stop(*_: object) -> None:

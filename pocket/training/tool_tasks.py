@@ -207,6 +207,8 @@ EXTRAS = ("days", "volume", "urgent", "unit", "repeat")  # optional parameters t
 # No description must be needed, nor lead astray.
 OTHER_DESCRIPTIONS = ("A tool.", "Does what it says.", "Use it when asked.", "Of the house.")
 ERRORS = ("no network", "not found", "not allowed", "too late")
+SEVERAL_RESULTS = {False: 0.6, True: 0.2}  # of the questions about results, by whether they are held out
+AGAIN = 0.12  # how often training asks for an earlier call once more: held-out questions have few arguments
 
 
 @dataclass(frozen=True)
@@ -307,11 +309,11 @@ def tool_talk(random: Random, test: bool, task: str, plain: bool | None = None) 
     if topic == "text":
         _ask_for_text(messages, random, test)
     else:
-        several = topic == "several" or (topic == "result" and random.random() < 0.2)
-        calls = [
-            call(random, test, random.choice(offered))
-            for _ in range(random.choice((2, 2, 2, 2, 3)) if several else 1)
-        ]
+        several = topic == "several" or (topic == "result" and random.random() < SEVERAL_RESULTS[test])
+        calls: list[Call] = []
+        for _ in range(random.choice((2, 2, 2, 2, 3)) if several else 1):
+            again = not test and calls and random.random() < AGAIN
+            calls.append(random.choice(calls) if again else call(random, test, random.choice(offered)))
         asked = random.choice((" ", " ", " Then: ", "\n")).join(one.asked for one in calls)
         messages.append({"role": "user", "content": asked})
         messages.append({"role": "assistant", "content": "", "tool_calls": [one.to_dict() for one in calls]})
@@ -403,4 +405,4 @@ TOOL_TASKS = [
     for topic in ("call", "several", "text", "result")
     for convention in CONVENTIONS
 ]
-SHARES: Mapping[str, float] = {"call": 0.35, "several": 0.33, "text": 0.12, "result": 0.2}
+SHARES: Mapping[str, float] = {"call": 0.24, "several": 0.34, "text": 0.1, "result": 0.32}

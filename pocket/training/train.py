@@ -34,7 +34,7 @@ from batches import IGNORED
 from data import WEIGHTS, Data, held_out_sets
 from export_checkpoint import write_checkpoint
 from layout import train_tokenizer, write_side_files
-from model import Helpers, answer_loss, decoder, hear, new_model, see
+from model import Helpers, answer_logits, answer_loss, decoder, hear, new_model, see
 from muon import Optimizers
 from pictures import QUESTIONS, image_example, scene
 from prose import chapters
@@ -301,8 +301,6 @@ def exact_match(model: Any, run: Any, batch: Any, soft: Tensor | None) -> float:
 
     Fed the right answer, each token is the likeliest one: the same as that greedy decoding gives the answer.
     """
-    from model import answer_logits
-
     logits, labels = answer_logits(model, run, batch, soft)
     wrong = torch.zeros(batch.labels.shape, dtype=torch.bool)
     wrong[torch.from_numpy(batch.labels) != IGNORED] = logits.argmax(-1) != labels
