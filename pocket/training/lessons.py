@@ -31,7 +31,7 @@ from tool_tasks import TOOL_TASKS, ToolTalk, rendered, tool_talk, unseen_tools
 from torch import Tensor
 
 ROWS = 8
-SHARES = {"prose": 0.16, "text": 0.17, "tools": 0.48, "image": 0.095, "speech": 0.095}  # of tokens
+SHARES = {"prose": 0.1, "text": 0.17, "tools": 0.54, "image": 0.095, "speech": 0.095}  # of tokens
 # Prose surprises for ever: at its full weight, its gradients drown those of answers that are nearly right.
 PROSE_WEIGHT = 0.4
 PICTURES, VARIANTS = 8000, 3  # pictures that are drawn, and changed copies of each clip

@@ -208,6 +208,7 @@ EXTRAS = ("days", "volume", "urgent", "unit", "repeat")  # optional parameters t
 OTHER_DESCRIPTIONS = ("A tool.", "Does what it says.", "Use it when asked.", "Of the house.")
 ERRORS = ("no network", "not found", "not allowed", "too late")
 SEVERAL_RESULTS = {False: 0.6, True: 0.2}  # of the questions about results, by whether they are held out
+COUNTS = {False: (2, 2, 3), True: (2, 2, 2, 2, 3)}  # of several calls
 AGAIN = 0.12  # how often training asks for an earlier call once more: held-out questions have few arguments
 
 
@@ -311,7 +312,7 @@ def tool_talk(random: Random, test: bool, task: str, plain: bool | None = None) 
     else:
         several = topic == "several" or (topic == "result" and random.random() < SEVERAL_RESULTS[test])
         calls: list[Call] = []
-        for _ in range(random.choice((2, 2, 2, 2, 3)) if several else 1):
+        for _ in range(random.choice(COUNTS[test]) if several else 1):
             again = not test and calls and random.random() < AGAIN
             calls.append(random.choice(calls) if again else call(random, test, random.choice(offered)))
         asked = random.choice((" ", " ", " Then: ", "\n")).join(one.asked for one in calls)
