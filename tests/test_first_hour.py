@@ -234,11 +234,11 @@ def test_at_a_terminal_the_export_is_asked_about(home: Path) -> None:
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     with Terminal([*TYPED, "run", "ckpt", "hi", "--max-tokens", "2"], home, variables) as terminal:
-        terminal.read_to(r"Export it now\? \[y/N\]")
+        terminal.read_to(r"Do it now\? \[y/N\]")
         terminal.type("n\r")
         assert terminal.ended() == 2
     with Terminal([*TYPED, "run", "ckpt", "hi", "--max-tokens", "2"], home, variables) as terminal:
-        terminal.read_to(r"Export it now\? \[y/N\]")
+        terminal.read_to(r"Do it now\? \[y/N\]")
         terminal.type("y\r")
         terminal.read_to("in words: ")
         assert terminal.ended() == 0
