@@ -60,14 +60,15 @@ async def _round(port: int, number: int, tokens: int, figures: RaceFigures) -> N
     counts: list[int] = []
 
     async def chat(index: int) -> None:
-        client = LoadClient(port)
         # A round has a system prompt of its own, which its chats share.
         messages: list[dict[str, Any]] = [{"role": "system", "content": f"Round {number}. {SYSTEM}"}]
         for turn in range(TURNS):
             messages.append({"role": "user", "content": f"Question {index}.{turn}: which tool, and why?"})
             body = {"messages": messages, "max_tokens": tokens, "temperature": 0, "stream": True}
             body["stream_options"] = {"include_usage": True}
+            client = LoadClient(port)  # some servers close a connection between two turns
             response = await client.ask(CHAT, json.dumps(body).encode())
+            client.close()
             if response.status != 200:
                 raise ValueError(f"status {response.status}: {response.body}")
             text = "".join(
@@ -78,7 +79,6 @@ async def _round(port: int, number: int, tokens: int, figures: RaceFigures) -> N
             messages.append({"role": "assistant", "content": text or "."})
             firsts.append(response.first_s or response.seconds)
             counts.append(response.body[-1]["usage"]["completion_tokens"])
-        client.close()
 
     started = time.perf_counter()
     await asyncio.gather(*map(chat, range(CHATS)))
