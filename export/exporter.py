@@ -18,9 +18,8 @@ from gemma_edge.export.checkpoint.checkpoint import Checkpoint, described, has_w
 from gemma_edge.export.checkpoint.side_files import example_prompt, read_side_files, stated_license
 from gemma_edge.export.formats.export_format import Artifact, ExportJob
 from gemma_edge.export.formats.registry import DEFAULT_FORMAT, export_format, format_of_target
-from gemma_edge.export.gate.encoder_parity import encoder_errors
 from gemma_edge.export.gate.gate_prompts import prompt_ids
-from gemma_edge.export.gate.parity import Agreement, check_bounds, verify_sequences
+from gemma_edge.export.gate.parity import Agreement, check_bounds, verify_opened
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan import Plan, check_ceiling, make_plan
 from gemma_edge.export.replaced_bundle import check_replacement
@@ -132,10 +131,8 @@ def _verify(
     """The parity gate."""
     bundle = Bundle.open(artifact.path)
     scratch = artifact.writer.scratch
-    agreement = verify_sequences(bundle, checkpoint, prompts, scratch=scratch, progress=progress)
-    errors = encoder_errors(bundle, checkpoint, scratch=scratch, progress=progress)
-    agreement = replace(agreement, encoders=errors)
     try:
+        agreement = verify_opened(bundle, checkpoint, prompts, scratch=scratch, progress=progress)
         check_bounds(agreement, bounds)
     except ParityError as error:
         raise ParityError(

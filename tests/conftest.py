@@ -52,7 +52,17 @@ SLOW_FILES = frozenset(
     """.split()
 )
 SLOW_FIXTURES = frozenset(
-    ("adb_server", "browser", "live_case", "pocket_bundles", "served", "served_onnx", "server", "sshd")
+    (
+        "adb_server",
+        "browser",
+        "gate_bundles",
+        "live_case",
+        "pocket_bundles",
+        "served",
+        "served_onnx",
+        "server",
+        "sshd",
+    )
 )
 SLOW_NAMES = re.compile(
     r"transformers|timm|litert_lm|true_size|test_live|processor|browser|full_disk|_is_ended_cleans_up|flipped_bit|"
@@ -114,6 +124,32 @@ def exact_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
     """`tiny_checkpoint` at fp32, whose logits hardly depend on the CPU, context 256. Not to be changed."""
     folder = tmp_path_factory.mktemp("bundle") / "fp32"
     return export_bundle(tiny_checkpoint, folder, recipe="fp32", context=256, chunk=64, verify=False).path
+
+
+@pytest.fixture(scope="session")
+def gate_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five layers with every mechanism, untied, so that the token embeddings are a table of their own."""
+    kinds = ["sliding_attention", "full_attention"]
+    config: dict[str, Any] = {
+        "num_hidden_layers": 5,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", *kinds, *kinds],
+        "intermediate_size": [256] * 5,
+        "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.9, 0.0],
+        "tie_word_embeddings": False,
+    }
+    return synthesize(tmp_path_factory.mktemp("gate") / "checkpoint", config=config, progress=False).path
+
+
+@pytest.fixture(scope="session")
+def gate_bundles(gate_source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """`gate_source` at int4, not verified, by format. Not to be changed: copy it first."""
+    folder = tmp_path_factory.mktemp("gate")
+    options: dict[str, Any] = {"context": 64, "chunk": 16, "verify": False}
+    return {
+        form: export_bundle(gate_source, folder / name, format=form, **options).path
+        for form, name in (("onnx", "onnx"), ("tflite", "tflite"), ("litertlm", "made.litertlm"))
+    }
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from gemma_edge.export.exporter import export_bundle, plan_export
 from gemma_edge.export.formats.onnx.onnx_encoders import emit_encoder, encoder_memory
 from gemma_edge.export.gate.encoder_parity import encoder_errors, relative_error, sample_input
 from gemma_edge.export.gate.parity import Agreement, check_bounds, verify_bundle
+from gemma_edge.export.gate.weight_check import check_weights
 from gemma_edge.export.model.gemma3n.gemma3n_towers import read_tower
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan import Plan
@@ -198,6 +199,8 @@ def test_another_encoder_does_not_pass(kind: Kind, bundle: Path, source: Path) -
     edit(bundle / "manifest.json", lambda manifest: manifest["files"].update({data.name: record}))
     with Checkpoint.open(source, [kind]) as checkpoint:
         errors = encoder_errors(Bundle.open(bundle), checkpoint)
+        with pytest.raises(ParityError, match=rf"{kind}\.onnx: .* the checkpoint's"):
+            check_weights(Bundle.open(bundle), checkpoint)
     assert errors[kind] > 1e-3
     with pytest.raises(ParityError, match=f"{kind} encoder"):
         check_bounds(replace(PERFECT, encoders=errors), load_recipe("fp32").bounds)

@@ -302,7 +302,7 @@ def test_an_interrupt_leaves_nothing(
     def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporter, "verify_sequences", interrupted)
+    monkeypatch.setattr(exporter, "verify_opened", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export_bundle(tiny_checkpoint, tmp_path / "out", context=64)
     assert list(tmp_path.iterdir()) == []

@@ -7,20 +7,26 @@ compare names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.checkpoint.side_files import SideFiles
+from gemma_edge.export.formats.observed_decoder import ObservedDecoder
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.model.weight_source import WeightSource
 from gemma_edge.export.publish import BundleWriter
 from gemma_edge.export.weights.quantize import Clip
 from gemma_edge.export.weights.recipe import KvCache, Recipe
+from gemma_edge.export.weights.stored_matrix import StoredMatrix
 from gemma_edge.export.weights.stored_tensor import StoredTensor
 from gemma_edge.runtime.artifacts.artifact_formats import ArtifactFormat
+from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.families.model_family import TextConfig
 
@@ -49,6 +55,9 @@ class WeightLayout(Protocol):
 
     tensors: list[StoredTensor]
     size: int  # bytes
+
+    def chunks(self, source: WeightSource, tensor: StoredTensor) -> Iterator[NDArray[np.float32]]:
+        """The values of a tensor, in the order in which they are stored."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,7 @@ class ExportFormat(Protocol):
     kv_caches: precisions of the KV cache that the engine takes; the first replaces any other of a recipe.
     mapped: the engine leaves the decoder's weights in mapped pages of a file.
     base_bytes: anonymous memory of interpreter, engine and graph, without weights, cache and tokenizer.
+    decoder: name of the file with the decoder's graph.
     """
 
     @property
@@ -111,6 +121,8 @@ class ExportFormat(Protocol):
     def mapped(self) -> bool: ...
     @property
     def base_bytes(self) -> int: ...
+    @property
+    def decoder(self) -> str: ...
 
     def unsupported(self, config: TextConfig, recipe: Recipe) -> str | None:
         """Why the format cannot hold this model in this precision, or None."""
@@ -129,6 +141,20 @@ class ExportFormat(Protocol):
 
     def room_bytes(self, file_bytes: int) -> int:
         """Disk space that writing an artifact of `file_bytes` needs."""
+
+    def stored(self, bundle: Bundle, graph: str) -> dict[str, StoredMatrix]:
+        """The weights of a graph of a finished bundle by name, as the graph itself places them.
+
+        Raises:
+            BundleError: the graph names weights in a way that no export does.
+        """
+
+    def observed_decoder(self, bundle: Bundle, scratch: Path) -> ObservedDecoder:
+        """The bundle's decoder, to be observed.
+
+        Args:
+            scratch: a folder for files that it needs as long as it lives.
+        """
 
     def prepare(self, job: ExportJob, files: SideFiles, facts: Json, target: Path) -> Artifact:
         """Makes everything that needs no weight, and refuses what cannot be exported.

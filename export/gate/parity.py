@@ -24,6 +24,8 @@ from gemma_edge.export.export_families import tensor_specs
 from gemma_edge.export.gate.encoder_parity import encoder_errors
 from gemma_edge.export.gate.engine_process import run_isolated
 from gemma_edge.export.gate.gate_prompts import prompt_ids
+from gemma_edge.export.gate.graph_check import check_graph
+from gemma_edge.export.gate.weight_check import check_weights
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.weights.recipe import Bounds
 from gemma_edge.runtime.artifacts.bundle import Bundle
@@ -44,6 +46,7 @@ AGREEMENT_SHAPE = {
     **dict.fromkeys(("tokens", "mean_kl", "max_kl", "top1", "max_abs", "perplexity"), "number"),
     "bundle_perplexity": "number",
     "encoders?": {"*": "number"},
+    **dict.fromkeys(("tensors?", "weight_error?", "products?"), "number"),
 }
 
 
@@ -60,9 +63,13 @@ class Agreement:
     bundle_perplexity: float
     # Of "vision" and "audio": how far soft tokens are from the checkpoint's, see `verify_encoders`.
     encoders: dict[str, float] = field(default_factory=dict)
+    tensors: int = 0  # stored ones that were compared with the checkpoint's, see `check_weights`
+    weight_error: float = 0.0  # of the quantized ones, relative to the checkpoint's
+    products: int = 0  # of the engine with weights that were followed, see `check_graph`
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON values; six digits say enough, and a .litertlm has little room for them."""
+        return {key: _rounded(value) for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Agreement:
@@ -94,6 +101,12 @@ class Agreement:
         if min(ours, theirs) > HIGH_PERPLEXITY:
             perplexity += ". Both are high: this model knows no such text, which says nothing of the export"
         return f"in words: both find the same next token likeliest in {self.top1:.0%} of places; {perplexity}"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def verify_bundle(
@@ -139,8 +152,36 @@ def verify_bundle(
         else:
             ids = tokenizer.encode(text, bos=True)[:max_tokens]
             sequences = [ids[i : i + opened.context] for i in range(0, len(ids), opened.context)]
-        agreement = verify_sequences(opened, checkpoint, sequences, progress=progress)
-        return replace(agreement, encoders=encoder_errors(opened, checkpoint, progress=progress))
+        return verify_opened(opened, checkpoint, sequences, progress=progress)
+
+
+def verify_opened(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    sequences: Sequence[Sequence[int]],
+    *,
+    scratch: Path | None = None,
+    progress: bool = False,
+) -> Agreement:
+    """Every check of the gate: the stored weights, the engine's graph, and what both make of token ids.
+
+    Args:
+        scratch: as in `verify_sequences`.
+
+    Raises:
+        ParityError: the stored weights are not the checkpoint's, or the engine computes something else.
+        UsageError: there is nothing to compare.
+    """
+    stored = check_weights(bundle, checkpoint, progress=progress)
+    followed = check_graph(bundle, scratch=scratch, progress=progress)
+    agreement = verify_sequences(bundle, checkpoint, sequences, scratch=scratch, progress=progress)
+    return replace(
+        agreement,
+        encoders=encoder_errors(bundle, checkpoint, scratch=scratch, progress=progress),
+        tensors=stored.tensors,
+        weight_error=stored.relative_error,
+        products=followed.products,
+    )
 
 
 def verify_sequences(

@@ -38,6 +38,7 @@ class StoredTensor:
     Its rows come from one weight or from several, one after the other; a number stands for a row of it.
     """
 
+    name: str
     weights: tuple[Weight | float, ...]
     shape: tuple[int, ...]
     part: Part

@@ -29,6 +29,9 @@ class Kept(Protocol):
     def earliest_at(self, position: int) -> int:
         """The least position that the cache can be taken back to: what it needs there is still in place."""
 
+    def positions(self, position: int) -> NDArray[np.int64]:
+        """The positions of the tokens at the used places."""
+
 
 @dataclass(frozen=True)
 class EveryPosition:
@@ -39,6 +42,9 @@ class EveryPosition:
 
     def earliest_at(self, position: int) -> int:
         return 0
+
+    def positions(self, position: int) -> NDArray[np.int64]:
+        return np.arange(position)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,10 @@ class Ring:
     def earliest_at(self, position: int) -> int:
         # A token overwrites the one that it is the first not to see.
         return 0 if position <= self.length else position - 1
+
+    def positions(self, position: int) -> NDArray[np.int64]:
+        places = np.arange(self.used(position))
+        return position - 1 - (position - 1 - places) % self.length
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,9 @@ class Evicting:
     def earliest_at(self, position: int) -> int:
         first = self._first(position)
         return first + self.window if first else 0
+
+    def positions(self, position: int) -> NDArray[np.int64]:
+        return np.arange(self._first(position), position)
 
 
 @dataclass(frozen=True)
@@ -149,6 +162,14 @@ class KvBuffers:
         sizes = (buffer.shape(position) for buffer in self._buffers.values())
         items = (buffer.array.itemsize for buffer in self._buffers.values())
         return sum(int(np.prod(shape)) * item for shape, item in zip(sizes, items, strict=True))
+
+    def positions(self, name: str, position: int) -> NDArray[np.int64]:
+        """The positions of the tokens at the used places of a buffer."""
+        return self._buffers[name].kept.positions(position)
+
+    def by_place(self, name: str, array: Array) -> Array:
+        """A snapshot's array of a buffer as a view (places, KV heads, head_dim)."""
+        return np.moveaxis(array[0], self._buffers[name].axis - 1, 0)
 
     def snapshot(self, position: int) -> KvSnapshot:
         """A copy of the places that are used at a position."""

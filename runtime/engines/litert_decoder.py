@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
-from ai_edge_litert.compiled_model import TensorBuffer
+from ai_edge_litert.compiled_model import CompiledModel, TensorBuffer
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.artifacts.bundle import Bundle
@@ -60,7 +61,7 @@ class LitertDecoder(BufferedDecoder):
         self.windowed = file.layout == "windowed"
         self.capacity = self._capacities(bundle.context)
         self._check_caches(file.lengths)
-        self.model = load_model(path, bundle.files[DECODER].sha256, threads or physical_cores())
+        self.model = self._load(path, bundle.files[DECODER].sha256, threads or physical_cores())
         self.started = False
         self._allocate_cache()
         # By number of tokens; decode takes one.
@@ -71,6 +72,9 @@ class LitertDecoder(BufferedDecoder):
         self.waiting: _Call | None = None  # its rows are not in the rings yet; it began at `settled`
         self.settled = 0
         self.reset()
+
+    def _load(self, path: Path, recorded: str, threads: int) -> CompiledModel:
+        return load_model(path, recorded, threads)
 
     def _capacities(self, context: int) -> dict[str, int]:
         """Positions that the caches of each kind of layer hold, by the manifest."""
@@ -181,7 +185,7 @@ class _Call:
 
     def __init__(self, decoder: LitertDecoder, name: str, tokens: int) -> None:
         self.decoder, self.tokens = decoder, tokens
-        model, c = decoder.model, decoder.config
+        model = decoder.model
         self.index = model.get_signature_index(name)
         signature = model.get_signature_by_index(self.index)
         self.input_names: list[str] = signature["inputs"]
@@ -196,14 +200,11 @@ class _Call:
             for key in self.input_names
             if key not in decoder.caches
         }
-        own = (1, c.num_key_value_heads, tokens, c.head_dim)
+        details = model.get_output_tensor_details(name)
         self.outputs = {
-            key: Buffer(
-                model.create_output_buffer_by_name(name, key),
-                (1, tokens, c.vocab_size) if key == "logits" else own,
-            )
+            key: Buffer(model.create_output_buffer_by_name(name, key), tuple(details[key]["shape"]))
             for key in self.output_names
-            if key == "logits" or decoder.windowed
+            if key not in decoder.caches or decoder.windowed
         }
 
     def run(self, embeddings: Array, per_layer: Array) -> None:

@@ -52,7 +52,7 @@ class OnnxDecoder(BufferedDecoder):
         options.log_severity_level = 4  # errors are raised; its log would not escape names
         self.path = path = bundle.file("decoder.onnx")
         try:
-            self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self.session = self._load(path, options)
         except Exception as error:  # onnxruntime raises many types of its own
             raise BundleError(path, "graph", "a decoder that ONNX Runtime loads", str(error)) from None
         self.split = self.config.first_shared_layer * self.config.hidden_size_per_layer_input
@@ -61,6 +61,9 @@ class OnnxDecoder(BufferedDecoder):
         self._bind_cache(bundle.kv_cache)
         self._bind_inputs()
         release_free_memory()  # packing weights leaves holes
+
+    def _load(self, path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def _check_graph(self, path: Path, precision: str) -> None:
         """Raises BundleError unless the graph is one of this config: binding would not tell."""

@@ -8,7 +8,7 @@ streams one tensor after the other in row chunks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,7 @@ class ExternalData:
         if precision.bits == 32:
             data = self._region(4 * math.prod(shape))
             self._initializer(name, TensorProto.FLOAT, shape, data)
-            stored = StoredTensor(tuple(weights), shape, part, precision, data, None)
+            stored = StoredTensor(name, tuple(weights), shape, part, precision, data, None)
         else:
             rows, columns = shape
             blocks = math.ceil(columns / precision.group)
@@ -91,7 +91,7 @@ class ExternalData:
             scales = self._region(4 * rows * blocks)
             self._initializer(name, TensorProto.UINT8, (rows, blocks, block_bytes), data)
             self._initializer(f"{name}_scales", TensorProto.FLOAT, (rows, blocks), scales)
-            stored = StoredTensor(tuple(weights), shape, part, precision, data, scales)
+            stored = StoredTensor(name, tuple(weights), shape, part, precision, data, scales)
         self.tensors.append(stored)
 
     def _region(self, length: int) -> Region:
@@ -106,6 +106,10 @@ class ExternalData:
             tensor.external_data.add(key=key, value=str(value))
         self.initializers.append(tensor)
 
+    def chunks(self, source: WeightSource, tensor: StoredTensor) -> Iterator[NDArray[np.float32]]:
+        """The values of a tensor, in the order in which they are stored."""
+        return row_chunks(source, tensor, self.specs)
+
     def write(
         self, out: Output, source: WeightSource, clip: Clip, progress: Callable[[int], None] | None = None
     ) -> None:
@@ -113,12 +117,12 @@ class ExternalData:
         for tensor in self.tensors:
             pad(out, tensor.data.offset)
             if tensor.scales is None:
-                for chunk in row_chunks(source, tensor, self.specs):
+                for chunk in self.chunks(source, tensor):
                     out.write(np.ascontiguousarray(chunk, dtype="<f4").data)
                     report(progress, chunk.size)
                 continue
             scales: list[NDArray[np.float32]] = []
-            chunks = row_chunks(source, tensor, self.specs)
+            chunks = self.chunks(source, tensor)
             for block in quantize_stream(chunks, tensor.precision.bits, tensor.precision.group, clip):
                 out.write(block.data.data)
                 scales.append(block.scales)

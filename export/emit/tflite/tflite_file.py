@@ -255,7 +255,7 @@ class TfliteFile:
                 scales = self._region(2 * shape[0] * precision.blocks(shape[-1]))
                 buffers[1] = len(self._buffers)
                 self._buffers.append(scales)
-            stored = StoredTensor(tuple(weights), shape, part, precision, data, scales)
+            stored = StoredTensor(name, tuple(weights), shape, part, precision, data, scales)
             self.tensors.append(stored)
             self._shared[name] = SharedWeight(name, stored, *buffers)
         return self._shared[name]
@@ -339,11 +339,11 @@ class TfliteFile:
             stored = shared.stored
             pad(out, len(self.head) + stored.data.offset)
             if stored.precision.bits == 32:
-                for chunk in self._chunks(source, shared):
+                for chunk in self.chunks(source, stored):
                     out.write(np.ascontiguousarray(chunk, dtype="<f4").data)
                     report(progress, chunk.size)
                 continue
-            scales = list(_stream(out, stored, self._chunks(source, shared), clip, progress))
+            scales = list(_stream(out, stored, self.chunks(source, stored), clip, progress))
             if stored.scales:
                 pad(out, len(self.head) + stored.scales.offset)
                 for scale in scales:
@@ -355,13 +355,13 @@ class TfliteFile:
         if self._scale_places:
             out.patch(0, self.head)
 
-    def _chunks(self, source: WeightSource, shared: SharedWeight) -> Iterator[NDArray[np.float32]]:
+    def chunks(self, source: WeightSource, tensor: StoredTensor) -> Iterator[NDArray[np.float32]]:
         """The values of a weight, in the order in which they are stored."""
-        order = self.orders.get(shared.name)
+        order = self.orders.get(tensor.name)
         if order is None:
-            yield from row_chunks(source, shared.stored, self.specs)
+            yield from row_chunks(source, tensor, self.specs)
         else:
-            yield source.read(shared.name).transpose(order)
+            yield source.read(tensor.name).transpose(order)
 
 
 def _stream(

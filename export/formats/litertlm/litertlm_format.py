@@ -24,15 +24,19 @@ from gemma_edge.export.formats.litertlm.litertlm_sections import (
     section_types,
 )
 from gemma_edge.export.formats.litertlm.llm_metadata import LlmFacts, llm_metadata, pad_tokenizer
+from gemma_edge.export.formats.observed_decoder import ObservedDecoder
 from gemma_edge.export.formats.tflite.litert_facts import LITERT_BASE_BYTES, prefill_sizes, verify_sizes
 from gemma_edge.export.formats.tflite.tflite_encoders import GRAPHS, encoder_file, encoder_memory
 from gemma_edge.export.formats.tflite.tflite_format import EMBEDDER, PER_LAYER_EMBEDDER
+from gemma_edge.export.formats.tflite.tflite_stored import tflite_matrices
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.publish import FileWriter
 from gemma_edge.export.weights.recipe import KvCache, Recipe
+from gemma_edge.export.weights.stored_matrix import StoredMatrix
 from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
-from gemma_edge.runtime.artifacts.litertlm_bundle import TOKENIZER, TOKENS
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.litertlm_bundle import DECODER, TOKENIZER, TOKENS
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.families.model_family import TextConfig
@@ -46,6 +50,7 @@ class LitertlmFormat:
     kv_caches: tuple[KvCache, ...] = ("fp32",)
     mapped = True
     base_bytes = LITERT_BASE_BYTES
+    decoder = DECODER
 
     def unsupported(self, config: TextConfig, recipe: Recipe) -> str | None:
         return None
@@ -73,6 +78,14 @@ class LitertlmFormat:
     def room_bytes(self, file_bytes: int) -> int:
         """The models, and the file made of them."""
         return 2 * file_bytes
+
+    def stored(self, bundle: Bundle, graph: str) -> dict[str, StoredMatrix]:
+        return tflite_matrices(bundle.file(graph))
+
+    def observed_decoder(self, bundle: Bundle, scratch: Path) -> ObservedDecoder:
+        from gemma_edge.export.formats.tflite.tflite_observer import TfliteObserver  # with the engine
+
+        return TfliteObserver(bundle, scratch)
 
     def prepare(self, job: ExportJob, files: SideFiles, facts: Json, target: Path) -> Artifact:
         require("litert_lm_builder", "export", "--format litertlm")

@@ -16,7 +16,9 @@ from gemma_edge.export.emit.onnx.onnx_graph import serialize
 from gemma_edge.export.emit.onnx.onnx_text import emit_decoder, unsupported
 from gemma_edge.export.formats.bundle_folder import BundleFolder
 from gemma_edge.export.formats.export_format import Artifact, EncoderFile, ExportJob, Json
+from gemma_edge.export.formats.observed_decoder import ObservedDecoder
 from gemma_edge.export.formats.onnx.onnx_encoders import encoder_file
+from gemma_edge.export.formats.onnx.onnx_stored import onnx_matrices
 from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, head_name
 from gemma_edge.export.model.tower import Tower
@@ -24,8 +26,10 @@ from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.weights.calibrate import kv_scales
 from gemma_edge.export.weights.recipe import KvCache, Recipe
 from gemma_edge.export.weights.row_table_writer import write_row_table
+from gemma_edge.export.weights.stored_matrix import StoredMatrix
 from gemma_edge.export.weights.stored_tensor import check_magnitude
 from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
+from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.families.model_family import TextConfig
 from gemma_edge.runtime.install_hint import require
@@ -43,6 +47,7 @@ class OnnxFormat:
     # Measured as RssAnon with ONNX Runtime 1.31 and CPython 3.11 on x86-64: interpreter, NumPy and engine
     # 21 MiB, E2B's graph of 1,750 nodes 16 MiB, buffers of one step the rest.
     base_bytes = 44 << 20
+    decoder = DECODER
 
     def unsupported(self, config: TextConfig, recipe: Recipe) -> str | None:
         return unsupported(config, recipe)
@@ -65,6 +70,14 @@ class OnnxFormat:
 
     def room_bytes(self, file_bytes: int) -> int:
         return file_bytes
+
+    def stored(self, bundle: Bundle, graph: str) -> dict[str, StoredMatrix]:
+        return onnx_matrices(bundle, graph)
+
+    def observed_decoder(self, bundle: Bundle, scratch: Path) -> ObservedDecoder:
+        from gemma_edge.export.formats.onnx.onnx_observer import OnnxObserver  # with the engine
+
+        return OnnxObserver(bundle)
 
     def prepare(self, job: ExportJob, files: SideFiles, facts: Json, target: Path) -> Artifact:
         require("onnx", "export", "--format onnx")

@@ -16,13 +16,17 @@ from gemma_edge.export.emit.tflite.tflite_file import TfliteFile
 from gemma_edge.export.emit.tflite.tflite_text import emit_decoder, emit_embedder, emit_per_layer_embedder
 from gemma_edge.export.formats.bundle_folder import BundleFolder
 from gemma_edge.export.formats.export_format import Artifact, EncoderFile, ExportJob, Json
+from gemma_edge.export.formats.observed_decoder import ObservedDecoder
 from gemma_edge.export.formats.tflite.litert_facts import LITERT_BASE_BYTES, prefill_sizes, verify_sizes
 from gemma_edge.export.formats.tflite.tflite_encoders import encoder_file
+from gemma_edge.export.formats.tflite.tflite_stored import tflite_matrices
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, head_name
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.weights.recipe import KvCache, Recipe
+from gemma_edge.export.weights.stored_matrix import StoredMatrix
 from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
+from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.engines.kv_cache import windowed_cache_bytes
 from gemma_edge.runtime.families.model_family import TextConfig
 
@@ -36,6 +40,7 @@ class TfliteFormat:
     kv_caches: tuple[KvCache, ...] = ("fp32",)
     mapped = True
     base_bytes = LITERT_BASE_BYTES
+    decoder = DECODER
 
     def unsupported(self, config: TextConfig, recipe: Recipe) -> str | None:
         return None
@@ -60,6 +65,14 @@ class TfliteFormat:
 
     def room_bytes(self, file_bytes: int) -> int:
         return file_bytes
+
+    def stored(self, bundle: Bundle, graph: str) -> dict[str, StoredMatrix]:
+        return tflite_matrices(bundle.file(graph))
+
+    def observed_decoder(self, bundle: Bundle, scratch: Path) -> ObservedDecoder:
+        from gemma_edge.export.formats.tflite.tflite_observer import TfliteObserver  # with the engine
+
+        return TfliteObserver(bundle, scratch)
 
     def prepare(self, job: ExportJob, files: SideFiles, facts: Json, target: Path) -> Artifact:
         return TfliteFolder(self, job, files, facts, target)
