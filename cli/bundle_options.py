@@ -8,6 +8,7 @@ bundle if it is one, or if the verb has no other use for it.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,19 @@ def loading(args: argparse.Namespace, snapshots: int | None = 0) -> dict[str, An
         "prefix_cache": getattr(args, "prefix_cache", None),
         "log": tell,
     }
+
+
+def add_max_kl(parser: argparse.ArgumentParser) -> None:
+    """The argument that makes a bundle's distance from its checkpoint a reason to refuse it."""
+    parser.add_argument(
+        "--max-kl",
+        type=float,
+        metavar="NATS",
+        help="refuse a bundle with a mean KL divergence from the checkpoint above this (default: none)",
+    )
+
+
+def check_max_kl(value: float | None) -> None:
+    """Raises UsageError for a bound that nothing could be held to."""
+    if value is not None and not 0 <= value < math.inf:
+        raise UsageError(f"--max-kl must be a number of 0 or more, not {value}")

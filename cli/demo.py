@@ -154,9 +154,13 @@ def _print_agreement(agreement: Agreement) -> None:
             (
                 "mean KL divergence",
                 f"{agreement.mean_kl:.3f} nats",
-                f"recipe {RECIPE} allows {bounds.mean_kl:g}",
+                f"usual for {RECIPE}: at most {bounds.mean_kl:g}",
             ),
-            ("same likeliest token", f"{agreement.top1:.1%}", f"recipe {RECIPE} asks for {bounds.top1:.0%}"),
+            (
+                "same likeliest token",
+                f"{agreement.top1:.1%}",
+                f"usual for {RECIPE}: {bounds.top1:.0%} or more",
+            ),
             ("largest logit error", f"{agreement.max_abs:.2f}", "logits lie within ±30, the softcap"),
         ]
     )

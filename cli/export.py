@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from gemma_edge.benchmarks.measure.export_cost import record_export
+from gemma_edge.cli.bundle_options import add_max_kl, check_max_kl
 from gemma_edge.export.exporter import (
     DEFAULT_CHUNK,
     DEFAULT_CONTEXT,
@@ -26,6 +27,7 @@ from gemma_edge.export.exporter import (
 )
 from gemma_edge.export.formats.export_format import ExportFormat, ExportJob
 from gemma_edge.export.formats.registry import FORMAT_NAMES, export_format, format_of_target
+from gemma_edge.export.gate.parity import unusual
 from gemma_edge.export.plan import check_ceiling, make_plan
 from gemma_edge.export.plan_table import format_plan
 from gemma_edge.export.weights.recipe import KV_CACHES, Recipe
@@ -87,7 +89,8 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="replace a bundle of another checkpoint or recipe, too"
     )
-    parser.add_argument("--no-verify", action="store_true", help="publish without the parity gate")
+    parser.add_argument("--no-verify", action="store_true", help="publish without the gate")
+    add_max_kl(parser)
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="append the export's time and memory to this JSONL file"
     )
@@ -108,6 +111,9 @@ def add_adapters(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the plan, exports, prints how well the bundle agrees."""
+    check_max_kl(args.max_kl)
+    if args.max_kl is not None and args.no_verify:
+        raise UsageError("--max-kl needs the gate: leave out --no-verify")
     if not args.dry_run and args.out is None:
         raise UsageError("name the folder of the bundle: gemma-edge export SOURCE OUT")
     given = list(dict.fromkeys(args.format or [None]))
@@ -182,6 +188,7 @@ def _run_format(
         force=args.force,
         snapshots=job.snapshots,
         adapters=args.adapter,
+        max_kl=args.max_kl,
     )
     result = record_export(export, args.record) if args.record else export()
     if args.json:
@@ -190,5 +197,7 @@ def _run_format(
         return
     if result.agreement:
         tell(result.agreement.summary())
-        tell(result.agreement.in_words())
+        tell(result.agreement.in_words(job.recipe.name))
+        if told := unusual(result.agreement, job.recipe.bounds):
+            tell(f"warning: {told}")
     print(f"{out}: ready. Next: gemma-edge run {shlex.quote(out)} {shlex.quote(result.example or EXAMPLE)}")

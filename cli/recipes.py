@@ -1,4 +1,4 @@
-"""Show the recipes: what each stores of a model's parts, and how far its export may be from the checkpoint.
+"""Show the recipes: what each stores of a model's parts, and how near the checkpoint its export usually is.
 
     gemma-edge recipes                 one line a recipe
     gemma-edge recipes int4            all of one, as a JSON file that `export --recipe FILE` takes

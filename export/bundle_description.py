@@ -19,12 +19,12 @@ def plan_lines(bundle: Bundle) -> list[str]:
 
 
 def agreement_lines(bundle: Bundle) -> list[str]:
-    """What the parity gate measured, in figures and in words. Raises BundleError when it is malformed."""
+    """What the gate found, in figures and in words. Raises BundleError when it is malformed."""
     if not (agreement := bundle.manifest.get("agreement")):
         return ["not verified: exported with --no-verify"]
     _check(bundle, "agreement", agreement, AGREEMENT_SHAPE)
     read = Agreement.from_dict(agreement)
-    return [read.summary(), read.in_words()]
+    return [*read.summary().splitlines(), read.in_words(str(bundle.member("recipe", dict).get("name", "")))]
 
 
 def _check(bundle: Bundle, name: str, value: Any, shape: Any) -> None:

@@ -19,7 +19,7 @@ from gemma_edge.export.checkpoint.side_files import example_prompt, read_side_fi
 from gemma_edge.export.formats.export_format import Artifact, ExportJob
 from gemma_edge.export.formats.registry import DEFAULT_FORMAT, export_format, format_of_target
 from gemma_edge.export.gate.gate_prompts import prompt_ids
-from gemma_edge.export.gate.parity import Agreement, check_bounds, verify_opened
+from gemma_edge.export.gate.parity import Agreement, check_quality, verify_opened
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan import Plan, check_ceiling, make_plan
 from gemma_edge.export.replaced_bundle import check_replacement
@@ -70,6 +70,7 @@ def export_bundle(
     force: bool = False,
     snapshots: int = 0,
     adapters: Sequence[str] = (),
+    max_kl: float | None = None,
 ) -> Exported:
     """Exports a checkpoint to a bundle.
 
@@ -91,13 +92,15 @@ def export_bundle(
         force: replace a bundle of another checkpoint or recipe, too.
         snapshots: bytes that the plan counts for KV snapshots of other conversations, see `Model.load`.
         adapters: folders or ids of LoRA adapters to merge, each perhaps with a weight, as "lora/=0.5".
+        max_kl: refuse a bundle whose mean KL from the checkpoint is larger, in nats a token; None for any.
 
     Raises:
         CheckpointError, ConfigError, TokenizerError: the checkpoint is bad; the message names the file.
         UsageError: an unknown recipe, a target that is not a bundle or must not be replaced, or an encoder
             that the checkpoint lacks.
         CeilingError: the plan does not fit; the message says what would.
-        ParityError: the result does not agree with the checkpoint; nothing is published.
+        ParityError: the result is not what the recipe makes of the checkpoint, or is beyond `max_kl`; nothing
+            is published.
     """
     chosen = export_format(format_of_target(out, format))
     recipe = resolve_recipe(recipe, kv_cache, chosen.runtime.name)
@@ -116,7 +119,7 @@ def export_bundle(
             artifact.write(checkpoint, prompts, progress)
             agreement = None
             if verify:
-                agreement = _verify(artifact, checkpoint, prompts, recipe.bounds, progress)
+                agreement = _verify(artifact, checkpoint, prompts, (recipe.bounds, max_kl), progress)
                 artifact.record_agreement(agreement.to_dict())
             return Exported(artifact.publish(), plan, agreement, facts.get("example"))
 
@@ -125,20 +128,17 @@ def _verify(
     artifact: Artifact,
     checkpoint: Checkpoint,
     prompts: Sequence[Sequence[int]],
-    bounds: Bounds,
+    limits: tuple[Bounds, float | None],
     progress: bool,
 ) -> Agreement:
-    """The parity gate."""
+    """The gate."""
     bundle = Bundle.open(artifact.path)
     scratch = artifact.writer.scratch
     try:
         agreement = verify_opened(bundle, checkpoint, prompts, scratch=scratch, progress=progress)
-        check_bounds(agreement, bounds)
+        check_quality(agreement, *limits)
     except ParityError as error:
-        raise ParityError(
-            f"{error}. Nothing was published. A recipe with more bits or smaller groups is closer; "
-            "--no-verify publishes as it is"
-        ) from None
+        raise ParityError(f"{error}. Nothing was published; --no-verify publishes as it is") from None
     return agreement
 
 

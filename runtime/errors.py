@@ -8,7 +8,7 @@
 | 3 | a bad checkpoint, config, tokenizer, bundle or attachment |
 | 4 | a device is not available |
 | 5 | a memory ceiling, or a bar of `gemma-edge bench --assert-...`, is exceeded |
-| 6 | the parity gate: the export does not agree with its checkpoint |
+| 6 | the gate: the export is not what the recipe makes of its checkpoint, or is beyond `--max-kl` |
 | 130 | interrupted (Ctrl-C) |
 """
 
@@ -128,6 +128,6 @@ class CeilingError(GemmaEdgeError):
 
 
 class ParityError(GemmaEdgeError):
-    """The exported model does not agree with its checkpoint within the recipe's bounds."""
+    """The exported model is not what its recipe makes of the checkpoint, or is further off than allowed."""
 
     exit_code = 6

@@ -48,7 +48,7 @@ SLOW_FILES = frozenset(
     parity pocket pocket_lessons pocket_verbs release synth_checkpoint templates_that_fill_memory
     tflite_encoders turn_editor completion litertlm_tools structured_engines
     applications serve serve_clients serve_load page_chat page_attachments page_markdown page_faults
-    page_tabs speculation_engines adapters
+    page_tabs speculation_engines adapters graph_check
     """.split()
 )
 SLOW_FIXTURES = frozenset(

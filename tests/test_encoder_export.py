@@ -17,7 +17,7 @@ from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import export_bundle, plan_export
 from gemma_edge.export.formats.onnx.onnx_encoders import emit_encoder, encoder_memory
 from gemma_edge.export.gate.encoder_parity import encoder_errors, relative_error, sample_input
-from gemma_edge.export.gate.parity import Agreement, check_bounds, verify_bundle
+from gemma_edge.export.gate.parity import Agreement, check_quality, verify_bundle
 from gemma_edge.export.gate.weight_check import check_weights
 from gemma_edge.export.model.gemma3n.gemma3n_towers import read_tower
 from gemma_edge.export.model.tower import Tower
@@ -203,13 +203,13 @@ def test_another_encoder_does_not_pass(kind: Kind, bundle: Path, source: Path) -
             check_weights(Bundle.open(bundle), checkpoint)
     assert errors[kind] > 1e-3
     with pytest.raises(ParityError, match=f"{kind} encoder"):
-        check_bounds(replace(PERFECT, encoders=errors), load_recipe("fp32").bounds)
+        check_quality(replace(PERFECT, encoders=errors), load_recipe("fp32").bounds)
 
 
 def test_what_is_not_a_number_does_not_pass() -> None:
     error = relative_error(np.array([np.nan, 1], np.float32), np.ones(2, np.float32))
     with pytest.raises(ParityError):
-        check_bounds(replace(PERFECT, encoders={"vision": error}), Bounds(1e9, 0.0, encoder=1e9))
+        check_quality(replace(PERFECT, encoders={"vision": error}), Bounds(1e9, 0.0, encoder=1e9))
 
 
 # Bad bundles. ---------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from gemma_edge.export.formats.litertlm import litertlm_format
 from gemma_edge.export.formats.onnx import onnx_format
 from gemma_edge.export.formats.tflite import tflite_format
 from gemma_edge.export.gate import graph_check
+from gemma_edge.export.gate.engine_process import run_isolated
 from gemma_edge.export.gate.graph_check import SavedCall, check_graph, follow, observe_calls, stored_source
 from gemma_edge.export.gate.stored_source import StoredSource
 from gemma_edge.export.synth.synth_checkpoint import synthesize
@@ -25,8 +26,8 @@ from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import BundleError, ParityError
 from gemma_edge.runtime.families.config_fields import FULL, SLIDING
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.model_parts import bundle_tables
 
-pytestmark = pytest.mark.slow
 FORMATS = ("onnx", "tflite", "litertlm")
 Json = dict[str, Any]
 
@@ -36,7 +37,7 @@ class Observed:
 
     def __init__(self, path: Path, scratch: Path) -> None:
         self.bundle = Bundle.open(path)
-        graph_check.run_isolated(path, observe_calls, scratch)
+        run_isolated(path, observe_calls, scratch)
         self.calls: list[SavedCall] = []
         for file in sorted(scratch.glob("call_*")):
             with open(file, "rb") as opened:
@@ -125,7 +126,7 @@ def test_another_layers_cache_is_read(observed: Observed, monkeypatch: pytest.Mo
 
 
 def test_columns_of_the_per_layer_rows_shifted(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = graph_check.bundle_tables
+    tables = bundle_tables
 
     class Shifted:
         def __init__(self, table: Any) -> None:
@@ -178,7 +179,7 @@ MODULES = {"onnx": onnx_format, "tflite": tflite_format, "litertlm": litertlm_fo
 def test_an_export_with_a_defect_is_not_published(
     form: str, changes: Json, gate_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    emit = MODULES[form].emit_decoder  # type: ignore[attr-defined]
+    emit = MODULES[form].emit_decoder
 
     def defective(config: Gemma3nConfig, *args: Any, **options: Any) -> Any:
         return emit(replace(config, **changes), *args, **options)

@@ -21,7 +21,8 @@ from gemma_edge.export.gate import parity as verify
 from gemma_edge.export.gate.engine_process import run_isolated
 from gemma_edge.export.gate.parity import (
     Agreement,
-    check_bounds,
+    check_quality,
+    unusual,
     verify_bundle,
     verify_sequences,
     write_bundle_logits,
@@ -128,12 +129,10 @@ def test_another_checkpoint(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_another_checkpoint_of_the_same_shape(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Nothing but the gate itself can tell."""
+    """Only its weights can tell."""
     other = synthesize(tmp_path / "other", seed=1, progress=False).path
-    agreement = verify_bundle(tiny_bundle, other, text=TEXT, max_tokens=40)
-    assert agreement.top1 < 0.5
-    with pytest.raises(ParityError):
-        check_bounds(agreement, Bounds(**Bundle.open(tiny_bundle).manifest["recipe"]["bounds"]))
+    with pytest.raises(ParityError, match="the stored weights are not the checkpoint's"):
+        verify_bundle(tiny_bundle, other, text=TEXT, max_tokens=40)
 
 
 def test_an_altered_bundle(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -187,26 +186,52 @@ def test_an_error_of_any_size_comes_back(tmp_path: Path) -> None:
 # Bounds. ------------------------------------------------------------------------------------------
 
 
-def test_bounds_that_hold() -> None:
-    check_bounds(GOOD, Bounds(mean_kl=0.01, top1=0.9, max_abs=0.5))
-    check_bounds(GOOD, Bounds(mean_kl=1.0, top1=0.0))
+BOUNDS = Bounds(mean_kl=0.01, top1=0.9, max_abs=0.5)
+
+
+def test_quality_alone_does_not_refuse() -> None:
+    check_quality(GOOD, BOUNDS)
+    check_quality(replace(GOOD, mean_kl=5.0, top1=0.0, max_abs=60.0), BOUNDS)
+    check_quality(GOOD, BOUNDS, max_kl=0.01)
 
 
 @pytest.mark.parametrize(
-    ("measures", "named"),
+    ("measures", "max_kl", "named"),
     [
-        ({"mean_kl": 0.011}, "mean KL 0.011 nats, the recipe's bound is 0.01"),
-        ({"top1": 0.89}, "top-1 agreement 0.890, the bound is 0.9"),
-        ({"max_abs": 0.51}, "max logit error 0.51, the bound is 0.5"),
-        ({"mean_kl": float("nan")}, "mean KL nan"),
-        ({"max_abs": float("nan")}, "max logit error nan"),
-        ({"mean_kl": float("inf"), "top1": 0.0}, "mean KL inf nats, the recipe's bound is 0.01; top-1 agree"),
+        ({"mean_kl": 0.011}, 0.01, "mean KL 0.011 nats, and --max-kl is 0.01"),
+        ({"mean_kl": float("nan")}, None, "not numbers"),
+        ({"max_abs": float("nan")}, None, "not numbers"),
+        ({"max_abs": float("inf")}, 1.0, "not numbers"),
     ],
 )
-def test_bounds_that_do_not(measures: dict[str, Any], named: str) -> None:
+def test_what_refuses(measures: dict[str, Any], max_kl: float | None, named: str) -> None:
     with pytest.raises(ParityError) as caught:
-        check_bounds(replace(GOOD, **measures), Bounds(mean_kl=0.01, top1=0.9, max_abs=0.5))
+        check_quality(replace(GOOD, **measures), BOUNDS, max_kl)
     assert named in str(caught.value) and caught.value.exit_code == 6
+
+
+def test_what_is_unusual_is_told() -> None:
+    assert unusual(GOOD, BOUNDS) == ""
+    told = unusual(replace(GOOD, mean_kl=0.02, top1=0.5, max_abs=1.0), BOUNDS)
+    for part in ("mean KL 0.02 nats, at most 0.01", "top-1 agreement 0.500", "max logit error 1,"):
+        assert part in told
+
+
+@pytest.mark.parametrize(
+    ("kl", "recipe", "word", "said"),
+    [
+        (0.01, "int4", "close", "close to the checkpoint"),
+        (0.34, "int4", "usable", "usable"),
+        (0.9, "int4", "poor", "poor; try --recipe int4_g32 or int8"),
+        (0.9, "int8", "poor", "poor; try --recipe fp32"),
+        (0.9, "fp32", "poor", "poor;"),
+    ],
+)
+def test_quality_in_words(kl: float, recipe: str, word: str, said: str) -> None:
+    agreement = replace(GOOD, mean_kl=kl)
+    assert agreement.to_dict()["quality"] == word and said in agreement.in_words(recipe)
+    unknown = replace(agreement, perplexity=3e3, bundle_perplexity=3e3)
+    assert said not in unknown.in_words(recipe)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
@@ -225,7 +250,7 @@ def test_logits_that_are_not_numbers_do_not_agree(
         agreement = verify_sequences(Bundle.open(tiny_bundle), checkpoint, SEQUENCES)
     assert not np.isfinite(agreement.max_abs)
     with pytest.raises(ParityError):
-        check_bounds(agreement, Bounds(mean_kl=100.0, top1=0.0))
+        check_quality(agreement, Bounds(mean_kl=100.0, top1=0.0))
 
 
 @pytest.mark.parametrize(

@@ -127,9 +127,8 @@ def set_cache(decoder: ObservedDecoder, call: Call, caches: dict[int, tuple[Arra
     for name, array in snapshot.arrays.items():
         layer, part = _buffer(name)
         given = caches[layer][part][decoder.buffers.positions(name, call.position)]
-        if array.dtype == np.int8:
-            given = to_steps(given, decoder.steps[layer], part)
-        decoder.buffers.by_place(name, array)[...] = given
+        steps = decoder.steps.get(layer)
+        decoder.buffers.by_place(name, array)[...] = given if steps is None else to_steps(given, steps, part)
     decoder.restore(snapshot)
 
 
@@ -168,9 +167,9 @@ class SavedCall:
 
     def own(self, layer: int) -> tuple[Array, Array]:
         """The call's own keys and values as they are in the cache, (tokens, KV heads, head_dim)."""
-        keys, values = self.seen.keys[layer], self.seen.values[layer]
+        keys, values = (a[layer].astype(np.float32) for a in (self.seen.keys, self.seen.values))
         if layer not in self.all_steps:
-            return keys.astype(np.float32, copy=False), values.astype(np.float32, copy=False)
+            return keys, values
         steps = self.all_steps[layer]
         return keys * steps.key, values * steps.value
 
@@ -198,7 +197,7 @@ class FollowingOps(ReferenceOps):
         past: dict[int, tuple[Array, Array]],
         progress: Callable[[int], None] | None,
     ) -> None:
-        super().__init__(source, [seen.call.tokens], [seen.call.wanted], progress)
+        super().__init__(source, [seen.call.tokens], [min(seen.call.wanted, seen.rows)], progress)
         self.stored, self.seen, self.past = source, seen, past
         self.products, self.worst = 0, 0.0
         self.sizes = [1.0, 1.0]  # the largest values of the last products
@@ -374,7 +373,7 @@ def follow(bundle: Bundle, source: StoredSource, seen: SavedCall, index: int) ->
     high = ops.last_rows(per_layer[:, split:]) if config.num_kv_shared_layers else None
     try:
         logits = text.decoder(ops, config, embeddings, per_layer[:, :split], high)
-        ops.compare("the logits", seen.seen.logits, logits, LOGITS)
+        ops.compare("the logits", seen.seen.logits[-len(logits) :], logits, LOGITS)
     except _NoLayersLeft:
         pass
     for name, products in seen.left.items():

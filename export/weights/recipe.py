@@ -64,12 +64,12 @@ FP32 = Precision(32)
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the parity gate accepts on the built-in prompts, against the checkpoint in fp32.
+    """How near the checkpoint in fp32 an export usually is, on the built-in prompts; only `encoder` refuses.
 
     mean_kl: mean Kullback-Leibler divergence of the next-token distributions, in nats a token.
     top1: smallest fraction of positions whose most likely token agrees.
     max_abs: largest absolute difference of a logit, if bounded.
-    encoder: largest error of an encoder's soft tokens relative to their size, if bounded.
+    encoder: largest error of an encoder's soft tokens relative to their size that the gate accepts, if any.
     """
 
     mean_kl: float

@@ -1,11 +1,9 @@
-"""Checkpoints and recipes that an export refuses."""
+"""Checkpoints that an export refuses."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-
-from gemma_edge.export.weights.recipe import load_recipe
 
 PREFIX = "model.language_model."
 
@@ -18,14 +16,3 @@ def poke(checkpoint: Path, name: str, element: int, bits: int = 0x7FC0) -> None:
     start = 8 + length + json.loads(raw[8 : 8 + length])[PREFIX + name]["data_offsets"][0] + 2 * element
     raw[start : start + 2] = bits.to_bytes(2, "little")
     path.write_bytes(raw)
-
-
-def impossible(folder: Path) -> Path:
-    """int4, to be held to the bounds of fp32."""
-    path = folder / "impossible.json"
-    recipe = load_recipe("int4").to_dict() | {
-        "name": "impossible",
-        "bounds": load_recipe("fp32").to_dict()["bounds"],
-    }
-    path.write_text(json.dumps(recipe))
-    return path

@@ -46,7 +46,9 @@ class TfliteObserver(LitertDecoder):
         sizes = sorted(size for size in self.calls if 1 < size <= context)
         prefills = [Call(min(beyond, context - size), size, 0) for size in sizes]
         prefills += [Call(0, size, 0) for size in sizes[:1]]
-        self.to_observe: Sequence[Call] = [*prefills, Call(min(beyond, context - 1), 1, 1)]
+        verified = [size for size in self.verify_rows if size <= context]
+        verifies = [Call(min(beyond, context - size), size, size) for size in verified]
+        self.to_observe: Sequence[Call] = [*prefills, *verifies, Call(min(beyond, context - 1), 1, 1)]
 
     def _load(self, path: Path, recorded: str, threads: int) -> CompiledModel:
         needed, free = int(ROOM * path.stat().st_size), shutil.disk_usage(self.scratch).free
@@ -63,8 +65,8 @@ class TfliteObserver(LitertDecoder):
     def observe(self, embeddings: Array, per_layer: Array, wanted: int) -> Observation:
         first, tokens = self.position, len(embeddings)
         logits = self.forward(embeddings, per_layer, wanted)
-        call, config = self.calls[tokens], self.config
-        name = "decode" if tokens == 1 else f"prefill_{tokens}"
+        call, config = (self.verifying if wanted else self.calls)[tokens], self.config
+        name = "decode" if tokens == 1 else f"{'verify' if wanted else 'prefill'}_{tokens}"
         products: dict[str, list[Product]] = {}
         for weight, x, y in self.products[name]:
             edges = (rows_of(call.outputs[edge].array) for edge in (x, y))
@@ -79,7 +81,7 @@ class TfliteObserver(LitertDecoder):
                 else:
                     new = self.buffers.by_place(name, self.caches[name].array)[first : first + tokens]
                 found[layer] = new.copy()
-        return Observation(products, keys, values, logits, complete=tokens == 1)
+        return Observation(products, keys, values, logits, complete=wanted > 0)
 
 
 def write_observed(path: Path, copy: Path) -> Products:
