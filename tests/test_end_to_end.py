@@ -107,8 +107,8 @@ def test_verify(home: Path, tmp_path: Path) -> None:
     text.write_text("Perplexity is taken on this text, which is about nothing. " * 4)
     argv = ("verify", home / "out", "--source", home / "ckpt", "--text", text, "--tokens", "50")
     done = gemma_edge(*argv)
-    assert "agreement over 50 tokens" in done.stdout and "within the bounds of recipe int4" in done.stderr
-    failed = gemma_edge(*argv, "--recipe", "fp32", "--json", code=6)
+    assert "agreement over 50 tokens" in done.stdout and "checked: " in done.stdout
+    failed = gemma_edge(*argv, "--max-kl", "1e-6", "--json", code=6)
     assert json.loads(failed.stdout)["tokens"] == 50
     assert "does not agree with its checkpoint: mean KL" in failed.stderr
 
