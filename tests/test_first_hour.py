@@ -197,7 +197,7 @@ def test_the_suggested_command_is_one_that_the_model_answers_well(tmp_path: Path
     assert suggested == f"gemma-edge run out {shlex.quote(sample['messages'][0]['content'])}"
     assert typed(suggested, tmp_path).stdout.strip() == sample["answer"]
     # Nothing alarms beside "ready": what is high is explained.
-    assert "in words: both find the same next token likeliest" in done.stderr
+    assert "both find the same next token likeliest" in done.stderr
     (known,) = re.findall(r"perplexity \S+ \(checkpoint ([^)]+)\)", done.stderr)
     assert ("Both are high" in done.stderr) == (float(known) > HIGH_PERPLEXITY)
 
