@@ -116,9 +116,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="add -100 to 100 to the logit of a token, a text or id:NUMBER; repeatable",
     )
     parser.add_argument(
-        "--no-speculate",
+        "--speculate",
         action="store_true",
-        help="compute tokens one by one: verify no guesses from the prompt and the answer several at once",
+        help="verify guesses from the prompt and the answer several at once: quicker where text is repeated",
     )
     parser.add_argument("-u", "--usage", action="store_true", help="report tokens and speed on stderr")
     parser.add_argument("--json", action="store_true", help="print each answer as one JSON object")
@@ -138,7 +138,7 @@ def generate_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         **{name: getattr(args, name) for name in OPTIONS},
         "stop": args.stop,
-        **({"speculate": False} if args.no_speculate else {}),
+        **({"speculate": True} if args.speculate else {}),
         "logit_bias": dict(map(_bias, args.logit_bias or ())),
     }
 

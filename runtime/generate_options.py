@@ -41,7 +41,7 @@ class GenerateOptions(TypedDict, total=False):
         regex, grammar: the answer matches this expression, or this grammar in llguidance's dialect of Lark.
         choices: the answer is one of these texts.
         speculate: verify tokens that are guessed from the prompt and the answer several at once, where that
-            is quicker; the answer is the same. Default: yes.
+            is quicker. Default: no, as rounding may decide between tokens that nearly tie; see docs/speed.md.
         timeout: seconds that the answer may take, waiting for other requests included; what there is of it
             then is the answer.
         client: who asks; clients take turns when several requests wait.

@@ -430,7 +430,7 @@ class Model:
             cancelled=cancelled.is_set,
             progress=progress,
             client=client,
-            speculate=options.get("speculate") is not False,
+            speculate=options.get("speculate") is True,
         )
         answer = Stream(
             tokens,
