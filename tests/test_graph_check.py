@@ -205,8 +205,8 @@ def odd_shape(seed: int) -> Json:
     heads = choose(1, 2, 4)
     return {
         "num_hidden_layers": layers,
-        "num_kv_shared_layers": choose(0, 1, 2),
-        "layer_types": [SLIDING, *(choose(SLIDING, FULL) for _ in range(layers - 3)), FULL, SLIDING],
+        "num_kv_shared_layers": choose(0, 1, layers - 2),
+        "layer_types": [SLIDING, FULL, *(choose(SLIDING, FULL) for _ in range(layers - 2))],
         "hidden_size": choose(48, 72, 128, 160),
         "hidden_size_per_layer_input": choose(16, 24, 32),
         "intermediate_size": [choose(96, 120, 256, 336) for _ in range(layers)],
