@@ -9,18 +9,16 @@ JSON.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import re
-import signal
+import json
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from gemma_edge.cli.bundle_options import add_words, loading, take_bundle
+from gemma_edge.cli.chat_commands import COMMANDS, HELP, parse_command, share
+from gemma_edge.cli.ctrl_c import ctrl_c_calls
+from gemma_edge.cli.device_options import add_device, is_elsewhere
 from gemma_edge.cli.exported_once import ready_bundle
 from gemma_edge.cli.run import add_options, generate_options, print_answer, read_utf8
 from gemma_edge.cli.tool_files import add_tools, tool_options
@@ -32,20 +30,6 @@ from gemma_edge.runtime.conversations.tool_loop import Approve
 from gemma_edge.runtime.errors import FileError, UsageError
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tool_calls import ToolCall
-
-HELP = """\
-/attach FILE  attach an image, a recording or a video to the next turn
-/save FILE    keep the conversation in a file, for --session
-/reset        forget the conversation (also /clear)
-/context      show how much of the context is used
-/help         show this list (also /?)
-/quit         end (also /exit, /bye and Ctrl-D)
-Ctrl-C        end the current answer
-\"\"\"           begin and end a turn of several lines
-Tab           complete a command or a path"""
-COMMANDS = ("/attach ", "/save ", "/reset", "/context", "/help", "/quit")
-ALIASES = {"/clear": "/reset", "/?": "/help", "/exit": "/quit", "/bye": "/quit"}
-COMMAND = re.compile(r"/[a-z?]*|/(attach|save)\s.*", re.IGNORECASE)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -69,11 +53,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run tools, and export a checkpoint in the bundle's place, without asking",
     )
+    add_device(parser)
+    # The other end of `chat --device`: see cli/device_chat.py.
+    parser.add_argument("--turn-end", help=argparse.SUPPRESS)
+    parser.add_argument("--forgiving", action="store_true", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The verb. Raises what `Model.load` and `Model.generate` raise."""
-    interactive = sys.stdin is not None and sys.stdin.isatty()
+    """The verb. Raises what `Model.load` and `Model.generate` raise, or `chat_there`."""
+    terminal = sys.stdin is not None and sys.stdin.isatty()
+    if is_elsewhere(args):
+        from gemma_edge.cli.device_chat import chat_there  # a board needs none of it
+
+        used = [0, 1]
+        read = TurnEditor(COMMANDS, lambda: share(*used)).read if terminal else _piped
+        return chat_there(args, configure, read, used, interactive=terminal)
+    interactive = terminal or args.forgiving
     bundle, _ = take_bundle(args, 0)
     model = Model.load(ready_bundle(bundle, args.yes), defer_decoder=bool(args.attach), **loading(args))
     settings: dict[str, Any] = {
@@ -95,11 +90,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         chat(
             conversation,
-            TurnEditor(COMMANDS, lambda: prompt(conversation)).read if interactive else _piped,
+            _reader(args, conversation, terminal),
             interactive=interactive,
             as_json=args.json,
             usage=args.usage,
-            approve=None if args.yes else approved if interactive else lambda call: False,
+            approve=None if args.yes else approved if terminal else lambda call: False,
         )
     finally:  # an error or Ctrl-C loses none of the turns before
         if args.session:
@@ -129,7 +124,7 @@ def chat(
     """
 
     def show(stream: Stream) -> Completion:
-        with ctrl_c_cancels(stream):
+        with ctrl_c_calls(stream.cancel):
             completion = print_answer(stream, as_json=as_json, usage=usage)
         if interactive and completion.finish_reason == "length":
             tell(cut_off(conversation))
@@ -141,12 +136,10 @@ def chat(
             if line is None:
                 return
             text = line.strip()
-            if COMMAND.fullmatch(text):
-                verb, _, file = text.partition(" ")
-                verb = ALIASES.get(verb.lower(), verb.lower())
-                if verb == "/quit" and not file:
+            if command := parse_command(text):
+                if command == ("/quit", ""):
                     return
-                _command(verb, file.strip(), conversation)
+                _command(*command, conversation)
             elif text:
                 conversation.run(text, read=show, approve=approve)
         except (UsageError, FileError, OSError) as error:
@@ -174,9 +167,8 @@ def gauge(conversation: Conversation) -> tuple[int, int]:
 
 
 def prompt(conversation: Conversation) -> str:
-    """What the terminal shows before a turn: the share of the context that is used."""
-    tokens, context = gauge(conversation)
-    return f"{tokens / context:.0%} > "
+    """What the terminal shows before a turn."""
+    return share(*gauge(conversation))
 
 
 def cut_off(conversation: Conversation) -> str:
@@ -191,8 +183,20 @@ def _piped() -> str | None:
     return read_turn(lambda: read_utf8(sys.stdin.readline) or None)
 
 
-def _command(verb: str, file: str, conversation: Conversation) -> None:
-    path = os.path.expanduser(file.strip("'\""))  # a terminal quotes a file that is dropped on it
+def _reader(args: argparse.Namespace, conversation: Conversation, terminal: bool) -> Callable[[], str | None]:
+    """Where turns come from: the terminal, a pipe, or the other end of `chat --device`."""
+    if args.turn_end is None:
+        return TurnEditor(COMMANDS, lambda: prompt(conversation)).read if terminal else _piped
+
+    def read() -> str | None:
+        print(args.turn_end, *gauge(conversation), flush=True)
+        line = sys.stdin.readline()
+        return str(json.loads(line)) if line else None
+
+    return read
+
+
+def _command(verb: str, path: str, conversation: Conversation) -> None:
     if verb == "/attach" and path:
         conversation.attach(path)
         tell("Attached to your next turn.")
@@ -208,22 +212,3 @@ def _command(verb: str, file: str, conversation: Conversation) -> None:
         tell(HELP, always=True)
     else:
         tell(f"There is no command {verb}.\n{HELP}", always=True)
-
-
-@contextlib.contextmanager
-def ctrl_c_cancels(stream: Stream) -> Iterator[None]:
-    """Within it, the first Ctrl-C cancels the stream; a second one interrupts as usual."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's business
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def cancel(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, previous)
-        stream.cancel()
-
-    signal.signal(signal.SIGINT, cancel)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

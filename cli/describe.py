@@ -10,6 +10,7 @@ import argparse
 import json
 
 from gemma_edge.cli.bundle_options import add_loading, add_video, add_words, loading, take_bundle
+from gemma_edge.cli.device_options import add_device, is_elsewhere
 from gemma_edge.cli.exported_once import add_yes, ready_bundle
 from gemma_edge.cli.run import print_answer
 from gemma_edge.runtime.description import MAX_TOKENS, describe
@@ -34,15 +35,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_video(parser)
     add_loading(parser)
     add_yes(parser)
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The verb. Raises what `Model.load` and `Model.generate` raise."""
+    """The verb. Raises what `Model.load` and `Model.generate` raise, or `answer_there`."""
+    if is_elsewhere(args):
+        from gemma_edge.cli.device_answers import answer_there, local_bundle  # a board needs none of it
+
+        local, files = local_bundle(args)
+        _check(files)
+        return answer_there(args, "describe", configure, [], bundle=local, files=files)
     bundle, files = take_bundle(args)
-    if not files:
-        raise UsageError("name an image, a recording or a video")
-    for file in files:
-        kind_of(file)  # before the model is loaded
+    _check(files)
     model = Model.load(ready_bundle(bundle, args.yes), defer_decoder=True, **loading(args))
     for file in files:
         stream = describe(model, file, args.prompt, max_tokens=args.max_tokens)
@@ -55,3 +60,11 @@ def run(args: argparse.Namespace) -> int:
             print(f"{file}: ", end="", flush=True)
         print_answer(stream, usage=args.usage)
     return 0
+
+
+def _check(files: list[str]) -> None:
+    """Before a model is loaded."""
+    if not files:
+        raise UsageError("name an image, a recording or a video")
+    for file in files:
+        kind_of(file)

@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("gemma_edge.cli.serve", "serve a bundle over HTTP, with a chat page"),
     "eval": ("gemma_edge.cli.evaluate", "score a bundle on questions with one right answer"),
     "bench": ("gemma_edge.cli.bench", "measure speed, memory and latency, here or on a device"),
+    "deploy": ("gemma_edge.cli.deploy", "put a bundle and what runs it on a board"),
     "doctor": ("gemma_edge.cli.doctor", "look over a machine: what runs, what is slow or missing"),
     "list": ("gemma_edge.cli.list", "list the bundles in a folder and below it"),
     "recipes": ("gemma_edge.cli.recipes", "show what each recipe stores"),

@@ -29,6 +29,7 @@ from gemma_edge.cli.bundle_options import (
     loading,
     take_bundle,
 )
+from gemma_edge.cli.device_options import add_device, is_elsewhere
 from gemma_edge.cli.exported_once import add_yes, ready_bundle
 from gemma_edge.cli.run_batch import add_batch, run_batch_verb
 from gemma_edge.cli.tool_files import add_forms, add_tools, form_options, tool_options
@@ -73,10 +74,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_batch(parser)
     add_yes(parser)
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The verb. Raises what `Model.load` and `Model.generate` raise."""
+    """The verb. Raises what `Model.load` and `Model.generate` raise, or `answer_there`."""
+    if is_elsewhere(args):
+        return _run_there(args)
     bundle, words = take_bundle(args)
     options = {**generate_options(args), **tool_options(args), **form_options(args)}
     options |= {"raw": args.raw, "truncate": args.truncate}
@@ -84,6 +88,21 @@ def run(args: argparse.Namespace) -> int:
         return run_batch_verb(args, ready_bundle(bundle, args.yes), words, options)
     if args.output is not None:
         raise UsageError("-o is the file of a batch's answers: it goes with --batch")
+    prompt = _prompt(args, words)
+    model = Model.load(ready_bundle(bundle, args.yes), defer_decoder=bool(args.attach), **loading(args))
+    stream = model.generate(prompt, stream=True, system=args.system, attach=args.attach, **options)
+    if args.show_prompt and stream.prompt is not None:
+        tell(without_controls(stream.prompt.text))
+    print_answer(stream, as_json=args.json, usage=args.usage)
+    return 0
+
+
+def _prompt(args: argparse.Namespace, words: list[str]) -> str:
+    """The prompt, from the command line and stdin; the kinds of the attachments are checked.
+
+    Raises:
+        UsageError, FileError: there is none, there are several, or an attachment is no such file.
+    """
     told = [word for word in words if word != STDIN]
     if len(told) > 1 or len(words) > len(told) + 1:
         raise UsageError(f"expected one prompt, got {len(words)}: put it in quotes")
@@ -93,12 +112,18 @@ def run(args: argparse.Namespace) -> int:
     prompt = "" if args.attach and not words and not piped else join_prompt("".join(told), piped)
     for file in args.attach:
         kind_of(file)  # before anything is loaded
-    model = Model.load(ready_bundle(bundle, args.yes), defer_decoder=bool(args.attach), **loading(args))
-    stream = model.generate(prompt, stream=True, system=args.system, attach=args.attach, **options)
-    if args.show_prompt and stream.prompt is not None:
-        tell(without_controls(stream.prompt.text))
-    print_answer(stream, as_json=args.json, usage=args.usage)
-    return 0
+    return prompt
+
+
+def _run_there(args: argparse.Namespace) -> int:
+    from gemma_edge.cli.device_answers import answer_there, local_bundle  # a board needs none of it
+
+    if args.batch is not None or args.output is not None:
+        raise UsageError("--batch runs where the bundle is: log in there, and leave --device out")
+    bundle, words = local_bundle(args)
+    prompt = _prompt(args, words)
+    stdin = prompt.encode("utf-8", "surrogateescape") if prompt else None
+    return answer_there(args, "run", configure, [STDIN] if prompt else [], bundle=bundle, stdin=stdin)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

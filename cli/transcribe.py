@@ -12,6 +12,7 @@ import json
 import time
 
 from gemma_edge.cli.bundle_options import add_loading, add_words, loading, take_bundle
+from gemma_edge.cli.device_options import add_device, is_elsewhere
 from gemma_edge.cli.exported_once import add_yes, ready_bundle
 from gemma_edge.runtime.console import for_stdout, tell
 from gemma_edge.runtime.errors import MediaError, UsageError
@@ -51,16 +52,20 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-u", "--usage", action="store_true", help="report time and speed on stderr")
     add_loading(parser)
     add_yes(parser)
+    add_device(parser)
 
 
 def speech_verb(args: argparse.Namespace, prompt: str) -> int:
     """Prints what `spoken` gives of every file, in the form that is asked for."""
+    if is_elsewhere(args):
+        from gemma_edge.cli.device_answers import answer_there, local_bundle  # a board needs none of it
+
+        local, files = local_bundle(args)
+        _check(files)
+        args.prompt = prompt  # translate's, too: there it is a transcription that is asked for otherwise
+        return answer_there(args, "transcribe", add_speech_arguments, [], bundle=local, files=files)
     bundle, files = take_bundle(args)
-    if not files:
-        raise UsageError("no recording: name a recording or a video")
-    for file in files:
-        if kind_of(file) == "image":
-            raise MediaError(file, "file", "a recording or a video", "an image")
+    _check(files)
     model = Model.load(ready_bundle(bundle, args.yes), defer_decoder=True, **loading(args))
     for file in files:
         started = time.perf_counter()
@@ -83,3 +88,12 @@ def speech_verb(args: argparse.Namespace, prompt: str) -> int:
             pace = f", {duration / seconds:.2f} times as fast as it was spoken" if seconds else ""
             tell(f"{file}: {duration:.1f} s in {len(cues)} segments took {seconds:.1f} s{pace}")
     return 0
+
+
+def _check(files: list[str]) -> None:
+    """Before a model is loaded."""
+    if not files:
+        raise UsageError("no recording: name a recording or a video")
+    for file in files:
+        if kind_of(file) == "image":
+            raise MediaError(file, "file", "a recording or a video", "an image")

@@ -1,8 +1,11 @@
 """Installs gemma-edge on a device, in a virtual environment, without the device's network.
 
 This machine fetches wheels for the device's processor, libc and Python, and builds a wheel of this package:
-the device measures the same code. The environment's name follows from these wheels, so the next run finds it
-ready.
+the device runs the same code. Only what is needed is sent: the engine of a bundle, the packages of an extra.
+The wheels are removed there once they are installed.
+
+    ROOT/python-KEY/          an environment
+    ROOT/python-KEY/ready     the SHA-256 of our wheel, and the requirements that are installed, a line each
 """
 
 from __future__ import annotations
@@ -15,65 +18,136 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from gemma_edge.devices.base import DeviceFacts
+import gemma_edge
+from gemma_edge.devices.base import DeviceFacts, Progress
+from gemma_edge.devices.doctor import cannot_install
+from gemma_edge.devices.facts import version_of
 from gemma_edge.devices.push import FileDevice
-from gemma_edge.runtime.errors import DeviceError
+from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.files.cache_folder import cache_folder
+from gemma_edge.runtime.units import format_size
 
 INSTALL_S = 900.0  # seconds that an SD card may take
-_OLDEST_PYTHON = (3, 11)
-# The packages that a measured run imports; the exporter is not needed there.
-_PACKAGES = ("gemma_edge.runtime", "gemma_edge.devices", "gemma_edge.benchmarks", "gemma_edge.cli")
+# What this package may need there: everything but Pocket, which a bundle is made of.
+_PACKAGES = ("runtime", "export", "devices", "benchmarks", "cli")
+_SENT = (".py", ".sh", ".typed", ".json", ".j2", ".html", ".css", ".js", ".svg", ".webmanifest")
 _DISTRIBUTION = "gemma-edge"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+ENGINE_PACKAGES = {"onnxruntime": "onnxruntime", "litert": "ai-edge-litert"}  # by the engine's key
+# Brings the wheels of an interpreter without Debian's ensurepip, which is a package of its own.
+_INSTALL = """\
+rm -rf {venv} && {program} -m venv --without-pip {venv} && cd {wheels} || exit
+for wheel in ./*.whl; do
+  case $wheel in ./pip-*) ;; *) set -- "$@" "$wheel" ;; esac
+done
+{python} {pip}/pip install --quiet --disable-pip-version-check --no-cache-dir --no-compile \\
+  --no-index --no-deps "$@" &&
+  printf %s {ready} >{venv}/ready"""
 
 
-def install(device: FileDevice) -> str:
-    """The path of the environment's interpreter on the device.
+@dataclass(frozen=True)
+class Needs:
+    """What an environment must have beside the runtime.
+
+    engines: keys of `runtime.engines`; None for all of them.
+    extras: of pyproject.toml: "images", "audio", "serve".
+    """
+
+    engines: tuple[str, ...] | None = None
+    extras: tuple[str, ...] = ()
+
+    def requirements(self) -> list[str]:
+        """As pip takes them.
+
+        Raises:
+            UsageError: there is no such extra.
+        """
+        lines = _distribution().requires or []
+        if unknown := set(self.extras) - set(_distribution().metadata.get_all("Provides-Extra") or []):
+            raise UsageError(f"there is no extra {min(unknown)!r}")
+        plain = {line for line in lines if "extra ==" not in line}
+        if self.engines is not None:
+            unneeded = [name for key, name in ENGINE_PACKAGES.items() if key not in self.engines]
+            plain = {line for line in plain if _name_of(line) not in unneeded}
+        marks = {each: re.compile(rf"extra == [\"']{re.escape(each)}[\"']") for each in self.extras}
+        for line in lines:
+            requirement, _, marker = line.partition(";")
+            if any(mark.search(marker) for mark in marks.values()):
+                plain.add(requirement.strip())
+        return sorted(plain)
+
+
+ALL_ENGINES = Needs()
+
+
+def install(device: FileDevice, needs: Needs = ALL_ENGINES, progress: Progress | None = None) -> str:
+    """The path of an environment's interpreter on the device, which has what is needed.
 
     Raises:
         DeviceError: no usable Python there, no wheels for it, no room.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        ours = write_wheel(Path(folder)).read_bytes()
+    wanted = {hashlib.sha256(ours).hexdigest(), *needs.requirements()}
+    for venv, has in environments(device).items():
+        if wanted <= has:
+            return f"{venv}/bin/python"
     facts = device.facts
-    wheels = fetch_wheels(facts)
-    key = hashlib.sha256("\n".join(sorted(path.name for path in wheels.iterdir())).encode())
-    key.update(next(wheels.glob("gemma_edge-*.whl")).read_bytes())
-    venv = f"{device.root}/python-{key.hexdigest()[:12]}"
-    python, quoted = f"{venv}/bin/python", shlex.quote(venv)
-    if device.answer(f"test -f {quoted}/ready").exit_code == 0:
-        return python
-    there = shlex.quote(device.push(wheels))
-    pip = max(wheels.glob("pip-*.whl")).name
-    # Without ensurepip, which Debian has in a package of its own; pip runs from its wheel.
-    script = (
-        f"rm -rf {quoted} && python3 -m venv --without-pip {quoted} && "
-        f"{shlex.quote(python)} {there}/{pip}/pip install --quiet --disable-pip-version-check --no-compile "
-        f"--no-index --find-links {there} {_DISTRIBUTION} && : >{quoted}/ready"
+    wheels = fetch_wheels(facts, needs)
+    key = hashlib.sha256("\n".join(sorted(wanted)).encode()).hexdigest()[:12]
+    venv = f"{device.root}/python-{key}"
+    _check_room(device, wheels)
+    there = device.push(wheels, progress=progress)
+    try:
+        script = _INSTALL.format(
+            venv=shlex.quote(venv),
+            python=shlex.quote(f"{venv}/bin/python"),
+            program=facts.python_program,
+            wheels=shlex.quote(there),
+            pip=max(wheels.glob("pip-*.whl")).name,
+            ready=shlex.quote("".join(f"{line}\n" for line in sorted(wanted))),
+        )
+        device.run(["sh", "-c", script], timeout=INSTALL_S, what="the installation").check("the installation")
+    finally:
+        device.remove_pushed(there)
+    return f"{venv}/bin/python"
+
+
+def environments(device: FileDevice) -> dict[str, set[str]]:
+    """The environments of ours on a device: the lines of `ready`, by folder."""
+    said = device.sh(
+        f"cd {shlex.quote(device.root)} && for file in python-*/ready; do"
+        ' [ ! -f "$file" ] || { echo "### ${file%/ready}"; cat "$file"; }; done'
     )
-    device.run(["sh", "-c", script], timeout=INSTALL_S, what="the installation").check("the installation")
-    return python
+    found: dict[str, set[str]] = {}
+    for part in said.split("### ")[1:]:
+        name, *lines = part.splitlines()
+        found[f"{device.root}/{name}"] = set(lines)
+    return found
 
 
-def fetch_wheels(facts: DeviceFacts) -> Path:
+def fetch_wheels(facts: DeviceFacts, needs: Needs = ALL_ENGINES) -> Path:
     """A folder, in the cache here, with all wheels for a device: dependencies, pip, and this package.
 
     Raises:
         DeviceError: the device has no Python 3.11 or newer, or its system has no wheels.
     """
-    version = tuple(map(int, re.findall(r"\d+", facts.python or "")[:2]))
-    if version < _OLDEST_PYTHON:
-        found = f"its python3 is {facts.python}" if facts.python else "it has no python3"
-        raise DeviceError(f"{facts.spec}: {found}; 3.11 or newer is needed")
+    if reason := cannot_install(facts):
+        raise DeviceError(f"{facts.spec}: {reason.name}: {reason.found}. Remedy: {reason.remedy}")
+    version = version_of(facts.python)
     platforms = platform_tags(facts)
-    folder = cache_folder() / "wheels" / f"{platforms[0]}-cp{version[0]}{version[1]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    requirements = _requirements()
-    wanted = folder.with_name(f"{folder.name}.requirements")
+    requirements = needs.requirements()
     text = "\n".join(requirements)
+    key = hashlib.sha256(text.encode()).hexdigest()[:8]
+    folder = cache_folder() / "wheels" / f"{platforms[0]}-cp{version[0]}{version[1]}-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = folder.with_name(f"{folder.name}.requirements")
     if not wanted.exists() or wanted.read_text() != text:
         for old in folder.glob("*.whl"):
             old.unlink()
@@ -83,6 +157,22 @@ def fetch_wheels(facts: DeviceFacts) -> Path:
         old.unlink()
     write_wheel(folder)
     return folder
+
+
+def unpacked_bytes(wheels: Path) -> int:
+    """What the wheels of a folder take once they are installed."""
+    total = 0
+    for path in wheels.glob("*.whl"):
+        with zipfile.ZipFile(path) as archive:
+            total += sum(entry.file_size for entry in archive.infolist())
+    return total
+
+
+def _check_room(device: FileDevice, wheels: Path) -> None:
+    need = unpacked_bytes(wheels) + sum(path.stat().st_size for path in wheels.glob("*.whl"))
+    free = device.free_bytes()
+    if free is not None and need > free:
+        raise device.no_space(f"{format_size(need)} to install, {format_size(free)} free")
 
 
 def platform_tags(facts: DeviceFacts) -> list[str]:
@@ -128,18 +218,19 @@ def write_wheel(folder: Path) -> Path:
 
 
 def _sources() -> Iterator[tuple[str, bytes]]:
+    (root,) = map(Path, gemma_edge.__path__)
+    for path in sorted(root.glob("*.py")):
+        yield f"gemma_edge/{path.name}", path.read_bytes()
     for package in _PACKAGES:
-        module = importlib.import_module(package)
+        module = importlib.import_module(f"gemma_edge.{package}")
         for folder in map(Path, module.__path__):
             for path in sorted(folder.rglob("*")):
-                if path.suffix in (".py", ".sh", ".typed", ".json"):
-                    name = f"{package.replace('.', '/')}/{path.relative_to(folder).as_posix()}"
-                    yield name, path.read_bytes()
+                if path.suffix in _SENT and path.name != "__main__.py":
+                    yield f"gemma_edge/{package}/{path.relative_to(folder).as_posix()}", path.read_bytes()
 
 
-def _requirements() -> list[str]:
-    """The requirements of a plain install; devices get no extras."""
-    return sorted(line for line in _distribution().requires or [] if "extra ==" not in line)
+def _name_of(requirement: str) -> str:
+    return re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
 
 
 def _distribution() -> importlib.metadata.Distribution:

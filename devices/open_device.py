@@ -12,7 +12,7 @@ from __future__ import annotations
 from gemma_edge.devices.adb import AdbDevice
 from gemma_edge.devices.base import Device
 from gemma_edge.devices.local import LocalDevice
-from gemma_edge.devices.ssh import SshDevice
+from gemma_edge.devices.ssh import SCHEME, SshDevice
 from gemma_edge.runtime.errors import UsageError
 
 
@@ -25,7 +25,7 @@ def open_device(spec: str) -> Device:
     """
     if spec == "local":
         return LocalDevice()
-    if spec.startswith("ssh://"):
+    if spec.startswith(SCHEME):
         return SshDevice.connect(spec)
     if spec == "adb" or spec.startswith("adb:"):
         return AdbDevice.connect(spec)

@@ -25,6 +25,7 @@ from gemma_edge.devices.shell import ShellDevice
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.manifest import MANIFEST
 from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.files.file_digest import remembered_sha256
 from gemma_edge.runtime.units import format_size
 
 HASH_BYTES_S = 20e6  # the slowest that a device is expected to hash
@@ -47,9 +48,24 @@ class FileDevice(ShellDevice):
     def pull(self, path: str, target: Path) -> None:
         pull(self, path, target)
 
+    def remove_pushed(self, path: str) -> None:
+        """Removes what `push` returned the path of."""
+        folder = shlex.quote(posixpath.dirname(path))
+        self.answer(f"rm -rf {folder} {folder}.pushed", timeout=60)
 
-def push(device: ShellDevice, source: Path, progress: Progress | None = None) -> str:
+    def free_bytes(self) -> int | None:
+        """Where pushed files go, now; None where nobody tells."""
+        said = self.sh(f"df -Pk {shlex.quote(self.root)} | tail -n 1").split()
+        return int(said[3]) * 1024 if len(said) > 3 and said[3].isdigit() else None
+
+
+def push(
+    device: FileDevice, source: Path, progress: Progress | None = None, folder: str | None = None
+) -> str:
     """Copies a file or folder to a device; see `Device.push`.
+
+    Args:
+        folder: there, instead of one whose name follows from the path here.
 
     Raises:
         UsageError: no such file or folder here.
@@ -58,7 +74,7 @@ def push(device: ShellDevice, source: Path, progress: Progress | None = None) ->
     source = source.absolute()
     files = list(_files(source))
     key = hashlib.sha256(os.fsencode(source)).hexdigest()[:12]
-    folder = f"{device.root}/files/{key}"
+    folder = folder or f"{device.root}/files/{key}"
     there, sizes = _there(device, folder)
     missing = [file for file in files if there.get(file.name) != file.sha256]
     unwanted = sizes.keys() - {name for file in files for name in (file.name, f"{file.name}.part")}
@@ -66,7 +82,7 @@ def push(device: ShellDevice, source: Path, progress: Progress | None = None) ->
         device.sh(f"rm -f {' '.join(shlex.quote(f'{folder}/{name}') for name in sorted(unwanted))}")
     total = sum(file.size for file in files)
     done = total - sum(file.size for file in missing)
-    _check_room(device, folder, missing, sizes)
+    _check_room(device, missing, sizes)
     for file in missing:
         part_size = sizes.get(f"{file.name}.part", 0)
         done = _push_file(device, folder, file, done, total, progress, part_size)
@@ -88,9 +104,7 @@ def _files(source: Path) -> Iterator[_File]:
         name = path.relative_to(source.parent).as_posix()
         if "\n" in name:
             raise UsageError(f"{path}: a name with a line break cannot be sent")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        yield _File(path, name, path.stat().st_size, digest)
+        yield _File(path, name, path.stat().st_size, remembered_sha256(path))
 
 
 def _there(device: ShellDevice, folder: str) -> tuple[dict[str, str], dict[str, int]]:
@@ -119,15 +133,15 @@ def _fields(note: str) -> tuple[str, str, str]:
     return (fields[0], f"{fields[1]} {fields[2]}", fields[3]) if len(fields) == 4 else ("", "", "")
 
 
-def _check_room(device: ShellDevice, folder: str, missing: list[_File], sizes: dict[str, int]) -> None:
+def _check_room(device: FileDevice, missing: list[_File], sizes: dict[str, int]) -> None:
     if not missing:
         return
-    said = device.sh(f"df -Pk {shlex.quote(folder)} | tail -n 1").split()
-    if len(said) < 4 or not said[3].isdigit():
+    free = device.free_bytes()
+    if free is None:
         return  # then the write itself fails
     # Old versions and parts are replaced, so their room counts as free.
     freed = sum(sizes.get(f"{file.name}{end}", 0) for file in missing for end in ("", ".part"))
-    need, free = sum(file.size for file in missing) - freed, int(said[3]) * 1024
+    need = sum(file.size for file in missing) - freed
     if need > free:
         raise device.no_space(f"{format_size(need)} to send, {format_size(free)} free")
 

@@ -193,32 +193,18 @@ class ShellDevice(ABC):
     ) -> DeviceRun:
         what = what or argv[0]
         bound = tuple(cores) if cores and self._has_taskset else None
-        variables = offline_variables() | dict(env or {})
-        command = ["env", *(f"{key}={value}" for key, value in variables.items()), *argv]
-        if bound:
-            command = ["taskset", f"{sum(1 << core for core in set(bound)):x}", *command]
-        token = f"ge{secrets.token_hex(8)}"
-        limits = f"{round(timeout * 100)} {round(SILENCE_S * 100)} {interval:g}"
-        line = f"run {token} {limits} {shlex.quote(argv[0])} {shlex.join(command)}"
+        token = new_token()
+        line = self.supervised(token, argv, timeout, env, bound, interval)
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             try:
-                self._supervise(line, token, timeout + ANSWER_S, what, out, err)
+                self._supervise(line, timeout + ANSWER_S, what, out, err)
             except BaseException:  # Ctrl-C above all
-                self._stop(token)
+                self.stop(token)
                 raise
             out.seek(0)
             err.seek(0)
             stdout, stderr = (file.read().decode("utf-8", "replace") for file in (out, err))
-        report = _Report.parse(stderr, token)
-        if report is None:
-            self._stop(token)
-            raise self.error(f"{what} was lost: {self.explain(_last_line(stderr))}")
-        if report.reason == "missing":
-            raise self.error(f"{what} cannot be started: there is no {argv[0]}")
-        if report.reason == "limit":
-            raise self.error(f"{what} did not finish within {timeout:g} s and was killed")
-        if report.reason != "exit":
-            raise self.error(f"{what} was killed there: the device heard nothing from here any more")
+        report = self.report(stderr, token, what, argv[0], timeout)
         return DeviceRun(
             report.exit_code,
             stdout,
@@ -229,23 +215,71 @@ class ShellDevice(ABC):
             cores=bound,
         )
 
-    def _supervise(
-        self, line: str, token: str, patience: float, what: str, out: IO[bytes], err: IO[bytes]
-    ) -> None:
-        """Runs the supervisor there to its end, with a sign of life every few seconds."""
-        command = f"cd {shlex.quote(self.root)} && exec sh ./supervise.sh {line}"
+    def supervised(
+        self,
+        token: str,
+        argv: Sequence[str],
+        timeout: float,
+        env: Mapping[str, str] | None = None,
+        cores: tuple[int, ...] | None = None,
+        interval: float = 0.25,
+    ) -> str:
+        """The line that runs a program under the supervisor; see `Device.run` for the arguments."""
+        variables = offline_variables() | dict(env or {})
+        command = ["env", *(f"{key}={value}" for key, value in variables.items()), *argv]
+        if cores:
+            command = ["taskset", f"{sum(1 << core for core in set(cores)):x}", *command]
+        limits = f"{round(timeout * 100)} {round(SILENCE_S * 100)} {interval:g}"
+        words = f"run {token} {limits} {shlex.quote(argv[0])} {shlex.join(command)}"
+        return f"cd {shlex.quote(self.root)} && exec sh ./supervise.sh {words}"
+
+    def report(self, stderr: str, token: str, what: str, program: str, timeout: float) -> Report:
+        """The supervisor's report of a program that ended by itself.
+
+        Raises:
+            DeviceError: it could not be started, took too long, or was lost.
+        """
+        report = Report.parse(stderr, token)
+        if report is None:
+            self.stop(token)
+            raise self.error(f"{what} was lost: {self.explain(_last_line(stderr))}")
+        if report.reason == "missing":
+            raise self.error(f"{what} cannot be started: there is no {program}")
+        if report.reason == "limit":
+            raise self.error(f"{what} did not finish within {timeout:g} s and was killed")
+        if report.reason != "exit":
+            raise self.error(f"{what} was killed there: the device heard nothing from here any more")
+        return report
+
+    @contextlib.contextmanager
+    def started(
+        self, line: str, out: IO[bytes] | int, err: IO[bytes] | int
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """The local program that runs a line in the device's shell, ended with the block or by `close`."""
         try:
             process = subprocess.Popen(
-                self.argv(command), stdin=subprocess.PIPE, stdout=out, stderr=err, start_new_session=True
+                self.argv(line),
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=err,
+                bufsize=0,
+                start_new_session=True,
             )
         except OSError as error:
             raise self.error(
                 f"{error.filename or 'its program'} cannot be started: {error.strerror}"
             ) from None
-        deadline = time.monotonic() + patience
         self._running.add(process)
-        with ending(process), contextlib.ExitStack() as stack:
-            stack.callback(self._running.discard, process)
+        with ending(process):
+            try:
+                yield process
+            finally:
+                self._running.discard(process)
+
+    def _supervise(self, line: str, patience: float, what: str, out: IO[bytes], err: IO[bytes]) -> None:
+        """Runs the supervisor there to its end, with a sign of life every few seconds."""
+        deadline = time.monotonic() + patience
+        with self.started(line, out, err) as process:
             assert process.stdin is not None  # for the type checker: it is a pipe
             while True:
                 try:
@@ -259,7 +293,13 @@ class ShellDevice(ABC):
                     process.stdin.write(b"\n")
                     process.stdin.flush()
 
-    def _stop(self, token: str) -> None:
+    def signal(self, token: str, name: str) -> None:
+        """Sends a signal, such as INT, to the processes of a run."""
+        self.answer(
+            f"cd {shlex.quote(self.root)} && sh ./supervise.sh signal {token} {name}", timeout=LET_GO_S
+        )
+
+    def stop(self, token: str) -> None:
         """Ends a run whose connection is gone. The device also does so by itself, a little later."""
         with contextlib.suppress(DeviceError, KeyboardInterrupt):
             script = f"cd {shlex.quote(self.root)} && sh ./supervise.sh stop {token}"
@@ -371,7 +411,7 @@ class _Watchdog:
 
 
 @dataclass(frozen=True)
-class _Report:
+class Report:
     """The last lines of supervise.sh."""
 
     reason: str
@@ -382,7 +422,7 @@ class _Report:
     peak: PeakMemory
 
     @classmethod
-    def parse(cls, text: str, token: str) -> _Report | None:
+    def parse(cls, text: str, token: str) -> Report | None:
         """None when its last line is missing."""
         stderr, _, tail = text.partition(f"\n{token} over\n")
         lines = [line.split() for line in (tail or text).splitlines() if line.startswith(f"{token} ")]
@@ -424,6 +464,11 @@ def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+
+
+def new_token() -> str:
+    """Names a run, in the environment of all its processes."""
+    return f"ge{secrets.token_hex(8)}"
 
 
 def _wrapped(script: str) -> str:

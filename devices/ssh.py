@@ -21,6 +21,7 @@ from gemma_edge.devices.push import FileDevice
 from gemma_edge.devices.shell import ending
 from gemma_edge.runtime.errors import DeviceError, UsageError
 
+SCHEME = "ssh://"
 CONFIG_VARIABLE = "GEMMA_EDGE_SSH_CONFIG"  # a file for ssh -F instead of ~/.ssh/config
 CONNECT_S = 10
 _ALIVE = ("ServerAliveInterval=5", "ServerAliveCountMax=3")

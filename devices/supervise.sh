@@ -3,6 +3,7 @@
 #
 #   sh supervise.sh run TOKEN LIMIT SILENCE INTERVAL PROGRAM ARGV...
 #   sh supervise.sh stop TOKEN
+#   sh supervise.sh signal TOKEN NAME
 #
 # LIMIT, SILENCE: hundredths of a second; INTERVAL: seconds. PROGRAM is looked up before ARGV is started.
 # stdin is the connection's pulse: a line now and then. Its end, or SILENCE without a line, ends the program.
@@ -75,6 +76,14 @@ if [ "$verb" = stop ]; then
   stop
   rm -f "$samples"
   exit
+fi
+
+if [ "$verb" = signal ]; then
+  for file in $(grep -lszF "GEMMA_EDGE_RUN=$token" /proc/[0-9]*/environ 2>/dev/null); do
+    file=${file#/proc/}
+    kill -s "$3" "${file%/environ}" 2>/dev/null
+  done
+  exit 0
 fi
 
 limit=$3 silence=$4 interval=$5 program=$6

@@ -17,8 +17,8 @@ from gemma_edge.benchmarks.measure.workload import Workload
 from gemma_edge.benchmarks.records.run_report import RunReport
 from gemma_edge.devices import Device, Member, Outcome, open_device, read_fleet, run_fleet
 from gemma_edge.devices.fleet import FleetError
-from gemma_edge.devices.install import platform_tags, write_wheel
-from gemma_edge.runtime.errors import DeviceError
+from gemma_edge.devices.install import Needs, platform_tags, write_wheel
+from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.version import __version__
 from support.device_servers import Sshd, sshd_missing
 from support.processes import sleeping, wait_for
@@ -119,10 +119,24 @@ def test_the_wheel_is_this_package(tmp_path: Path) -> None:
     assert write_wheel(tmp_path).read_bytes() == first
     with zipfile.ZipFile(path) as wheel:
         names = wheel.namelist()
-        assert {"gemma_edge/runtime/model.py", "gemma_edge/devices/supervise.sh"} <= set(names)
-        assert not any(name.startswith("gemma_edge/export") for name in names)
+        expected = (
+            "__init__.py",
+            "runtime/model.py",
+            "devices/supervise.sh",
+            "runtime/server/page/index.html",
+        )
+        assert {f"gemma_edge/{name}" for name in expected} <= set(names)
+        assert not any(name.startswith("gemma_edge/pocket") or "results" in name for name in names)
         record = wheel.read(f"gemma_edge-{__version__}.dist-info/RECORD").decode()
     assert sorted(line.split(",")[0] for line in record.splitlines()) == sorted(names)
+
+
+def test_what_an_environment_needs() -> None:
+    names = [each.partition(">")[0] for each in Needs(("onnxruntime",), ("images",)).requirements()]
+    assert {"onnxruntime", "numpy", "sentencepiece", "jinja2", "pillow"} == set(names)
+    assert {"onnxruntime", "ai-edge-litert"} <= {each.partition(">")[0] for each in Needs().requirements()}
+    with pytest.raises(UsageError, match="nothing-such"):
+        Needs(extras=("nothing-such",)).requirements()
 
 
 def test_platforms_of_a_device() -> None:

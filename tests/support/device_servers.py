@@ -31,7 +31,7 @@ UsePAM no
 PasswordAuthentication no
 PermitRootLogin prohibit-password
 # A user's ~/.bashrc may take long; bash reads none in an inner shell.
-SetEnv SHLVL=9
+SetEnv SHLVL=9 HOME={home}
 """
 _SSH_CONFIG = """\
 Host *
@@ -69,9 +69,13 @@ done
 
 
 class Sshd:
-    """A running sshd; `url` is the device, `config` the file for ssh -F that reaches it."""
+    """A running sshd; `url` is the device, `config` the file for ssh -F that reaches it.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        home: the home folder of who logs in, instead of the user's own.
+    """
+
+    def __init__(self, folder: Path, home: Path | None = None) -> None:
         self.folder, self.port = folder, _free_port()
         self.url = f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}"
         self.config = self.ssh_config("user_key")
@@ -79,7 +83,9 @@ class Sshd:
             _quiet("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key))
         host_key = (folder / "host_key.pub").read_text()
         (folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {host_key}")
-        (folder / "sshd_config").write_text(_SSHD_CONFIG.format(port=self.port, folder=folder))
+        (folder / "sshd_config").write_text(
+            _SSHD_CONFIG.format(port=self.port, folder=folder, home=home or Path.home())
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     def ssh_config(self, key: str) -> Path:
