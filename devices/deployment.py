@@ -30,7 +30,7 @@ UNIT = "gemma-edge.service"
 # Words of the shell there.
 _LAUNCHER = '"$HOME"/.local/bin/gemma-edge'
 _UNITS = '"$HOME"/.config/systemd/user'
-_EMPTIED = '"$HOME"/.config/systemd "$HOME"/.local/bin'
+_EMPTIED = '"$HOME"/.config/systemd "$HOME"/.config "$HOME"/.local/bin "$HOME"/.local'
 # Beside what lies there under names of ours, nothing is removed: the folder may be anybody's.
 _OURS = "files cache runs deployed.json supervise.sh python-* run-ge*"
 # A login over ssh without a terminal may lack it.

@@ -18,12 +18,13 @@ section power; each /sys/class/power_supply/*/type /sys/class/power_supply/*/cap
   /sys/class/power_supply/*/online /sys/class/power_supply/*/temp
 section model; cat /proc/device-tree/model
 section df; df -Pk .
-# Several of them, where a system's own is too old: Ubuntu 22.04 has 3.10, and 3.11 beside it.
+# The first that is new enough, or all: Ubuntu 22.04 has 3.10, and 3.11 beside it.
 section python
 for python in python3 python3.14 python3.13 python3.12 python3.11; do
   command -v "$python" >/dev/null || continue
-  "$python" -c 'import struct, sys
-print("%d.%d.%d" % sys.version_info[:3], sys.argv[1], 8 * struct.calcsize("P"))' "$python"
+  "$python" -SE -c 'import struct, sys
+print("%d.%d.%d" % sys.version_info[:3], sys.argv[1], 8 * struct.calcsize("P"))
+sys.exit(sys.version_info < (3, 11))' "$python" && break
 done
 section libc; getconf GNU_LIBC_VERSION || ldd --version 2>&1
 section thermalservice; ! command -v dumpsys >/dev/null || dumpsys thermalservice

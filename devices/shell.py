@@ -30,6 +30,7 @@ from gemma_edge.runtime.errors import DeviceError
 from gemma_edge.runtime.host.offline import offline_variables
 
 ANSWER_S = 30.0  # seconds that a short script may take, and that a transfer may stand still
+PROBE_S = 120.0  # seconds that a busy board may take to tell of itself: it starts a Python
 PULSE_S = 5.0  # seconds between two signs of life during a run
 SILENCE_S = 30.0  # seconds without one after which the device ends the run by itself
 LET_GO_S = 10.0  # seconds to clean up on a device that may be gone
@@ -163,7 +164,7 @@ class ShellDevice(ABC):
     def probe(self) -> DeviceFacts:
         script = resources.files(__package__).joinpath("probe.sh").read_text()
         here = f"cd {shlex.quote(self.root)}\nexec 2>/dev/null\n{script}\nexit 0"
-        return parse_facts(self.sh(here), spec=self._spec, kind=self._kind)
+        return parse_facts(self.sh(here, timeout=PROBE_S), spec=self._spec, kind=self._kind)
 
     def temperature(self) -> float | None:
         return self.probe().temperature_c

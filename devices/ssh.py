@@ -24,6 +24,7 @@ from gemma_edge.runtime.errors import DeviceError, UsageError
 SCHEME = "ssh://"
 CONFIG_VARIABLE = "GEMMA_EDGE_SSH_CONFIG"  # a file for ssh -F instead of ~/.ssh/config
 CONNECT_S = 10
+LOGIN_S = 60.0  # until a shell there answers: a board that swaps takes its time
 _ALIVE = ("ServerAliveInterval=5", "ServerAliveCountMax=3")
 _OPTIONS = (
     "BatchMode=yes",
@@ -115,7 +116,7 @@ class SshDevice(FileDevice):
             )
             assert self._master.stdout is not None  # for the type checker: it is a pipe
             # Connecting is bounded by ConnectTimeout; a server that accepts and says nothing is not.
-            timer = threading.Timer(2 * CONNECT_S, self._master.kill)
+            timer = threading.Timer(LOGIN_S, self._master.kill)
             timer.start()
             try:
                 home = _greeting(self._master.stdout)

@@ -55,6 +55,7 @@ COMMANDS = {
     "bench": "bench {onnx} " + SIZES + " --device local -o {out}/results.jsonl",
     "serve": "serve {onnx} --port 0 --check",
     "cache": "cache --limit 1GiB",
+    "deploy": "deploy --help",  # beyond that it is ssh which reaches the device that was named
     "doctor": "doctor {onnx}",
     "list": "list {root}",
     "pull": "pull alice/pocket {out}/pulled",

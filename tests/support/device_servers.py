@@ -100,7 +100,10 @@ class Sshd:
         argv = [str(SSHD), "-D", "-e", "-f", str(self.folder / "sshd_config")]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=log)
-        wait_for(lambda: _listens(self.port), "sshd does not listen")
+        wait_for(self._listening, "sshd does not listen")
+
+    def _listening(self) -> bool:
+        return _listens(self.port)
 
     def connections(self) -> list[int]:
         assert self._process is not None
