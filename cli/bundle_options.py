@@ -8,6 +8,7 @@ bundle if it is one, or if the verb has no other use for it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 from pathlib import Path
@@ -103,7 +104,9 @@ def take_bundle(args: argparse.Namespace, others: int | None = None) -> tuple[st
 
 def is_bundle(path: str) -> bool:
     """Whether a path looks like a bundle; `Bundle.open` checks it."""
-    return Path(path, MANIFEST).is_file() or (Path(path).suffix in FILE_SUFFIXES and Path(path).is_file())
+    with contextlib.suppress(OSError):  # a prompt may be too long for a name
+        return Path(path, MANIFEST).is_file() or (Path(path).suffix in FILE_SUFFIXES and Path(path).is_file())
+    return False
 
 
 def loading(args: argparse.Namespace, snapshots: int | None = 0) -> dict[str, Any]:

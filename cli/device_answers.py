@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TextIO
 
 from gemma_edge.cli.bundle_options import MODEL, is_bundle
@@ -101,7 +100,7 @@ def local_bundle(args: argparse.Namespace) -> tuple[str | None, list[str]]:
         return str(args.model), words
     if words and is_bundle(words[0]):
         return words[0], words[1:]
-    if words and Path(words[0]).is_dir():
+    if words and os.path.isdir(words[0]):
         raise UsageError(f"{words[0]} is not a bundle: gemma-edge export makes one")
     named = os.environ.get(MODEL)
     return (named if named and is_bundle(named) else None), words

@@ -70,7 +70,9 @@ class Needs:
         """
         lines = _distribution().requires or []
         if unknown := set(self.extras) - set(_distribution().metadata.get_all("Provides-Extra") or []):
-            raise UsageError(f"there is no extra {min(unknown)!r}")
+            raise UsageError(
+                f"there is no extra {min(unknown)!r}; if it is new, install gemma-edge here again"
+            )
         plain = {line for line in lines if "extra ==" not in line}
         if self.engines is not None:
             unneeded = [name for key, name in ENGINE_PACKAGES.items() if key not in self.engines]
