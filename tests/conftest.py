@@ -47,27 +47,17 @@ SLOW_FILES = frozenset(
     litert_torch litertlm_bundle litertlm_encoders multimodal native_runner offline optimum packed_weights
     parity pocket pocket_lessons pocket_verbs release synth_checkpoint templates_that_fill_memory
     tflite_encoders turn_editor completion litertlm_tools structured_engines
-<<<<<<< HEAD
+    emulated_board
     applications serve serve_clients serve_load page_chat page_attachments page_markdown page_faults
     page_tabs speculation_engines adapters graph_check
-=======
-    applications emulated_board serve serve_clients serve_load page_chat page_attachments page_markdown
-    page_faults
->>>>>>> e034f91 (wip)
     """.split()
 )
 SLOW_FIXTURES = frozenset(
     (
-<<<<<<< HEAD
         "adb_server",
+        "board",
         "browser",
         "gate_bundles",
-=======
-        "board",
-        "bundle",
-        "adb_server",
-        "browser",
->>>>>>> e034f91 (wip)
         "live_case",
         "pocket_bundles",
         "served",
