@@ -6,8 +6,7 @@
     gemma-edge deploy ssh://pi --uninstall          take all of it away again
 
 The board needs Python 3.11 or newer and no network. What it has already is not sent again, and an interrupted
-transfer is continued. At the end `doctor` runs there. Android needs no deploy: `--device adb` sends what it
-needs.
+transfer is continued. At the end `doctor` runs there.
 """
 
 from __future__ import annotations
@@ -74,8 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0 < args.port < 65_536:
         raise UsageError(f"--port must be 1 to 65535, not {args.port}")
     with open_device(spec) as device:
-        if not isinstance(device, SshDevice):
-            raise UsageError(f"{spec}: deploy takes {SCHEME}; `run --device {spec}` sends what it needs")
+        assert isinstance(device, SshDevice)  # of such a name
         if args.uninstall:
             uninstall(device)
             tell(f"{spec}: nothing of gemma-edge is left there.")

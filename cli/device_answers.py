@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from gemma_edge.cli.bundle_options import MODEL, is_bundle
-from gemma_edge.cli.device_options import SHAPES
+from gemma_edge.cli.device_options import BEHIND_SSH
 from gemma_edge.devices.deployment import deployed_or_refuse, environment, needs_of
 from gemma_edge.devices.install import install
 from gemma_edge.devices.live_run import LiveRun
 from gemma_edge.devices.open_device import open_device
 from gemma_edge.devices.push import FileDevice
 from gemma_edge.devices.run_folder import RunFolder
+from gemma_edge.devices.ssh import SCHEME
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.console import ProgressLine, tell, without_controls
 from gemma_edge.runtime.errors import UsageError
@@ -64,9 +65,10 @@ def place(args: argparse.Namespace, bundle: str | None) -> Iterator[Place]:
         BundleError: the bundle is damaged.
     """
     opened = None if bundle is None else Bundle.open(bundle)
+    if not args.device.startswith(SCHEME):
+        raise UsageError(f"--device {args.device}: expected {BEHIND_SSH}; Android takes `bench` alone")
     with open_device(args.device) as device:
-        if not isinstance(device, FileDevice):
-            raise UsageError(f"--device {args.device}: expected {SHAPES}")
+        assert isinstance(device, FileDevice)
         if opened is None:
             found = deployed_or_refuse(device)
             needs, there = found.needs, str(found.model)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 
 LOCAL = "local"
-SHAPES = "ssh://[USER@]HOST[:PORT][/FOLDER], adb or adb:SERIAL"
+BEHIND_SSH = "ssh://[USER@]HOST[:PORT][/FOLDER]"
+SHAPES = f"{BEHIND_SSH}, adb or adb:SERIAL"
 
 
-def add_device(parser: argparse.ArgumentParser, text: str = "answer on this device") -> None:
-    """Adds --device; `text` says what it does to the verb."""
-    parser.add_argument("--device", metavar="DEVICE", help=f"{text}: {SHAPES}")
+def add_device(
+    parser: argparse.ArgumentParser, text: str = "answer on this device", shapes: str = BEHIND_SSH
+) -> None:
+    """Adds --device; `text` says what it does to the verb, `shapes` how a device is named."""
+    parser.add_argument("--device", metavar="DEVICE", help=f"{text}: {shapes}")
 
 
 def is_elsewhere(args: argparse.Namespace) -> bool:

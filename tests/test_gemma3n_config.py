@@ -146,6 +146,7 @@ def test_sizes(field: str, value: Any) -> None:
         ("use_bidirectional_attention", True, "causal"),
         ("num_key_value_heads", 3, "a divisor of num_attention_heads = 4"),
         ("head_dim", 15, "even"),
+        ("altup_num_inputs", 65, "at most 64"),
         ("altup_active_idx", 4, "below altup_num_inputs = 4"),
         ("altup_active_idx", -1, "0 or more"),
         ("num_kv_shared_layers", 6, "less than num_hidden_layers = 6"),

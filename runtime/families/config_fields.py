@@ -14,6 +14,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 # Far above any Gemma, and low enough for lists and sums over them to cost nothing.
 MAX_SIZE = (1 << 24) - 1
 MAX_LAYERS = 1024
+MAX_STREAMS = 64  # of AltUp; each has tensors of its own
 MAX_SOFT_TOKENS = 1 << 15  # of one attachment; a context has room for no more
 
 

@@ -24,6 +24,7 @@ from gemma_edge.runtime.families.config_fields import (
     FULL,
     MAX_LAYERS,
     MAX_SIZE,
+    MAX_STREAMS,
     SLIDING,
     Fields,
     is_int,
@@ -206,7 +207,7 @@ class _Parser(Fields):
         head_dim = self.size("head_dim", 256)
         if head_dim % 2:
             self.fail(self.prefix + "head_dim", "an even number (RoPE rotates halves)", head_dim)
-        streams = self.size("altup_num_inputs", 4)
+        streams = self.size("altup_num_inputs", 4, maximum=MAX_STREAMS)
         active = self.size("altup_active_idx", 0, minimum=0)
         if active >= streams:
             self.fail(self.prefix + "altup_active_idx", f"below altup_num_inputs = {streams}", active)
