@@ -149,6 +149,13 @@ def test_a_damaged_decoder_is_refused_before_the_engine_sees_it(
         path.write_bytes(raw)
 
 
+def test_what_the_engine_does_not_allocate_names_the_file(bundles: dict[str, Path]) -> None:
+    decoder = load_decoder(Bundle.open(bundles["tflite"]), threads=1)
+    refused = pytest.raises(BundleError, match=r"decoder\.tflite: graph: expected a model that LiteRT runs")
+    with refused, litert.engine_errors(decoder.path):
+        decoder.model.create_input_buffer_by_name("decode", "no such tensor")
+
+
 def test_quiet(
     bundles: dict[str, Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

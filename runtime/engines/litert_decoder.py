@@ -29,7 +29,13 @@ from gemma_edge.runtime.engines.buffered_decoder import BufferedDecoder
 from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
 from gemma_edge.runtime.engines.decoder import check_room
 from gemma_edge.runtime.engines.kv_snapshot import EveryPosition, KvBuffers, KvSnapshot, Ring
-from gemma_edge.runtime.engines.litert_model import Buffer, load_model, run_first, run_signature
+from gemma_edge.runtime.engines.litert_model import (
+    Buffer,
+    engine_errors,
+    load_model,
+    run_first,
+    run_signature,
+)
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.families.config_fields import FULL, SLIDING
@@ -63,11 +69,12 @@ class LitertDecoder(BufferedDecoder):
         self._check_caches(file.lengths)
         self.model = self._load(path, bundle.files[DECODER].sha256, threads or physical_cores())
         self.started = False
-        self._allocate_cache()
-        # By number of tokens; decode takes one.
-        self.calls = {1: _Call(self, "decode", 1)}
-        self.verifying = self.calls | {n: _Call(self, f"verify_{n}", n) for n in file.verify}
-        self.calls |= {n: _Call(self, f"prefill_{n}", n) for n in file.prefill}
+        with engine_errors(path):
+            self._allocate_cache()
+            # By number of tokens; decode takes one.
+            self.calls = {1: _Call(self, "decode", 1)}
+            self.verifying = self.calls | {n: _Call(self, f"verify_{n}", n) for n in file.verify}
+            self.calls |= {n: _Call(self, f"prefill_{n}", n) for n in file.prefill}
         self.verify_rows: Sequence[int] = [size for size in file.verify if 1 < size <= self.chunk]
         self.waiting: _Call | None = None  # its rows are not in the rings yet; it began at `settled`
         self.settled = 0

@@ -27,7 +27,13 @@ from gemma_edge.runtime.artifacts.tflite_check import (
 from gemma_edge.runtime.artifacts.tflite_reader import TfliteModel, read_tflite
 from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
 from gemma_edge.runtime.engines.encoder_graph import EncoderGraph
-from gemma_edge.runtime.engines.litert_model import Buffer, load_model, run_first, run_signature
+from gemma_edge.runtime.engines.litert_model import (
+    Buffer,
+    engine_errors,
+    load_model,
+    run_first,
+    run_signature,
+)
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -128,16 +134,16 @@ class _Engine:
     def bind(self, model: CompiledModel, name: str) -> tuple[dict[str, Buffer], dict[str, Buffer]]:
         if name not in self.buffers:
             signature = self.signatures[name]
-            self.buffers[name] = (
-                {
+            with engine_errors(self.path):
+                inputs = {
                     key: Buffer(model.create_input_buffer_by_name(name, key), t.shape, np.dtype(t.type).type)
                     for key, t in signature.inputs.items()
-                },
-                {
+                }
+                outputs = {
                     key: Buffer(model.create_output_buffer_by_name(name, key), t.shape, np.dtype(t.type).type)
                     for key, t in signature.outputs.items()
-                },
-            )
+                }
+            self.buffers[name] = inputs, outputs
         return self.buffers[name]
 
     def close(self) -> None:

@@ -144,6 +144,16 @@ def _environment() -> Environment:
     return made
 
 
+@contextlib.contextmanager
+def engine_errors(path: Path) -> Iterator[None]:
+    """Around what makes the engine allocate tensors: its refusals become BundleErrors, of `path`."""
+    try:
+        yield
+    except RuntimeError as error:
+        remedy = "`gemma-edge inspect --check` finds damage; export the checkpoint again."
+        raise BundleError(path, "graph", "a model that LiteRT runs", error, remedy) from None
+
+
 def run_signature(
     path: Path,
     model: CompiledModel,
@@ -152,11 +162,8 @@ def run_signature(
     outputs: list[TensorBuffer],
 ) -> None:
     """`run_by_index`. Raises BundleError, of `path`, where the engine cannot: it allocates tensors now."""
-    try:
+    with engine_errors(path):
         model.run_by_index(signature, inputs, outputs)
-    except RuntimeError as error:
-        remedy = "`gemma-edge inspect --check` finds damage; export the checkpoint again."
-        raise BundleError(path, "graph", "a model that LiteRT runs", error, remedy) from None
 
 
 def run_first(
