@@ -20,6 +20,7 @@ from typing import BinaryIO, NoReturn
 import numpy as np
 
 from gemma_edge.runtime.artifacts.flatbuffer import EXPORT_AGAIN, FlatBuffer, Table
+from gemma_edge.runtime.artifacts.tflite_arity import wrong_arity
 from gemma_edge.runtime.errors import BundleError
 
 IDENTIFIER = b"TFL3"
@@ -367,6 +368,8 @@ class _Reader:
             decomposition = second.number(1, "i")
         elif code == COMPOSITE:
             self.fail(f"{name}.builtin_options_2", "options of a composite", "none")
+        if expected := wrong_arity(code, inputs, outputs):
+            self.fail(name, expected, f"inputs {list(inputs)}, outputs {list(outputs)}")
         return Operator(code, inputs, outputs, decomposition)
 
     def _check_flow(self, graph: Subgraph, name: str) -> None:
