@@ -22,11 +22,13 @@ class DeferredDecoder:
         self._load = load
         self._decoder: Decoder | None = None
         self.context, self.chunk, self.position = context, chunk, 0
+        self.verify_rows: Sequence[int] = ()  # while it is not loaded
 
     def load(self) -> Decoder:
         """The decoder, loaded by now. Raises what loading it raises."""
         if self._decoder is None:
             self._decoder = self._load()
+            self.verify_rows = self._decoder.verify_rows
         return self._decoder
 
     @property
@@ -35,7 +37,7 @@ class DeferredDecoder:
 
     def release(self) -> None:
         """Gives its memory back; what the KV cache held is lost."""
-        self._decoder, self.position = None, 0
+        self._decoder, self.position, self.verify_rows = None, 0, ()
         gc.collect()  # an engine's buffers may be in a cycle
         release_free_memory()
 
@@ -53,10 +55,6 @@ class DeferredDecoder:
 
     def earliest_at(self, position: int) -> int:
         return self._decoder.earliest_at(position) if self._decoder is not None else 0
-
-    @property
-    def verify_rows(self) -> Sequence[int]:
-        return self._decoder.verify_rows if self._decoder is not None else ()
 
     def can_verify(self, rows: int) -> bool:
         return self._decoder is not None and self._decoder.can_verify(rows)

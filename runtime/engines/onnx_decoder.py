@@ -6,6 +6,7 @@ buffers that stay bound: a step only writes a token's rows into them and runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ class OnnxDecoder(BufferedDecoder):
         self.context = bundle.context if context is None else context
         self.chunk = bundle.chunk
         self.position = 0
-        self.verify_rows = range(2, min(MOST_VERIFIED, self.chunk) + 1)
+        self.verify_rows: Sequence[int] = range(2, min(MOST_VERIFIED, self.chunk) + 1)
         maximum = self.config.max_position_embeddings
         if not 1 <= self.context <= maximum:
             raise UsageError(f"context must be 1 to {maximum} (max_position_embeddings), not {self.context}")
