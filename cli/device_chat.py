@@ -12,6 +12,7 @@ import json
 import secrets
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from gemma_edge.cli.chat_commands import parse_command
@@ -87,10 +88,13 @@ class Answers:
         self._pieces, self._decoder = live.pieces(), codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self.wanted: tuple[str, Path] | None = None  # a file there, and where it goes here
+        self._ready = False
 
     def over(self) -> bool:
-        """Prints an answer until its mark; False at the end of all. Ctrl-C ends the answer there."""
-        with ctrl_c_calls(self._cancel):
+        """Prints an answer until its mark; False at the end of all. Ctrl-C ends the answer there; before the
+        program there is ready, Ctrl-C ends everything.
+        """
+        with ctrl_c_calls(self._cancel) if self._ready else nullcontext():
             for piece in self._pieces:
                 self._held += self._decoder.decode(piece)
                 before, found, after = self._held.partition(self._mark)
@@ -98,6 +102,7 @@ class Answers:
                     self._print(before)
                     line, _, self._held = after.partition("\n")
                     self._used[:] = map(int, line.split())
+                    self._ready = True
                     return True
                 if not found:
                     # What may become a mark waits.

@@ -126,7 +126,7 @@ def test_the_wheel_is_this_package(tmp_path: Path) -> None:
             "runtime/server/page/index.html",
         )
         assert {f"gemma_edge/{name}" for name in expected} <= set(names)
-        assert not any(name.startswith("gemma_edge/pocket") or "results" in name for name in names)
+        assert not any(name.startswith("gemma_edge/pocket") or "/results/" in name for name in names)
         record = wheel.read(f"gemma_edge-{__version__}.dist-info/RECORD").decode()
     assert sorted(line.split(",")[0] for line in record.splitlines()) == sorted(names)
 
