@@ -24,14 +24,20 @@ def model(tokenizer: Tokenizer) -> Model:
 
 
 class Gate:
-    """A model whose decoder stops within an answer to "hi", until it is let go on."""
+    """A model whose decoder stops within an answer to "hi", until it is let go on.
+
+    Attributes:
+        seen: every context that the decoder computed a token for, in order.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.reached, self.go_on = threading.Event(), threading.Event()
+        self.seen: list[list[int]] = []
         self.model = tiny_model(tokenizer, self.rule)
         self.at = len(self.model.prompt_ids("hi")) + 5
 
     def rule(self, ids: list[int]) -> int:
+        self.seen.append(list(ids))
         if len(ids) == self.at:
             self.reached.set()
             assert self.go_on.wait(60)
@@ -243,23 +249,24 @@ def test_a_time_limit_that_cannot_be_is_named(model: Model, timeout: float) -> N
 
 def test_two_threads_wait_in_order(tokenizer: Tokenizer) -> None:
     gate = Gate(tokenizer)
-    done: list[str] = []
+    prompts = ["hi", "second", "third"]
+    done: dict[str, Completion] = {}
 
-    def ask(name: str) -> None:
-        completion = gate.model.generate("hi", max_tokens=10, client=name)
-        assert (completion.usage.queued_s is None) == (name == "first")
-        done.append(name)
+    def ask(prompt: str) -> None:
+        done[prompt] = gate.model.generate(prompt, max_tokens=10, client=prompt)
 
-    threads = [threading.Thread(target=ask, args=[name]) for name in ("first", "second", "third")]
+    threads = [threading.Thread(target=ask, args=[prompt]) for prompt in prompts]
     for number, thread in enumerate(threads):
         thread.start()
         assert gate.reached.wait(60)
         asyncio.run(until(lambda n=number: gate.model.queue.waiting == n))  # type: ignore[misc]
-    time.sleep(0.002)
     gate.go_on.set()
     for thread in threads:
         thread.join(60)
-    assert done == ["first", "second", "third"]
+    # Threads may wake in another order than their answers were computed in.
+    asked = [gate.model.prompt_ids(prompt) for prompt in prompts]
+    assert [ids for ids in gate.seen if ids in asked] == asked
+    assert [done[prompt].usage.queued_s is None for prompt in prompts] == [True, False, False]
 
 
 def test_without_a_queue_a_second_thread_is_refused(tokenizer: Tokenizer) -> None:

@@ -1,6 +1,7 @@
 """Memory as /proc tells it, a cold page cache, and runs under a limit that the kernel enforces."""
 
 import contextlib
+import json
 import mmap
 import os
 import signal
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from gemma_edge.devices.machine import cgroup
+from gemma_edge.devices.machine import cgroup, memory
 from gemma_edge.devices.machine.cgroup import mechanism, run_limited
 from gemma_edge.devices.machine.child import run_child
-from gemma_edge.devices.machine.memory import drop_page_cache, read_memory
+from gemma_edge.devices.machine.memory import MemorySample, drop_page_cache, read_memory
 from gemma_edge.runtime.errors import DeviceError
-from support.processes import ended, wait_for
+from gemma_edge.runtime.host.process_memory import ResidentMemory, resident_memory
+from support.processes import PATIENCE_S, ended, wait_for
 
 MB = 2**20
 ALLOCATE = "import sys; x = b'x' * (int(sys.argv[1]) << 20); print('held', len(x) >> 20)"
@@ -31,24 +33,42 @@ limited = pytest.mark.skipif(mechanism().name == "none", reason=f"no kernel limi
 # /proc ------------------------------------------------------------------------------------------------
 
 
+# Each in a process of its own: that of the tests gives back what other tests left.
+IN_A_CHILD = """
+import dataclasses, json, mmap, sys
+from gemma_edge.devices.machine.memory import read_memory
+
+before = read_memory()
+{hold}
+print(json.dumps([dataclasses.asdict(before), dataclasses.asdict(read_memory())]))
+"""
+HOLD_BYTES = "held = b'x' * int(sys.argv[1])"
+HOLD_MAPPED = """
+file = open(sys.argv[1], "rb")
+held = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+assert sum(held[i] for i in range(0, len(held), 4096)) > 0
+"""
+
+
+def before_and_after(hold: str, argument: str) -> list[MemorySample]:
+    """The memory of a process before and after it holds something."""
+    argv = [sys.executable, "-c", IN_A_CHILD.format(hold=hold), argument]
+    run = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
+    return [MemorySample(**sample) for sample in json.loads(run.stdout)]
+
+
 def test_anonymous_memory_is_rss_anon() -> None:
-    before = read_memory()
-    block = b"x" * (64 * MB)
-    after = read_memory()
+    before, after = before_and_after(HOLD_BYTES, str(64 * MB))
     assert 60 * MB < after.rss_anon - before.rss_anon < 72 * MB
     assert abs(after.rss_file - before.rss_file) < 8 * MB
     assert after.rss == after.rss_anon + after.rss_file + after.rss_shmem
     assert after.pss is not None and after.pss <= after.rss * 1.01
-    del block
 
 
 def test_mapped_file_is_rss_file(tmp_path: Path) -> None:
     path = tmp_path / "mapped"
     path.write_bytes(os.urandom(MB) * 32)
-    before = read_memory()
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-        assert sum(mapped[i] for i in range(0, len(mapped), 4096)) > 0
-        after = read_memory()
+    before, after = before_and_after(HOLD_MAPPED, str(path))
     assert 30 * MB < after.rss_file - before.rss_file < 40 * MB
     assert after.rss_anon - before.rss_anon < 8 * MB
 
@@ -75,16 +95,26 @@ print(peak.rss_anon - before, read_memory().rss_anon - before, peak.high_water -
 
 
 def test_peak_sampler_sees_memory_that_is_gone_again() -> None:
-    # In a process of its own: this one gives back what other tests left.
     argv = [sys.executable, "-c", SAMPLED]
-    run = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     peak, after, above, samples = map(int, run.stdout.split())
     assert peak > 90 * MB > 48 * MB > after
     assert above >= 0 and samples > 5
 
 
-def test_peak_of_a_child() -> None:
-    run = run_child([sys.executable, "-c", ALLOCATE + "; import time; time.sleep(1)", "100"], interval=0.01)
+def test_peak_of_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = tmp_path / "seen"
+
+    def look(pid: memory.Pid, proc: Path) -> ResidentMemory:
+        held = resident_memory(pid, proc)
+        if held.anon > 100 * MB:
+            seen.touch()  # until then the child holds on to it
+        return held
+
+    monkeypatch.setattr(memory, "resident_memory", look)
+    hold = "import os, time\nwhile not os.path.exists(sys.argv[2]): time.sleep(0.01)"
+    argv = [sys.executable, "-c", f"{ALLOCATE}\n{hold}", "100", str(seen)]
+    run = run_child(argv, interval=0.01, timeout=PATIENCE_S)
     assert run.stdout == "held 100\n"
     assert 100 * MB < run.peak.rss_anon < 150 * MB
 

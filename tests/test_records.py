@@ -1,6 +1,7 @@
 """Results as data: what a bundle says of itself, records, and the tables of the documents."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gemma_edge.benchmarks.records.results_file import RecordError, append_recor
 from gemma_edge.cli.main import main
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
+from gemma_edge.runtime.units import format_size
 
 
 def bundle(folder: Path, **changes: Any) -> Path:
@@ -176,4 +178,6 @@ def test_an_export_is_recorded(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert isinstance(record, Record) and (record.kind, record.name) == ("export", "out")
     assert record.metrics["verified"] is False and record.raw["plan"]["context"] == 64
     (row,) = record.readme
-    assert row.row == "out: export, peak RssAnon and time" and " MB in " in row.value
+    peak = format_size(record.metrics["peak_rss_anon_bytes"], binary=False)
+    assert row.row == "out: export, peak RssAnon and time"
+    assert re.fullmatch(rf"{re.escape(peak)} in \d+ s", row.value)

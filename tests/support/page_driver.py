@@ -28,7 +28,7 @@ window.streams = [];
 window.fetch = async (address, options) => {
   const response = await fetched(address, options);
   if (!String(address).endsWith("/chat/completions")) return response;
-  response.clone().text().then((text) => streams.push(text), () => {});
+  streams.push(response.clone().text().catch(() => null));
   return response;
 };
 addEventListener("securitypolicyviolation", (event) => {
@@ -116,15 +116,56 @@ class Person:
     def say(self, text: str) -> None:
         """Types a message, sends it and waits for the end of the answer."""
         self.type(text)
-        if self.has_touch:
-            self.page.tap("#send")  # there, Enter starts a line
-        else:
-            self.page.keyboard.press("Enter")
+        with self.answering():
+            if self.has_touch:
+                self.page.tap("#send")  # there, Enter starts a line
+            else:
+                self.page.keyboard.press("Enter")
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Waits for the end of the answer that the block asks for."""
+        with self.page.expect_request(CHAT):
+            yield
         self.wait_for_answer()
+
+    def ask(self, text: str) -> None:
+        """Types a message and sends it, and waits for no more than the request."""
+        self.type(text)
+        with self.page.expect_request(CHAT):
+            self.page.keyboard.press("Enter")
 
     def sent(self) -> list[str]:
         """The texts of the answers, as the server sent them."""
-        return [_text_of(stream) for stream in self.page.evaluate("streams")]
+        streams = self.page.evaluate("Promise.all(streams)")
+        return [_text_of(stream) for stream in streams if stream is not None]
+
+    def open(self, title: str) -> None:
+        """Chooses a conversation in the list, and waits until it is shown."""
+        self.page.click(f".conversation:has-text({json.dumps(title)})")
+        self.until(f"document.querySelector('#title').textContent === {json.dumps(title)}")
+
+    def start_new(self) -> None:
+        """Leaves the conversation for a new one, and waits until that is shown."""
+        self.page.click("#new-conversation")
+        self.page.wait_for_selector("#empty:not([hidden])")
+
+    @contextlib.contextmanager
+    def showing(self, selector: str) -> Iterator[None]:
+        """Waits until what the block does has shown an element, for however short a time."""
+        self.page.evaluate(
+            """(selector) => {
+                const there = () => document.querySelector(selector) !== null;
+                window.shown = new Promise((resolve) => {
+                    new MutationObserver(() => there() && resolve(true)).observe(
+                        document, { subtree: true, childList: true, attributes: true });
+                    setTimeout(() => resolve(false), 60_000);
+                });
+            }""",
+            selector,
+        )
+        yield
+        assert self.page.evaluate("shown"), f"{selector} was never shown"
 
     def until(self, expression: str) -> None:
         """Waits for JavaScript to be true. Playwright's own way needs eval, which the policy forbids."""
