@@ -12,6 +12,8 @@ import pytest
 from page.conftest import kept, words
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Route
+
     from support.page_driver import Person
 
 
@@ -87,8 +89,8 @@ def test_an_answer_is_stopped_and_its_beginning_kept(anna: Person, how: str) -> 
 
 def test_answering_again_replaces_the_answer(anna: Person) -> None:
     anna.say("Hello")
-    anna.page.click(".regenerate")
-    anna.wait_for_answer()
+    with anna.answering():
+        anna.page.click(".regenerate")
     first, second = anna.asked()
     assert first["messages"] == second["messages"]
     assert len(anna.answers()) == 1 and words(anna.answers()[0]) == words(anna.sent()[1])
@@ -105,8 +107,8 @@ def test_an_edited_message_replaces_what_follows(anna: Person) -> None:
     assert anna.messages() == ["Hello", "And now?"]
     anna.page.locator(".edit").first.click()
     field.fill("Good evening")
-    anna.page.keyboard.press("Enter")
-    anna.wait_for_answer()
+    with anna.answering():
+        anna.page.keyboard.press("Enter")
     assert anna.messages() == ["Good evening"] and len(anna.answers()) == 1
     assert anna.asked()[-1]["messages"] == [{"role": "user", "content": "Good evening"}]
 
@@ -115,17 +117,38 @@ def test_two_conversations_answer_side_by_side(anna: Person) -> None:
     """One is looked at; the other's answer goes on and is whole when one comes back."""
     anna.answered_without_end()
     anna.set(model="text", max_tokens="40")
-    anna.type("First")
-    anna.page.keyboard.press("Enter")
-    anna.page.click("#new-conversation")
+    anna.ask("First")
+    anna.start_new()
     anna.set(model="pocket")
     anna.say("Second")
     assert anna.messages() == ["Second"]
-    anna.page.click(".conversation:has-text('First')")
+    anna.open("First")
     anna.wait_for_answer()
     assert anna.messages() == ["First"] and len(words(anna.answers()[0])) > 0
     turns = {c["title"]: [turn["role"] for turn in c["turns"]] for c in kept(anna)}
     assert turns == {"First": ["user", "assistant"], "Second": ["user", "assistant"]}
+
+
+def test_the_conversation_chosen_last_is_shown(anna: Person) -> None:
+    """The first of two quick choices must come from the store, the second is at hand."""
+    anna.say("First")
+    anna.start_new()
+    held: list[Route] = []
+    anna.page.route("**/v1/chat/completions", lambda route: held.append(route))
+    anna.ask("Second")
+    anna.until("document.querySelectorAll('.conversation').length === 2")
+    anna.page.evaluate("""() => {
+        window.entries = [...document.querySelectorAll(".conversation")];
+        entries[1].click();
+        entries[0].click();
+    }""")
+    assert len(kept(anna)) == 2  # the store answered this later than the choice
+    assert anna.page.inner_text("#title") == "Second" and anna.messages() == ["Second"]
+    held[0].continue_()
+    anna.wait_for_answer()
+    assert len(kept(anna)) == 2
+    assert anna.page.evaluate("entries.every((entry) => entry.isConnected)"), "a press on one would be lost"
+    assert [c.inner_text() for c in anna.page.locator(".conversation[aria-current]").all()] == ["Second"]
 
 
 # What is kept
@@ -138,9 +161,9 @@ def test_conversations_and_drafts_outlive_the_page(anna: Person) -> None:
     anna.reload()
     assert anna.messages() == ["Remember this"] and anna.answers() == answer
     assert anna.page.input_value("#prompt") == "half a thou"
-    anna.page.click("#new-conversation")
+    anna.start_new()
     anna.type("another half")
-    anna.page.click(".conversation")
+    anna.open("Remember this")
     anna.until("document.querySelector('#prompt').value === 'half a thou'")
     anna.page.click("#new-conversation")
     anna.until("document.querySelector('#prompt').value === 'another half'")
@@ -182,7 +205,7 @@ def test_a_conversation_is_renamed_exported_and_deleted(anna: Person, tmp_path: 
     anna.page.click("#delete")
     anna.page.click("#ask-yes")
     anna.page.wait_for_selector("#empty:not([hidden])")
-    assert anna.page.locator(".conversation").count() == 0
+    anna.until("document.querySelectorAll('.conversation').length === 0")
     anna.reload()
     assert [c for c in kept(anna) if c["turns"]] == []
 
@@ -214,7 +237,7 @@ def test_settings_go_into_the_request(anna: Person) -> None:
     chosen = {name: request[name] for name in ("temperature", "top_p", "top_k", "max_tokens", "seed")}
     assert chosen == {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "max_tokens": 7, "seed": 11}
     anna.reload()
-    anna.page.click("#new-conversation")
+    anna.start_new()
     anna.page.click("#open-settings")
     assert anna.page.input_value("#temperature") == "0.5"
     anna.page.click("#settings-defaults")
@@ -266,8 +289,8 @@ def test_a_call_is_shown_and_its_result_sent_back(anna: Person) -> None:
     assert json.loads(anna.page.locator(".call pre").first.inner_text()) == {"city": "Oslo"}
     for field in anna.page.locator(".results textarea").all():
         field.fill('{"celsius": 4}')
-    anna.page.click(".results button")
-    anna.wait_for_answer()
+    with anna.answering():
+        anna.page.click(".results button")
     request = anna.asked()[-1]
     assert request["tools"] == [{"type": "function", "function": WEATHER}]
     _, call, result, *others = request["messages"]

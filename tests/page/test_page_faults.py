@@ -23,9 +23,9 @@ def test_a_full_queue_is_said_and_trying_again_works(anna: Person) -> None:
     assert "Try again in 7 seconds" in anna.page.inner_text(".fault")
     assert anna.messages() == ["Important words"]
     anna.answered_by_the_server()
-    anna.page.click(".fault button")
-    anna.page.wait_for_selector(".fault", state="detached")
-    anna.wait_for_answer()
+    with anna.answering():
+        anna.page.click(".fault button")
+    assert anna.page.locator(".fault").count() == 0
     assert anna.messages() == ["Important words"] and words(anna.answers()[0])
 
 

@@ -80,7 +80,7 @@ def test_the_keyboard_is_enough(anna: Person) -> None:
         if anna.page.evaluate("document.activeElement.className") == "skip":
             break
     anna.page.keyboard.press("Enter")
-    assert anna.page.evaluate("document.activeElement.id") == "prompt"
+    anna.until("document.activeElement.id === 'prompt'")
     anna.say("Hello")
     seen = set()
     for _ in range(40):

@@ -81,8 +81,8 @@ def test_code_is_coloured_copied_and_unchanged(anna: Person) -> None:
     kinds = anna.page.eval_on_selector_all("figure code span", "spans => spans.map((s) => s.className)")
     assert set(kinds) == {"code-keyword", "code-comment", "code-string", "code-number"}
     anna.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    anna.page.click("[aria-label='Copy code']")
-    anna.page.wait_for_selector("figure .done")
+    with anna.showing("figure .done"):
+        anna.page.click("[aria-label='Copy code']")
     assert anna.page.evaluate("navigator.clipboard.readText()") == code.replace("\t", "    ")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from page.conftest import READY, kept
+from support.processes import wait_for
 
 if TYPE_CHECKING:
     from support.page_driver import Person
@@ -15,6 +16,14 @@ EVENTS = (
     'data: {"choices": [{"index": 0, "delta": {"content": "Late"}, "finish_reason": null}]}\n\n'
     'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
 )
+
+
+def answered(questions: int) -> str:
+    """JavaScript: is the last of so many questions answered, to its end?"""
+    return (
+        f"document.querySelectorAll('.user').length === {questions}"
+        " && document.querySelector('.answer.last:not(.busy)') !== null"
+    )
 
 
 def another_tab(person: Person) -> Person:
@@ -41,13 +50,11 @@ def test_a_conversation_goes_on_in_both(tabs: tuple[Person, Person]) -> None:
     first, second = tabs
     second.type("half a thou")
     first.say("And now?")
-    second.until(
-        "document.querySelectorAll('.user').length === 2 && document.querySelector('.last .figures')"
-    )
+    second.until(answered(2))
     assert second.answers() == first.answers() and second.page.input_value("#prompt") == "half a thou"
     second.page.fill("#prompt", "")
     second.say("And then?")
-    first.until("document.querySelectorAll('.user').length === 3 && document.querySelector('.last .figures')")
+    first.until(answered(3))
     assert questions(first) == [["Hello", "And now?", "And then?"]]
     assert second.asked()[-1]["messages"] == first.asked()[-1]["messages"] + [
         {"role": "assistant", "content": first.sent()[-1]},
@@ -60,9 +67,7 @@ def test_two_answers_at_the_same_time_become_two_conversations(tabs: tuple[Perso
     first, second = tabs
     held: list[Any] = []
     first.page.route("**/v1/chat/completions", lambda route: held.append(route))  # its answer comes late
-    first.type("Mine")
-    first.page.keyboard.press("Enter")
-    first.page.wait_for_selector(".user:has-text('Mine')")
+    first.ask("Mine")
     second.until("document.querySelectorAll('.user').length === 2")
     second.say("Yours")
     held[0].fulfill(status=200, body=EVENTS, headers={"Content-Type": "text/event-stream"})
@@ -85,14 +90,12 @@ def test_a_conversation_deleted_in_one_is_gone_in_the_other(tabs: tuple[Person, 
 
 def test_a_conversation_begun_in_one_leaves_the_other_at_its_own(anna: Person) -> None:
     anna.type("Hel")
-    anna.until("new Promise((done) => setTimeout(() => done(true), 400))")  # the draft is saved
+    wait_for(lambda: [c["draft"]["text"] for c in kept(anna)] == ["Hel"], "the draft was never saved")
     other = another_tab(anna)
     other.page.fill("#prompt", "Another")
-    anna.type("lo")
-    anna.page.keyboard.press("Enter")
-    anna.wait_for_answer()
+    anna.say("lo")
     other.until("document.querySelectorAll('.conversation').length === 1")
     assert other.messages() == [] and other.page.input_value("#prompt") == "Another"
-    other.page.keyboard.press("Enter")
-    other.wait_for_answer()
+    with other.answering():
+        other.page.keyboard.press("Enter")
     assert sorted(questions(anna)) == [["Another"], ["Hello"]]

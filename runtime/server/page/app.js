@@ -26,6 +26,7 @@ class App {
   models = [];
   limits = {};
   current = null;
+  #choice = 0; // counts the conversations that the person chose: the last one is shown, however late the store is
 
   async start() {
     applyTheme();
@@ -34,6 +35,7 @@ class App {
       store: this.store,
       model: (conversation) => this.modelOf(conversation).id,
       changed: (conversation) => this.#changed(conversation),
+      asked: (conversation) => conversation === this.current && this.#showHead(), // the list is the store's
       streamed: (conversation, turn) => this.#streamed(conversation, turn),
       ended: (conversation, turn) => this.#ended(conversation, turn),
       parted: (conversation) => this.#parted(conversation),
@@ -95,7 +97,9 @@ class App {
   }
 
   async open(id) {
+    const choice = ++this.#choice;
     const conversation = (id && (this.chat.running(id) ?? await this.store.get(id))) || null;
+    if (choice !== this.#choice) return;
     if (!conversation) {
       await this.startNew();
       return;
@@ -115,12 +119,14 @@ class App {
 
   // The conversation without a turn, if there is one: it may hold a draft.
   async startNew() {
+    const choice = ++this.#choice;
     if (this.current?.turns.length === 0) {
       this.composer.focus();
       return;
     }
     const begun = (await this.store.list()).find(({ turns }) => turns === 0);
-    this.#show((begun && await this.store.get(begun.id)) ?? newConversation(lastSettings()));
+    const conversation = (begun && await this.store.get(begun.id)) ?? newConversation(lastSettings());
+    if (choice === this.#choice) this.#show(conversation);
   }
 
   #show(conversation) {
@@ -147,13 +153,17 @@ class App {
     )));
   }
 
-  async #showHead() {
-    const { title, turns, id } = this.current;
+  #showTitle() {
+    const { title, turns } = this.current;
     byId("title").textContent = title;
     document.title = turns.length ? `${title} · gemma-edge` : "gemma-edge";
     byId("open-actions").hidden = turns.length === 0;
+  }
+
+  async #showHead() {
+    this.#showTitle();
     const entries = await this.store.list();
-    this.sidebar.show(entries.filter((entry) => entry.turns > 0), id);
+    this.sidebar.show(entries.filter((entry) => entry.turns > 0), this.current.id);
   }
 
   #showFigures() {
@@ -169,7 +179,7 @@ class App {
     this.composer.setBusy(true);
     this.#notice("");
     announce("Waiting for the answer");
-    this.#showHead();
+    this.#showTitle();
   }
 
   #streamed(conversation, turn) {

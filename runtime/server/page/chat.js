@@ -12,11 +12,12 @@ export class Chat {
   #running = new Map(); // conversation's id: {conversation, controller}
   #deleted = new Set(); // ids: an answer that ends later must not bring its conversation back
 
-  // `changed(conversation)`: turns came or went; `streamed(conversation, turn)`: an answer grew;
+  // `changed(conversation)`: turns came or went; `asked(conversation)`: they are in the store;
+  // `streamed(conversation, turn)`: an answer grew;
   // `ended(conversation, turn)`: it is whole, stopped or failed; `parted(conversation)`: another tab went on with
   // it, too, so this one's has an id of its own now.
-  constructor({ store, model, changed, streamed, ended, parted }) {
-    Object.assign(this, { store, model, changed, streamed, ended, parted });
+  constructor({ store, model, changed, asked, streamed, ended, parted }) {
+    Object.assign(this, { store, model, changed, asked, streamed, ended, parted });
   }
 
   isBusy(conversation) {
@@ -96,6 +97,7 @@ export class Chat {
     this.#running.set(conversation.id, run);
     this.changed(conversation);
     await this.save(conversation);
+    this.asked(conversation);
     let saved = performance.now();
     try {
       await streamAnswer(body, turn, run.controller.signal, () => {

@@ -5,6 +5,8 @@ import { byId, el } from "./dom.js";
 const NARROW = matchMedia("(max-width: 859px)");
 
 export class Sidebar {
+  #items = new Map(); // conversation's id: its element, kept while it is listed: a press would be lost with it
+
   constructor({ choose, startNew }) {
     this.choose = choose;
     byId("new-conversation").addEventListener("click", () => {
@@ -20,11 +22,23 @@ export class Sidebar {
 
   // Entries: {id, title}, newest first.
   show(entries, current) {
-    byId("conversations").replaceChildren(...entries.map(({ id, title }) => el("li", {},
-      el("button", {
-        type: "button", class: "conversation", title, "aria-current": id === current ? "true" : null,
-        on: { click: () => { this.close(); this.choose(id); } },
-      }, title))));
+    const list = byId("conversations");
+    const items = new Map(entries.map(({ id }) => [id, this.#items.get(id) ?? this.#item(id)]));
+    for (const [id, item] of this.#items) if (!items.has(id)) item.remove();
+    this.#items = items;
+    for (const [at, { id, title }] of entries.entries()) {
+      const item = items.get(id);
+      const button = item.firstElementChild;
+      button.title = button.textContent = title;
+      if (id === current) button.setAttribute("aria-current", "true");
+      else button.removeAttribute("aria-current");
+      if (list.children[at] !== item) list.insertBefore(item, list.children[at] ?? null);
+    }
+  }
+
+  #item(id) {
+    const choose = () => { this.close(); this.choose(id); };
+    return el("li", {}, el("button", { type: "button", class: "conversation", on: { click: choose } }));
   }
 
   get isOpen() {
