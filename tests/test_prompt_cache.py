@@ -130,6 +130,26 @@ def test_a_chat_that_goes_on_takes_one_place() -> None:
     assert sum(keys == chat[: len(keys)] for keys in held) == 1
 
 
+def test_an_answer_that_was_cut_short_takes_no_place_beside_the_whole_one() -> None:
+    machine = Machine(window=None)
+    chats = [[2, *text(seed, 40)] for seed in (1, 2)]
+    for count in (12, 10, 11, 12):
+        for chat in chats:
+            machine.answer(chat, count)
+        assert len(machine.cache.pool) <= len(chats)
+
+
+def test_a_window_that_moved_on_does_not_stand_for_what_left_it() -> None:
+    machine = Machine()
+    chats = [[2, *text(seed, 2 * WINDOW)] for seed in (1, 2)]
+    for count in (2 * WINDOW, 12):
+        for chat in chats:
+            machine.answer(chat, count)
+    cut = [*chats[0], *alone(chats[0], 12)]
+    machine.answer([*cut, 270])
+    assert machine.progress.cached_tokens == len(cut) - 1
+
+
 def test_memory_that_is_not_free_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine()
     machine.answer([2, *text(1, 40)])

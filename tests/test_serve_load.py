@@ -19,6 +19,7 @@ from support.http_server import ServerProcess, endless, serving, started
 from support.processes import wait_for
 
 COMPLETIONS = "/v1/completions"
+HEAP = ["rw-p", "00000000", "00:00", "0"]  # of /proc/PID/maps, behind the addresses
 
 
 def open_stream(server: ServerProcess, **fields: Any) -> Iterator[bytes]:
@@ -66,6 +67,26 @@ def test_an_answer_ends_when_its_client_leaves(served: ServerProcess) -> None:
         wait_for(lambda: not running(served), "the answer went on")
     left = served.get("/metrics").text
     assert 'gemma_edge_requests_total{outcome="client_left",route="/v1/completions"}' in left
+
+
+def test_answers_that_wait_share_one_heap(pocket_bundles: dict[str, Path]) -> None:
+    """Their threads would have a heap each, whose free pages no other thread uses."""
+    with serving(pocket_bundles["onnx"]) as server, ThreadPoolExecutor(12) as pool:
+        stream = open_stream(server)
+        next(stream)
+        asked = [pool.submit(server.chat, max_tokens=1) for _ in range(12)]
+        wait_for(lambda: waiting(server) == 12, "they do not wait")
+        heaps = _heaps(server.process.pid)
+        stream.close()  # type: ignore[attr-defined]
+        assert {each.result().status for each in asked} == {200}
+    assert heaps <= 3  # one; other mappings may begin at such an address by chance
+
+
+def _heaps(pid: int) -> int:
+    """glibc's heaps beside the main thread's: each begins at a multiple of 64 MiB."""
+    maps = [line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    starts = [int(fields[0].partition("-")[0], 16) for fields in maps if fields[1:] == HEAP]
+    return sum(start % (64 << 20) == 0 for start in starts)
 
 
 def test_many_streams_at_once_do_not_mix(served: ServerProcess) -> None:

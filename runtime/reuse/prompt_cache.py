@@ -128,7 +128,7 @@ class PromptCache:
             whole: a prompt ends here.
         """
         held = self.held
-        fits = not self.pool.holds(held) and self._room()
+        fits = not self.pool.covers(held) and self._room()
         wanted = self.files is not None and self.files.wants(held)
         if not held or not (fits or wanted):
             return
@@ -188,5 +188,5 @@ class PromptCache:
         return self.pool.make_room(self.decoder.snapshot_bytes(self.decoder.position))
 
     def _keep_aside(self, held: Keys) -> None:
-        if not self.pool.holds(held) and self._room():
+        if not self.pool.covers(held) and self._room():
             self.pool.add(held, self.decoder.snapshot(), passing=True)

@@ -83,9 +83,10 @@ class SnapshotPool:
         """Says that a snapshot was used now."""
         kept.used = next(self._clock)
 
-    def holds(self, keys: Keys) -> bool:
-        """Whether a snapshot of just these keys is there."""
-        return any(kept.keys == keys for kept in self._kept)
+    def covers(self, keys: Keys) -> bool:
+        """Whether a snapshot of these keys is there, or a longer one that can be taken back to them."""
+        size = len(keys)
+        return any(kept.keys[:size] == keys and kept.snapshot.earliest <= size for kept in self._kept)
 
     def make_room(self, size: int) -> bool:
         """Whether a snapshot of `size` bytes fits the budget and free memory, once others went for it."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from gemma_edge.runtime.engines.cores import share_heap_arenas
 from gemma_edge.runtime.errors import GemmaEdgeError
 from gemma_edge.runtime.server.api_error import ApiError
 from gemma_edge.runtime.server.application import Application
@@ -169,6 +170,7 @@ def run_server(serving: Serving) -> None:
     Raises:
         GemmaEdgeError: the address is in use, or the model cannot be loaded.
     """
+    share_heap_arenas()  # each answer has a thread of its own
     sockets = inherited_sockets() or [listen(serving.app.options)]
     try:
         asyncio.run(serving.serve(sockets))
