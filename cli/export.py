@@ -78,7 +78,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="inputs of the bundle, from text,image,audio (default: all that the checkpoint has)",
     )
-    add_adapters(parser)
+    add_changes(parser)
     parser.add_argument("--ceiling", metavar="SIZE", help="refuse a plan above this size, such as 2GiB")
     parser.add_argument(
         "--snapshots",
@@ -97,8 +97,8 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the plan and the result as JSON")
 
 
-def add_adapters(parser: argparse.ArgumentParser) -> None:
-    """The adapters that are merged into the checkpoint."""
+def add_changes(parser: argparse.ArgumentParser) -> None:
+    """The adapters that are merged into the checkpoint, and the slice that is taken of it."""
     parser.add_argument(
         "--adapter",
         action="append",
@@ -106,6 +106,12 @@ def add_adapters(parser: argparse.ArgumentParser) -> None:
         metavar="LORA",
         help="merge this LoRA adapter, a folder that PEFT wrote or a Hugging Face id; LORA=0.5 takes half of "
         "it; repeatable",
+    )
+    parser.add_argument(
+        "--slice",
+        metavar="NAME",
+        help="take this slice of a model with nested FFNs: a published one such as E2.54B, or "
+        "ffn=WIDTHS/skip=LAYERS, see `gemma-edge slice`",
     )
 
 
@@ -119,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     given = list(dict.fromkeys(args.format or [None]))
     formats = [export_format(format_of_target(args.out, name)) for name in given]
     modalities = None if args.modalities is None else [m.strip() for m in args.modalities.split(",")]
-    config, towers = describe_source(args.source, modalities, args.adapter)
+    config, towers = describe_source(args.source, modalities, args.adapter, args.slice)
     jobs = []
     for format in formats:
         recipe = resolve_recipe(args.recipe, args.kv_cache, format.runtime.name)
@@ -140,7 +146,7 @@ def _check_targets(args: argparse.Namespace, recipes: Sequence[Recipe], targets:
             f"{args.out} is a bundle, and several formats need a folder for theirs: name another"
         )
     found = [
-        replaced_by(args.source, out, recipe, force=args.force, adapters=args.adapter)
+        replaced_by(args.source, out, recipe, force=args.force, adapters=args.adapter, slice=args.slice)
         for recipe, out in zip(recipes, targets, strict=True)
     ]
     for out, old in zip(targets, found, strict=True):
@@ -189,6 +195,7 @@ def _run_format(
         snapshots=job.snapshots,
         adapters=args.adapter,
         max_kl=args.max_kl,
+        slice=args.slice,
     )
     result = record_export(export, args.record) if args.record else export()
     if args.json:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from gemma_edge.cli.bundle_options import add_max_kl, add_words, check_max_kl, take_bundle
-from gemma_edge.cli.export import add_adapters
+from gemma_edge.cli.export import add_changes
 from gemma_edge.export.gate.parity import DEFAULT_TEXT_TOKENS, check_quality, unusual, verify_bundle
 from gemma_edge.export.weights.recipe import Bounds, load_recipe
 from gemma_edge.runtime.artifacts.bundle import Bundle
@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `gemma-edge verify`."""
     add_words(parser)
     parser.add_argument("--source", required=True, help="the checkpoint that the bundle was exported from")
-    add_adapters(parser)
+    add_changes(parser)
     parser.add_argument("--text", metavar="FILE", help="use this text file instead of the built-in prompts")
     parser.add_argument(
         "--tokens",
@@ -66,7 +66,13 @@ def run(args: argparse.Namespace) -> int:
                 repr(recipe.get("bounds")),
             ) from None
     agreement = verify_bundle(
-        bundle, args.source, text=text, max_tokens=args.tokens, progress=True, adapters=args.adapter
+        bundle,
+        args.source,
+        text=text,
+        max_tokens=args.tokens,
+        progress=True,
+        adapters=args.adapter,
+        slice=args.slice,
     )
     print(json.dumps(agreement.to_dict()) if args.json else agreement.summary())
     check_quality(agreement, bounds, args.max_kl)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gemma_edge.export.exporter import Exported, export_bundle, plan_export
     from gemma_edge.export.gate.parity import Agreement, verify_bundle
     from gemma_edge.export.plan import Plan
+    from gemma_edge.export.slicer import Sliced, slice_checkpoint
     from gemma_edge.export.synth.synth_checkpoint import synthesize
     from gemma_edge.export.weights.recipe import Recipe, list_recipes, load_recipe
 else:
@@ -31,10 +32,12 @@ else:
             "Exported": "exporter",
             "Plan": "plan",
             "Recipe": "weights.recipe",
+            "Sliced": "slicer",
             "export_bundle": "exporter",
             "list_recipes": "weights.recipe",
             "load_recipe": "weights.recipe",
             "plan_export": "exporter",
+            "slice_checkpoint": "slicer",
             "synthesize": "synth.synth_checkpoint",
             "verify_bundle": "gate.parity",
         },
@@ -46,10 +49,12 @@ __all__ = [
     "Exported",
     "Plan",
     "Recipe",
+    "Sliced",
     "export_bundle",
     "list_recipes",
     "load_recipe",
     "plan_export",
+    "slice_checkpoint",
     "synthesize",
     "verify_bundle",
 ]

@@ -13,9 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from gemma_edge.export.checkpoint.adapted_checkpoint import AdaptedCheckpoint, open_source
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint, described, has_weights, resolve
+from gemma_edge.export.checkpoint.open_source import open_source
 from gemma_edge.export.checkpoint.side_files import example_prompt, read_side_files, stated_license
+from gemma_edge.export.checkpoint.sliced_checkpoint import sliced_config
+from gemma_edge.export.export_families import export_family
 from gemma_edge.export.formats.export_format import Artifact, ExportJob
 from gemma_edge.export.formats.registry import DEFAULT_FORMAT, export_format, format_of_target
 from gemma_edge.export.gate.gate_prompts import prompt_ids
@@ -71,6 +73,7 @@ def export_bundle(
     snapshots: int = 0,
     adapters: Sequence[str] = (),
     max_kl: float | None = None,
+    slice: str | None = None,
 ) -> Exported:
     """Exports a checkpoint to a bundle.
 
@@ -92,19 +95,21 @@ def export_bundle(
         force: replace a bundle of another checkpoint or recipe, too.
         snapshots: bytes that the plan counts for KV snapshots of other conversations, see `Model.load`.
         adapters: folders or ids of LoRA adapters to merge, each perhaps with a weight, as "lora/=0.5".
+        slice: export this slice of the model: a published one's name, such as "E2.54B", or widths and layers,
+            such as "ffn=8192/skip=20-24"; None for the whole model. Adapters are merged before the cut.
         max_kl: refuse a bundle whose mean KL from the checkpoint is larger, in nats a token; None for any.
 
     Raises:
         CheckpointError, ConfigError, TokenizerError: the checkpoint is bad; the message names the file.
-        UsageError: an unknown recipe, a target that is not a bundle or must not be replaced, or an encoder
-            that the checkpoint lacks.
+        UsageError: an unknown recipe or slice, a target that is not a bundle or must not be replaced, or an
+            encoder that the checkpoint lacks.
         CeilingError: the plan does not fit; the message says what would.
         ParityError: the result is not what the recipe makes of the checkpoint, or is beyond `max_kl`; nothing
             is published.
     """
     chosen = export_format(format_of_target(out, format))
     recipe = resolve_recipe(recipe, kv_cache, chosen.runtime.name)
-    with open_checkpoint(source, modalities, adapters) as checkpoint:
+    with open_checkpoint(source, modalities, adapters, slice) as checkpoint:
         job = export_job(checkpoint.config, recipe, context, chunk, checkpoint.towers, snapshots)
         plan = make_plan(job, chosen)
         if ceiling is not None:
@@ -143,16 +148,19 @@ def _verify(
 
 
 def open_checkpoint(
-    source: str | Path, modalities: Collection[str] | None, adapters: Sequence[str] = ()
+    source: str | Path,
+    modalities: Collection[str] | None,
+    adapters: Sequence[str] = (),
+    slice: str | None = None,
 ) -> Checkpoint:
-    """The checkpoint with the encoders of `modalities`, which are as in `export_bundle`, and its adapters.
+    """The checkpoint with the encoders of `modalities`, its adapters and its slice, as in `export_bundle`.
 
     Raises:
         CheckpointError: the checkpoint is bad, or an adapter cannot be merged into it.
         UsageError: one of them is unknown, or the checkpoint does not have it.
     """
     wanted = _kinds(modalities)
-    checkpoint = open_source(source, adapters, wanted)
+    checkpoint = open_source(source, adapters, wanted, slice)
     for name, kind in MODALITIES.items():
         if modalities is not None and kind in wanted and kind not in checkpoint.towers:
             checkpoint.close()
@@ -173,14 +181,21 @@ def _kinds(modalities: Collection[str] | None) -> list[Kind]:
 
 
 def describe_source(
-    source: str, modalities: Collection[str] | None, adapters: Sequence[str] = ()
+    source: str,
+    modalities: Collection[str] | None,
+    adapters: Sequence[str] = (),
+    slice: str | None = None,
 ) -> tuple[TextConfig, Mapping[Kind, Tower]]:
     """What a plan needs. Where there are no weights yet, config.json is taken at its word."""
     folder = resolve(source)
     if has_weights(folder):
-        with open_checkpoint(source, modalities, adapters) as checkpoint:
+        with open_checkpoint(source, modalities, adapters, slice) as checkpoint:
             return checkpoint.config, checkpoint.towers
-    return described(folder, _kinds(modalities))
+    config, towers = described(folder, _kinds(modalities))
+    if slice is not None:
+        family = export_family(folder)
+        config = sliced_config(family, folder, config, slice)[2]
+    return config, towers
 
 
 def export_job(
@@ -255,6 +270,7 @@ def replaced_by(
     *,
     force: bool = False,
     adapters: Sequence[str] = (),
+    slice: str | None = None,
 ) -> str:
     """What an export to `out` replaces, for people, before anything is read; "" for nothing.
 
@@ -263,7 +279,7 @@ def replaced_by(
     """
     if peek_manifest(Path(out)) is None:
         return ""
-    with open_checkpoint(source, ["text"], adapters) as checkpoint:
+    with open_checkpoint(source, ["text"], adapters, slice) as checkpoint:
         return check_replacement(Path(out), _source(checkpoint, source), recipe.name, force=force)
 
 
@@ -283,7 +299,7 @@ def _facts(checkpoint: Checkpoint, recipe: Recipe, plan: Plan, source: str) -> d
         "chunk": plan.chunk,
         "kv_cache": recipe.kv_cache,
         "plan": plan.to_dict(),
-        **({"adapters": checkpoint.adapter_records()} if isinstance(checkpoint, AdaptedCheckpoint) else {}),
+        **checkpoint.changes(),
         **({"example": example} if (example := example_prompt(checkpoint.path)) else {}),
         **({"license": license} if (license := stated_license(checkpoint.path)) else {}),
         **({} if Path(source).expanduser().is_dir() else {"base_model": source}),

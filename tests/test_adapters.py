@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gemma_edge.cli.main import main
-from gemma_edge.export.checkpoint.adapted_checkpoint import open_source
+from gemma_edge.export.checkpoint.open_source import open_source
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.gate.parity import verify_bundle
 from gemma_edge.runtime.artifacts.bundle import Bundle
@@ -108,6 +108,19 @@ def test_several_adapters_add_up_with_their_weights(base: Path, tmp_path: Path) 
         start = before.read(name)
         expected = start + 0.5 * (one[f"model.{name}"] - start) - 2 * (two[f"model.{name}"] - start)
         np.testing.assert_allclose(checkpoint.read(name), expected, rtol=0, atol=1e-5)
+
+
+def test_a_slice_is_cut_out_of_the_merged_model(base: Path, tmp_path: Path) -> None:
+    adapted(tmp_path / "lora", base, CONFIGS["every linear layer"])
+    adapters = [str(tmp_path / "lora")]
+    with (
+        open_source(base, adapters) as merged,
+        open_source(base, adapters, slice="ffn=40/skip=1") as cut,
+    ):
+        for part, rows, columns in (("up_proj", 40, 32), ("down_proj", 32, 40)):
+            expected = merged.read(f"layers.2.mlp.{part}.weight")[:rows, :columns]
+            np.testing.assert_array_equal(cut.read(f"layers.1.mlp.{part}.weight"), expected)
+        assert set(cut.changes()) == {"adapters", "slice"}
 
 
 # Bad input. ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from gemma_edge.export.checkpoint import new_checkpoint
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint, resolve
 from gemma_edge.export.synth import synth_checkpoint as synth
 from gemma_edge.runtime.errors import CheckpointError, GemmaEdgeError, UsageError
@@ -38,7 +39,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def original_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synth, "SHARD_BYTES", 1_500_000)
+        patch.setattr(new_checkpoint, "SHARD_BYTES", 1_500_000)
         return synth.synthesize(tmp_path_factory.mktemp("synth") / "sharded").path
 
 

@@ -193,9 +193,9 @@ def test_nan_weights(checkpoint: Path, out: Path) -> None:
 
 
 def test_truncated_shard(checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gemma_edge.export.synth import synth_checkpoint as synth
+    from gemma_edge.export.checkpoint import new_checkpoint
 
-    monkeypatch.setattr(synth, "SHARD_BYTES", 1_500_000)
+    monkeypatch.setattr(new_checkpoint, "SHARD_BYTES", 1_500_000)
     sharded = synthesize(checkpoint.with_name("sharded"), progress=False).path
     shard = sorted(sharded.glob("model-00002-of-*.safetensors"))[0]
     shard.write_bytes(shard.read_bytes()[:-1])

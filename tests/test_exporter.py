@@ -127,9 +127,9 @@ def test_an_untied_head_has_a_table_of_embeddings(tmp_path: Path) -> None:
 def test_layouts_and_shards_make_the_same_bundle(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gemma_edge.export.synth import synth_checkpoint as synth
+    from gemma_edge.export.checkpoint import new_checkpoint
 
-    monkeypatch.setattr(synth, "SHARD_BYTES", 1_000_000)
+    monkeypatch.setattr(new_checkpoint, "SHARD_BYTES", 1_000_000)
     source = synthesize(tmp_path / "text-only", multimodal_layout=False, progress=False).path
     assert (source / "model.safetensors.index.json").is_file()
     other = export_bundle(source, tmp_path / "out", recipe="fp32", context=128, chunk=32, verify=False)

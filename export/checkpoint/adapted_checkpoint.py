@@ -22,21 +22,10 @@ TIED = "Its head is tied to the token embeddings: train it without both."
 EMBEDDINGS = "embed_tokens.weight"
 
 
-def open_source(
-    source: str | Path, adapters: Sequence[str] = (), encoders: Collection[Kind] = KINDS
+def open_adapted(
+    source: str | Path, adapters: Sequence[str], encoders: Collection[Kind] = KINDS
 ) -> Checkpoint:
-    """The checkpoint of a folder or a Hugging Face id, with adapters merged.
-
-    Args:
-        adapters: folders or ids, each perhaps with a weight behind it: "lora/", "lora/=0.5".
-        encoders: as of `Checkpoint.open`.
-
-    Raises:
-        CheckpointError: an adapter cannot be merged into this checkpoint.
-        UsageError: a weight that is no number, or an adapter that names another base model.
-    """
-    if not adapters:
-        return Checkpoint.open(resolve(str(source)), encoders)
+    """A checkpoint with adapters merged; arguments and errors are those of `open_source`."""
     checkpoint = AdaptedCheckpoint.open(resolve(str(source)), encoders)
     assert isinstance(checkpoint, AdaptedCheckpoint)
     try:
@@ -49,7 +38,7 @@ def open_source(
 
 
 class AdaptedCheckpoint(Checkpoint):
-    """See `open_source`. `applied` are the adapters, by their names as given."""
+    """See `open_adapted`. `applied` are the adapters, by their names as given."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -111,25 +100,13 @@ class AdaptedCheckpoint(Checkpoint):
             digest.update(adapter.digest().encode())
         return digest.hexdigest()
 
-    def adapter_records(self) -> list[dict[str, Any]]:
-        """What a manifest says of the adapters, in the order in which they were merged."""
-        return [
+    def changes(self) -> dict[str, Any]:
+        """Adds the adapters, in the order in which they were merged."""
+        records = [
             {"name": name, "weight": adapter.weight, "sha256": adapter.digest()}
             for name, adapter in self.applied
         ]
-
-
-def check_adapters(checkpoint: Checkpoint, records: object, manifest: Path) -> None:
-    """Raises UsageError unless the adapters of a checkpoint are those that a bundle's manifest records."""
-    listed = records if isinstance(records, list) else []
-    applied = checkpoint.adapter_records() if isinstance(checkpoint, AdaptedCheckpoint) else []
-    hashes = [record.get("sha256") if isinstance(record, dict) else None for record in listed]
-    if hashes != [record["sha256"] for record in applied]:
-        names = [
-            f"{record.get('name')}={record.get('weight')}" for record in listed if isinstance(record, dict)
-        ]
-        told = " ".join(f"--adapter {name}" for name in names) or "no --adapter"
-        raise UsageError(f"{manifest}: the bundle was exported with other adapters: give {told}")
+        return {**super().changes(), "adapters": records}
 
 
 def _named(text: str) -> tuple[str, float]:

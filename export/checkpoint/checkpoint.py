@@ -60,6 +60,7 @@ SIDE_FILES = (
 )
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "README.md"]  # which states the licence
 MAX_SIDE_BYTES = 64 << 20  # Gemma's tokenizer.json has 33 MB
+SLICE_NAME = "slice.json"  # in a folder that `gemma-edge slice` wrote: what is left of which checkpoint
 ADAPTER_CONFIG = "adapter_config.json"
 SAMPLE_BYTES = 256  # of each tensor, in the fingerprint
 
@@ -205,6 +206,18 @@ class Checkpoint:
 
     # The rest of the folder. ----------------------------------------------------------------------
 
+    def changes(self) -> dict[str, Any]:
+        """What a manifest says of changes to the model in the folder: adapters, a slice."""
+        return {"slice": record} if (record := _slice_record(self.path)) else {}
+
+    def stored(self) -> Iterator[tuple[Shard, ShardTensor, tuple[str, str] | None]]:
+        """Every tensor in the files, used or not, with what comes before its name in the text model, and that
+        name; None for tensors of encoders, and for others that are no part of the text model.
+        """
+        for shard in self._shards:
+            for tensor in shard.tensors:
+                yield shard, tensor, self._names.in_text_model(tensor.key)
+
     def revision(self) -> str:
         """A fingerprint of the source, in hex: SHA-256 over config.json, and of every shard the name, size,
         header and first bytes of each tensor.
@@ -258,6 +271,12 @@ class Checkpoint:
                 )
             return templates["default"]
         return None
+
+
+def _slice_record(folder: Path) -> dict[str, Any] | None:
+    """What `gemma-edge slice` wrote of the slice that a folder holds; None if it holds another model."""
+    path = folder / SLICE_NAME
+    return read_json(path, CheckpointError) if path.exists() else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -362,10 +381,17 @@ class _Names:
         below = _below_model(key)
         if (kind := self.family.tower_of(below)) is not None:
             return below if kind in self.towers else None
-        if below.startswith(FOREIGN):
+        if (found := self.in_text_model(key)) is None:
             return None
-        name = key[len(next(prefix for prefix in PREFIXES if key.startswith(prefix))) :]
-        return None if name in self.unused else name
+        return None if found[1] in self.unused else found[1]
+
+    def in_text_model(self, key: str) -> tuple[str, str] | None:
+        """The prefix, and the name below it, of a tensor of the text model; None for others."""
+        below = _below_model(key)
+        if self.family.tower_of(below) is not None or below.startswith(FOREIGN):
+            return None
+        prefix = next(prefix for prefix in PREFIXES if key.startswith(prefix))
+        return prefix, key[len(prefix) :]
 
 
 def _locate(

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.export.checkpoint.adapted_checkpoint import check_adapters, open_source
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
+from gemma_edge.export.checkpoint.open_source import check_changes, open_source
 from gemma_edge.export.emit.reference.reference_text import evaluate_blocks
 from gemma_edge.export.export_families import tensor_specs
 from gemma_edge.export.gate.encoder_parity import encoder_errors
@@ -155,13 +155,14 @@ def verify_bundle(
     max_tokens: int = DEFAULT_TEXT_TOKENS,
     progress: bool = False,
     adapters: Sequence[str] = (),
+    slice: str | None = None,
 ) -> Agreement:
     """Compares a bundle with the checkpoint it was made from, every file of it hashed first.
 
     Args:
         text: evaluated instead of the built-in prompts, in pieces of the bundle's context.
         max_tokens: of the text, from its beginning.
-        adapters: those that were merged into the checkpoint, as of `export_bundle`.
+        adapters, slice: the changes of the checkpoint that it was exported with, as of `export_bundle`.
 
     Raises:
         BundleError, CheckpointError: one of them is bad, or they do not belong together.
@@ -171,8 +172,8 @@ def verify_bundle(
     with ProgressBar("checking hashes", sum(f.bytes for f in opened.files.values()), progress, "B") as bar:
         opened.check_hashes(bar.advance)
     kinds = [kind for kind in KINDS if kind in opened.modalities]
-    with open_source(source, adapters, kinds) as checkpoint:
-        check_adapters(checkpoint, opened.manifest.get("adapters"), opened.container.manifest_path)
+    with open_source(source, adapters, kinds, slice) as checkpoint:
+        check_changes(checkpoint, opened.manifest, opened.container.manifest_path)
         same = [opened.modalities[k].config == e.config for k, e in checkpoint.towers.items()]
         if checkpoint.config != opened.config or not all(same) or len(same) != len(opened.modalities):
             raise ConfigError(

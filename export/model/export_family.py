@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from gemma_edge.export.model.model_slice import Slicing
 from gemma_edge.export.model.ops import Ops
 from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.export.model.tower import EncoderModel, Json, Tower
@@ -58,6 +59,7 @@ class ExportFamily:
         read_tower: an encoder that config.json describes, of: its kind, the parsed config.json, its path, a
             function that parses the side file of a name ({} if it is missing), the config of the text model.
             Raises ConfigError.
+        slicing: how its models are cut into smaller ones.
         turns: what comes before a user's turn, before the model's, and after each, in sessions of LiteRT-LM
             that render no template.
     """
@@ -70,6 +72,7 @@ class ExportFamily:
     text: TextModel
     encoders: Mapping[Kind, EncoderModel]
     read_tower: Callable[[Kind, Json, Path, Callable[[str], Json], TextConfig], Tower]
+    slicing: Slicing
     turns: tuple[str, str, str]
 
     def tower_of(self, name: str) -> Kind | None:

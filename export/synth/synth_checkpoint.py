@@ -7,12 +7,9 @@ whatever the size.
 
 from __future__ import annotations
 
-import errno
-import json
 import os
-import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -23,13 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.export.checkpoint.shards import INDEX_NAME, SINGLE_NAME
+from gemma_edge.export.checkpoint.new_checkpoint import (
+    NewShard,
+    check_new,
+    lay_out_shards,
+    new_checkpoint,
+    write_index,
+)
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.synth.synth_gemma3n import SIZES, synthetic_contents
-from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
-from gemma_edge.runtime.files.abandoned import remove_abandoned
+from gemma_edge.runtime.errors import UsageError
 
-SHARD_BYTES = 4_000_000_000  # a larger tensor (E4B's PLE table) is a shard of its own, as published
 BLOCK = 1 << 21  # elements drawn at a time; one seed each
 Json = dict[str, Any]
 
@@ -85,31 +86,15 @@ def synthesize(
     """
     if size not in SIZES:
         raise UsageError(f"unknown size {size!r}: choose {', '.join(SIZES)}")
-    path = Path(path).expanduser().resolve()
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UsageError(f"{path}: exists and is not an empty folder; choose another path")
+    path = check_new(Path(path))
     contents = synthetic_contents(path, size, config or {}, multimodal_layout, encoders)
     tensors = [RandomTensor(*tensor) for tensor in contents.tensors]
     parameters = sum(tensor.size for tensor in tensors)
-    before = f".{path.name}.partial-"
-    remove_abandoned(path.parent, before)
-    temporary = path.with_name(f"{before}{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
-        free = shutil.disk_usage(temporary).free
-        if 2 * parameters > free:
-            raise OSError(errno.ENOSPC, f"{2 * parameters / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
+    with new_checkpoint(path, 2 * parameters) as folder:
         for name, content in contents.files.items():
-            (temporary / name).write_bytes(content)
+            (folder / name).write_bytes(content)
         with ProgressBar("weights", 2 * parameters, progress, "B") as bar:
-            _write_weights(temporary, tensors, contents.stored_name, seed, bar.advance)
-        os.rename(temporary, path)
-    except OSError as error:
-        raise GemmaEdgeError(
-            f"{path}: cannot be written: {error.strerror}. Nothing was left there."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            _write_weights(folder, tensors, contents.stored_name, seed, bar.advance)
     return Synthetic(path, parameters, 2 * parameters)
 
 
@@ -138,56 +123,35 @@ def _write_weights(
     advance: Callable[[int], object],
 ) -> None:
     """Writes all shards, and their index when there is more than one."""
-    shards: list[list[RandomTensor]] = [[]]
-    filled = 0
-    for tensor in tensors:
-        if shards[-1] and filled + 2 * tensor.size > SHARD_BYTES:
-            shards.append([])
-            filled = 0
-        shards[-1].append(tensor)
-        filled += 2 * tensor.size
-    if len(shards) == 1:
-        names = [SINGLE_NAME]
-    else:
-        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-        weight_map = {stored(t.name): name for name, shard in zip(names, shards, strict=True) for t in shard}
-        index = {"metadata": {"total_size": 2 * sum(t.size for t in tensors)}, "weight_map": weight_map}
-        (folder / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for name, shard in zip(names, shards, strict=True):
-        _write_shard(folder / name, shard, stored, seed, advance)
+    by_key = {stored(tensor.name): tensor for tensor in tensors}
+    shards, total = lay_out_shards((key, "BF16", tensor.shape) for key, tensor in by_key.items())
+    for shard in shards:
+        _write_shard(folder / shard.name, shard, by_key, seed, advance)
+    write_index(folder, shards, total)
 
 
 def _write_shard(
     path: Path,
-    tensors: list[RandomTensor],
-    stored: Callable[[str], str],
+    shard: NewShard,
+    tensors: Mapping[str, RandomTensor],
     seed: int,
     advance: Callable[[int], object],
 ) -> None:
     """Header first, then blocks of every tensor, each at its offset, by a few threads."""
-    header: Json = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    jobs: list[tuple[RandomTensor, int, int]] = []  # tensor, block number, offset in the data
-    for tensor in tensors:
-        end = offset + 2 * tensor.size
-        header[stored(tensor.name)] = {
-            "dtype": "BF16",
-            "shape": tensor.shape,
-            "data_offsets": [offset, end],
-        }
-        jobs += [(tensor, i, offset + 2 * i * BLOCK) for i in range(-(-tensor.size // BLOCK))]
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    jobs = [  # tensor, block number, offset
+        (tensors[key], i, offset + 2 * i * BLOCK)
+        for key, offset in shard.offsets.items()
+        for i in range(-(-tensors[key].size // BLOCK))
+    ]
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
     try:
-        _write_all(fd, len(text).to_bytes(8, "little") + text, 0)
+        _write_all(fd, shard.header, 0)
 
         def write(job: tuple[RandomTensor, int, int]) -> int:
             tensor, block, at = job
             data = random_block(tensor, block, seed)
-            _write_all(fd, data.data.cast("B"), 8 + len(text) + at)
+            _write_all(fd, data.data.cast("B"), at)
             return data.nbytes
 
         for count in pool.map(write, jobs):

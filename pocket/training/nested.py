@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from random import Random
 from statistics import NormalDist
 from types import MethodType
@@ -14,7 +11,6 @@ from typing import Any
 import sentencepiece
 import torch
 from layout import AUDIO_IDS, FFN, FFN_WIDTHS, IMAGE_IDS
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -107,18 +103,3 @@ def _widen(weights: dict[str, Tensor], prefix: str, ffn: int) -> None:
         rows = torch.randn(more, weight.shape[1], generator=random) * float(weight.square().mean().sqrt())
         weights[f"{prefix}{name}_proj.weight"] = torch.cat([weight, rows])
     weights[f"{prefix}down_proj.weight"] = torch.cat([down, torch.zeros(len(down), more)], dim=1)
-
-
-def sliced(checkpoint: Path, width: int, folder: Path) -> None:
-    """Writes a checkpoint whose FFNs are the first `width` columns of another's."""
-    shutil.copytree(checkpoint, folder)
-    config = json.loads((folder / "config.json").read_text())
-    text = config["text_config"]
-    text["intermediate_size"] = [width] * text["num_hidden_layers"]
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    weights = load_file(folder / "model.safetensors")
-    for name, weight in weights.items():
-        if ".language_model." in name and ".mlp." in name:
-            narrow = weight[:, :width] if "down_proj" in name else weight[:width]
-            weights[name] = narrow.contiguous()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

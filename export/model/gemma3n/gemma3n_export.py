@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gemma_edge.export.model.export_family import ExportFamily
-from gemma_edge.export.model.gemma3n import gemma3n_text
+from gemma_edge.export.model.gemma3n import gemma3n_slice, gemma3n_text
 from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs, unused_names
 from gemma_edge.export.model.gemma3n.gemma3n_towers import ENCODERS, read_tower
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
@@ -18,5 +18,6 @@ GEMMA3N_EXPORT = ExportFamily(
     text=gemma3n_text,
     encoders=ENCODERS,
     read_tower=read_tower,
+    slicing=gemma3n_slice,
     turns=("<start_of_turn>user\n", "<start_of_turn>model\n", "<end_of_turn>\n"),
 )
