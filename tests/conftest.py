@@ -168,7 +168,7 @@ def pocket_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session", params=["onnx", "tflite"])
 def served(request: pytest.FixtureRequest, pocket_bundles: dict[str, Path]) -> Iterator[ServerProcess]:
     """`gemma-edge serve` over Pocket, whose name is "pocket"."""
-    with serving(pocket_bundles[request.param], "--name", "pocket") as process:
+    with serving(pocket_bundles[request.param], "--name", "pocket", brakes=True) as process:
         yield process
 
 

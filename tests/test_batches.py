@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from gemma_edge.runtime.batches.batch_run import run_batch
 from gemma_edge.runtime.batches.prompts_file import MAX_LINE_BYTES, read_prompts
 from gemma_edge.runtime.errors import FileError, GemmaEdgeError, UsageError
 from gemma_edge.runtime.model import Model
+from support.processes import wait_for
 from support.rule_decoder import RuleDecoder, hash_rule, tiny_model
 from support.small_disk import small_disk
 from support.tiny_tokenizer import tiny_tokenizer
@@ -422,11 +422,14 @@ def test_a_killed_batch_goes_on(tiny_checkpoint: Path, tmp_path: Path, form: str
     argv = [*COMMAND, "run", str(bundle), "--batch", str(prompts), "--max-tokens", "40", "--temperature", "0"]
     argv += ["--threads", "1", "-o"]
     process = subprocess.Popen([*argv, str(killed)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (killed.exists() and killed.read_bytes().count(b"\n") >= 2):
-        assert process.poll() is None
-        time.sleep(0.001)
+
+    def answered() -> int:
+        return killed.read_bytes().count(b"\n") if killed.exists() else 0
+
+    wait_for(lambda: answered() >= 2 or process.poll() is not None, "no answers")
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert answered() >= 2
     before = killed.read_bytes()
     before = before[: before.rfind(b"\n") + 1]
     for file in (killed, whole):

@@ -141,7 +141,7 @@ def test_output_of_megabytes_arrives(device: ShellDevice) -> None:
 
 def test_a_program_that_is_not_there(device: ShellDevice) -> None:
     with pytest.raises(DeviceError, match="the kernel cannot be started: there is no no-such-program"):
-        device.run(["no-such-program"], timeout=5, what="the kernel")
+        device.run(["no-such-program"], timeout=60, what="the kernel")
 
 
 def test_a_hung_program_is_killed_with_all_it_started(device: ShellDevice, number: str) -> None:

@@ -18,24 +18,15 @@ from pathlib import Path
 
 import pytest
 
-from support.http_server import ServerProcess, endless, started
-from support.processes import wait_for
+from support.http_server import KEEPALIVE_AT_ONCE, ServerProcess, endless, serving
+from support.loopback_port import spare_port
+from support.processes import PATIENCE_S, wait_for
 from support.repository import ROOT
 
 NAME = "gemma.example"
 PERSON = "127.0.0.2"  # where the proxy's client is
 DOCUMENT = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 COMPLETIONS = "/v1/completions"
-KEEPALIVE = """
-import sys
-from dataclasses import replace
-import gemma_edge.cli.serve as verb
-from gemma_edge.cli.main import main
-
-made = verb._options
-verb._options = lambda args: replace(made(args), keepalive_s=0.01)
-sys.exit(main(sys.argv[1:]))
-"""
 
 pytest.importorskip("uvicorn", reason="the extra serve has uvicorn")
 
@@ -48,12 +39,6 @@ def printed(language: str, number: int = 0) -> str:
 def needs(*tools: str) -> pytest.MarkDecorator:
     missing = [tool for tool in tools if not shutil.which(tool)]
     return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)} (apt-get install)")
-
-
-def free_port() -> int:
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return int(made.getsockname()[1])
 
 
 # Reverse proxies. --------------------------------------------------------------------------------------
@@ -106,7 +91,7 @@ class Proxied:
 
     def connect(self) -> http.client.HTTPConnection:
         """A connection to the proxy, under its name."""
-        plain = socket.create_connection(("127.0.0.1", self.port), 60, source_address=(PERSON, 0))
+        plain = socket.create_connection(("127.0.0.1", self.port), PATIENCE_S, source_address=(PERSON, 0))
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it signed its own certificate
         connection = http.client.HTTPConnection(NAME)
@@ -124,14 +109,17 @@ class Proxied:
 def proxied(
     request: pytest.FixtureRequest, pocket_bundles: dict[str, Path], tmp_path: Path
 ) -> Iterator[Proxied]:
-    log, port = tmp_path / "access.jsonl", free_port()
-    command = [sys.executable, "-c", KEEPALIVE, "serve", str(pocket_bundles["onnx"]), "--port", "0"]
-    command += ["--allow-host", NAME, "--trusted-proxy", "127.0.0.1", "--api-key", "open-sesame-please"]
-    with started([*command, "--access-log", str(log)]) as server, contextlib.ExitStack() as ending:
+    log, port = tmp_path / "access.jsonl", spare_port()
+    options = ["--allow-host", NAME, "--trusted-proxy", "127.0.0.1", "--api-key", "open-sesame-please"]
+    options += ["--access-log", str(log)]
+    with (
+        serving(pocket_bundles["onnx"], *options, brakes=True, change=KEEPALIVE_AT_ONCE) as server,
+        contextlib.ExitStack() as ending,
+    ):
         started_proxy = PROXIES[request.param](tmp_path, server.port, port)
         with (tmp_path / "proxy.log").open("wb") as said:
             process = subprocess.Popen(started_proxy, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
-        ending.callback(process.wait, 60)
+        ending.callback(process.wait, PATIENCE_S)
         ending.callback(process.terminate)
 
         def listens() -> bool:
@@ -152,11 +140,12 @@ def test_a_stream_is_not_collected_by_a_proxy(proxied: Proxied) -> None:
     direct = proxied.server.connect()
     body = json.dumps(endless(max_tokens=900, stream=True)).encode()
     direct.request("POST", COMPLETIONS, body, {"Content-Type": "application/json", **key})
-    first = direct.getresponse()
-    first.readline()
-    second = proxied.post(endless(max_tokens=2, stream=True))
-    assert second.status == 200 and second.readline() == b": waiting\n"
-    assert proxied.server.get("/health", **key).json["queue"]["waiting"] == 1
+    with proxied.server.braked():
+        first = direct.getresponse()
+        first.readline()
+        second = proxied.post(endless(max_tokens=2, stream=True))
+        assert second.status == 200 and second.readline() == b": waiting\n"
+        assert proxied.server.get("/health", **key).json["queue"]["waiting"] == 1
     direct.close()
     assert b"data: [DONE]\n" in second.read()
 
@@ -182,7 +171,7 @@ def test_the_server_knows_who_asks_a_proxy(proxied: Proxied) -> None:
 
 @needs("systemd-socket-activate")
 def test_systemd_passes_its_socket(pocket_bundles: dict[str, Path]) -> None:
-    port = free_port()
+    port = spare_port()
     serve = [sys.executable, "-m", "gemma_edge.cli.main", "serve", str(pocket_bundles["onnx"])]
     command = ["systemd-socket-activate", "-l", f"127.0.0.1:{port}", *serve]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -192,7 +181,7 @@ def test_systemd_passes_its_socket(pocket_bundles: dict[str, Path]) -> None:
         assert probe.chat().status == 200  # the request that started the server
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE_S)
 
 
 def _accepts(port: int) -> bool:

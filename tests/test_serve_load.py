@@ -15,8 +15,8 @@ from typing import Any
 
 from gemma_edge.runtime.server.model_pool import ServedModel
 from gemma_edge.runtime.server.server_health import SERVER_BYTES
-from support.http_server import ServerProcess, endless, serving, started
-from support.processes import wait_for
+from support.http_server import KEEPALIVE_AT_ONCE, ServerProcess, endless, serving, started
+from support.processes import PATIENCE_S, wait_for
 
 COMPLETIONS = "/v1/completions"
 HEAP = ["rw-p", "00000000", "00:00", "0"]  # of /proc/PID/maps, behind the addresses
@@ -42,14 +42,16 @@ def waiting(server: ServerProcess) -> int:
 
 
 def test_a_full_queue_answers_429(pocket_bundles: dict[str, Path]) -> None:
-    with serving(pocket_bundles["onnx"], "--queue", "0") as server:
-        stream = open_stream(server)
-        next(stream)
-        reply = server.chat()
-        assert reply.status == 429 and reply.code == "queue_full" and int(reply.headers["retry-after"]) > 0
-        assert server.chat(stream=True).status == 429
-        stream.close()  # type: ignore[attr-defined]
-        wait_for(lambda: not running(server), "the answer went on")
+    with serving(pocket_bundles["onnx"], "--queue", "0", brakes=True) as server:
+        with server.braked():
+            stream = open_stream(server)
+            next(stream)
+            reply = server.chat()
+            assert reply.status == 429 and reply.code == "queue_full"
+            assert int(reply.headers["retry-after"]) > 0
+            assert server.chat(stream=True).status == 429
+            stream.close()  # type: ignore[attr-defined]
+            wait_for(lambda: not running(server), "the answer went on")
         assert server.chat().status == 200
         assert 'rejections_total{reason="queue_full"} 2.0' in server.get("/metrics").text
 
@@ -59,12 +61,13 @@ def test_an_answer_ends_when_its_client_leaves(served: ServerProcess) -> None:
         connection = served.connect()
         body = json.dumps(endless(stream=stream)).encode()
         connection.request("POST", COMPLETIONS, body, {"Content-Type": "application/json"})
-        if stream:
-            connection.getresponse().readline()
-        else:
-            wait_for(lambda: running(served), "it never began")
-        connection.close()
-        wait_for(lambda: not running(served), "the answer went on")
+        with served.braked():
+            if stream:
+                connection.getresponse().readline()
+            else:
+                wait_for(lambda: running(served), "it never began")
+            connection.close()
+            wait_for(lambda: not running(served), "the answer went on")
     left = served.get("/metrics").text
     assert 'gemma_edge_requests_total{outcome="client_left",route="/v1/completions"}' in left
 
@@ -115,43 +118,41 @@ def test_a_deadline_ends_an_answer(pocket_bundles: dict[str, Path]) -> None:
     assert line["outcome"] in ("timeout", "error")
 
 
-def test_a_stream_that_waits_gets_comments(pocket_bundles: dict[str, Path], tmp_path: Path) -> None:
-    script = (
-        "from dataclasses import replace; import gemma_edge.cli.serve as verb;"
-        "from gemma_edge.cli.main import main;"
-        "made = verb._options; verb._options = lambda args: replace(made(args), keepalive_s=0.01);"
-        f"main(['serve', {str(pocket_bundles['onnx'])!r}, '--port', '0'])"
-    )
-    with started([sys.executable, "-c", script]) as server:
-        first = open_stream(server)
-        next(first)
-        second = open_stream(server, max_tokens=1)
-        assert next(second) == b": waiting\n"
+def test_a_stream_that_waits_gets_comments(pocket_bundles: dict[str, Path]) -> None:
+    with serving(pocket_bundles["onnx"], brakes=True, change=KEEPALIVE_AT_ONCE) as server:
+        with server.braked():
+            first = open_stream(server)
+            next(first)
+            second = open_stream(server, max_tokens=1)
+            assert next(second) == b": waiting\n"
         first.close()  # type: ignore[attr-defined]
         assert b"data: [DONE]\n" in list(second)
 
 
 def test_sigterm_finishes_what_runs(pocket_bundles: dict[str, Path]) -> None:
-    with serving(pocket_bundles["onnx"]) as server:
-        stream = open_stream(server)
-        next(stream)
-        server.signal(signal.SIGTERM)
-        server.wait_for_log("ending")
-        wait_for(lambda: not _accepts(server), "it still accepts connections")
+    with serving(pocket_bundles["onnx"], brakes=True) as server:
+        with server.braked():
+            stream = open_stream(server)
+            next(stream)
+            server.signal(signal.SIGTERM)
+            server.wait_for_log("ending")
+            wait_for(lambda: not _accepts(server), "it still accepts connections")
         assert list(stream)[-2:] == [b"data: [DONE]\n", b"\n"]
-        assert server.process.wait(60) == 0
+        assert server.process.wait(PATIENCE_S) == 0
 
 
 def test_a_request_that_was_on_its_way_at_sigterm_is_answered(pocket_bundles: dict[str, Path]) -> None:
-    with serving(pocket_bundles["onnx"]) as server:
+    patient = "import gemma_edge.runtime.server.serving as serving; serving.GRACE_S = 60.0"
+    with serving(pocket_bundles["onnx"], brakes=True, change=patient) as server:
         idle = server.connect()
         idle.connect()
-        stream = open_stream(server)
-        next(stream)
-        server.signal(signal.SIGTERM)
-        server.wait_for_log("ending")
-        body = json.dumps(endless(max_tokens=2))
-        idle.request("POST", COMPLETIONS, body, {"Content-Type": "application/json"})
+        with server.braked():
+            stream = open_stream(server)
+            next(stream)
+            server.signal(signal.SIGTERM)
+            server.wait_for_log("ending")
+            body = json.dumps(endless(max_tokens=2))
+            idle.request("POST", COMPLETIONS, body, {"Content-Type": "application/json"})
         response = idle.getresponse()
         assert response.status == 200
         response.read()
@@ -166,7 +167,7 @@ def test_the_drain_time_ends_what_runs_too_long(pocket_bundles: dict[str, Path])
         next(stream)
         server.signal(signal.SIGTERM)
         lines = list(stream)
-        assert server.process.wait(60) == 0
+        assert server.process.wait(PATIENCE_S) == 0
         ended = [line for line in lines if b"shutting_down" in line]
         assert ended or b"data: [DONE]\n" in lines
 
@@ -221,7 +222,7 @@ def test_a_socket_unit_keeps_the_socket_between_two_servers(
         asked = [pool.submit(ask, n) for n in range(40)]
         wait_for(lambda: any(each.done() for each in asked), "no answer")
         probe.signal(signal.SIGTERM)
-        probe.process.wait(60)
+        probe.process.wait(PATIENCE_S)
         with started(command, pass_fds=[listening.fileno()]):
             statuses = [each.result() for each in asked]
     listening.close()
@@ -239,6 +240,7 @@ def test_several_models_share_one_budget(pocket_bundles: dict[str, Path], tmp_pa
         assert ceiling == SERVER_BYTES + ServedModel.of("one", tmp_path / "one").need  # not the budget
         for name in ("two", "three", "one"):
             assert server.chat(model=name).status == 200
+        wait_for(lambda: "".join(server.log).count("loaded in") >= 4, "the log is not complete")
         log = "".join(server.log)
         assert log.count("released") >= 3 and log.count("loaded in") == 4
         with ThreadPoolExecutor(6) as pool:

@@ -24,6 +24,7 @@ from gemma_edge.runtime.server.keyring import Key, Keyring, parse_rate, read_key
 from gemma_edge.runtime.server.rate_limit import SlidingWindow
 from gemma_edge.runtime.server.server_options import Rate
 from support.http_server import ServerProcess, serving, started
+from support.processes import PATIENCE_S, wait_for
 
 CHAT = "/v1/chat/completions"
 KEY = "0123456789abcdef-key"
@@ -41,13 +42,7 @@ ROUTES = [
 @pytest.fixture(scope="module")
 def guarded(pocket_bundles: dict[str, Path]) -> Iterator[ServerProcess]:
     """A server with small limits. No request of these tests may reach the engine."""
-    script = (
-        "from dataclasses import replace; import gemma_edge.cli.serve as verb;"
-        "from gemma_edge.cli.main import main; made = verb._limits;"
-        "verb._limits = lambda args: replace(made(args), body_seconds=0.3, header_seconds=0.3);"
-        f"main(['serve', {str(pocket_bundles['onnx'])!r}, '--port', '0', '--max-body', '200KiB'])"
-    )
-    with started([sys.executable, "-c", script]) as server:
+    with serving(pocket_bundles["onnx"], "--max-body", "200KiB") as server:
         yield server
         metrics = server.get("/metrics").text
         assert "gemma_edge_time_to_first_token_seconds_count 0.0" in metrics
@@ -116,7 +111,8 @@ def test_every_route_needs_the_key(locked: ServerProcess, method: str, path: str
 def test_an_address_that_others_reach_needs_a_key(pocket_bundles: dict[str, Path]) -> None:
     command = [sys.executable, "-m", "gemma_edge.cli.main", "serve", str(pocket_bundles["onnx"]), "--host"]
     for host in ("0.0.0.0", "::", "192.168.0.1"):
-        done = subprocess.run([*command, host], capture_output=True, text=True, check=False, timeout=60)
+        argv = [*command, host]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
         assert done.returncode == 2 and "--api-key" in done.stderr
 
 
@@ -244,10 +240,19 @@ def test_bodies_are_bounded_while_they_are_read(guarded: ServerProcess) -> None:
     assert b" 413 " in guarded.send(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk * 8)[:20]
 
 
-def test_a_slow_client_is_left(guarded: ServerProcess) -> None:
+def test_a_slow_client_is_left(pocket_bundles: dict[str, Path]) -> None:
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    assert b" 408 " in guarded.send(f"{head}Content-Length: 10\r\n\r\n{{".encode())[:20]
-    assert guarded.send(b"GET / HTTP/1.1\r\nHost: loc") == b""
+    script = (
+        "from dataclasses import replace; import gemma_edge.cli.serve as verb;"
+        "from gemma_edge.cli.main import main; made = verb._limits;"
+        "verb._limits = lambda args: replace(made(args), body_seconds=0.3, header_seconds={});"
+        f"main(['serve', {str(pocket_bundles['onnx'])!r}, '--port', '0'])"
+    )
+    # Headers have their time, so that the body is what is late; then they are late.
+    with started([sys.executable, "-c", script.format(60)]) as server:
+        assert b" 408 " in server.send(f"{head}Content-Length: 10\r\n\r\n{{".encode())[:20]
+    with started([sys.executable, "-c", script.format(0.3)]) as server:
+        assert server.send(b"GET / HTTP/1.1\r\nHost: loc") == b""
 
 
 def test_large_headers_are_refused(guarded: ServerProcess) -> None:
@@ -405,7 +410,5 @@ def test_descriptors_and_tasks_do_not_pile_up(guarded: ServerProcess) -> None:
     for _ in range(50):
         with contextlib.closing(socket.create_connection(("127.0.0.1", guarded.port))) as made:
             made.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
-    time.sleep(0.5)
-    guarded.get("/health")
-    assert guarded.descriptors() <= before + 1
+    wait_for(lambda: guarded.descriptors() <= before + 1, "connections were left open")
     assert json.loads(guarded.get("/health").body)["queue"]["running"] == 0

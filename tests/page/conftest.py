@@ -44,7 +44,7 @@ def models(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="package")
 def chat_server(models: Path) -> Iterator[ServerProcess]:
     pytest.importorskip("uvicorn", reason="the extra serve has uvicorn")
-    with serving("--models", models) as server:
+    with serving("--models", models, brakes=True) as server:
         yield server
 
 

@@ -14,9 +14,11 @@ from page.conftest import kept, words
 if TYPE_CHECKING:
     from playwright.sync_api import Route
 
+    from support.http_server import ServerProcess
     from support.page_driver import Person
 
 
+BEGUN = "document.querySelector('.answer .markdown')?.textContent.length > 5"
 WEATHER = {
     "name": "weather",
     "description": "The weather in a city",
@@ -67,20 +69,20 @@ def test_shift_enter_starts_a_line_and_enter_sends(anna: Person) -> None:
 
 
 @pytest.mark.parametrize("how", ["Escape", "#stop"])
-def test_an_answer_is_stopped_and_its_beginning_kept(anna: Person, how: str) -> None:
+def test_an_answer_is_stopped_and_its_beginning_kept(
+    anna: Person, chat_server: ServerProcess, how: str
+) -> None:
     anna.set(model="text")
     anna.answered_without_end()
-    anna.type("Go on")
-    anna.page.keyboard.press("Enter")
-    begun = "document.querySelector('.answer .markdown')?.textContent.length > 5"
-    if how == "Escape":
-        anna.until(begun)
+    with chat_server.braked():
+        anna.ask("Go on")
+        anna.until(BEGUN)
         assert anna.page.locator("#send").is_hidden()
-        anna.page.keyboard.press(how)
-    else:  # in the page: on a busy machine the answer may be whole before a hand from outside gets there
-        anna.until(f"{begun} && document.querySelector('#stop').checkVisibility()")
-        anna.page.evaluate("document.querySelector('#stop').click()")
-    anna.wait_for_answer()
+        if how == "Escape":
+            anna.page.keyboard.press(how)
+        else:
+            anna.page.click(how)
+        anna.wait_for_answer()
     assert "Stopped" in anna.page.inner_text(".figures")
     turn = kept(anna)[0]["turns"][1]
     assert turn["state"] == "stopped" and len(turn["text"]) > 5
@@ -169,13 +171,13 @@ def test_conversations_and_drafts_outlive_the_page(anna: Person) -> None:
     anna.until("document.querySelector('#prompt').value === 'another half'")
 
 
-def test_an_answer_cut_off_by_leaving_is_kept(anna: Person) -> None:
+def test_an_answer_cut_off_by_leaving_is_kept(anna: Person, chat_server: ServerProcess) -> None:
     anna.set(model="text")
     anna.answered_without_end()
-    anna.type("Go on")
-    anna.page.keyboard.press("Enter")
-    anna.until("document.querySelector('.answer .markdown')?.textContent.length > 5")
-    anna.reload()
+    with chat_server.braked():
+        anna.ask("Go on")
+        anna.until(BEGUN)
+        anna.reload()
     assert anna.messages() == ["Go on"] and "Stopped" in anna.page.inner_text(".figures")
     assert anna.page.locator(".regenerate").is_visible()
 
@@ -210,16 +212,18 @@ def test_a_conversation_is_renamed_exported_and_deleted(anna: Person, tmp_path: 
     assert [c for c in kept(anna) if c["turns"]] == []
 
 
-def test_a_deleted_conversation_does_not_come_back_with_its_answer(anna: Person) -> None:
+def test_a_deleted_conversation_does_not_come_back_with_its_answer(
+    anna: Person, chat_server: ServerProcess
+) -> None:
     anna.set(model="text")
     anna.answered_without_end()
-    anna.type("Go on")
-    anna.page.keyboard.press("Enter")
-    anna.until("document.querySelector('.answer .markdown')?.textContent.length > 5")
-    anna.page.click("#open-actions")
-    anna.page.click("#delete")
-    anna.page.click("#ask-yes")
-    anna.page.wait_for_selector("#empty:not([hidden])")
+    with chat_server.braked():
+        anna.ask("Go on")
+        anna.until(BEGUN)
+        anna.page.click("#open-actions")
+        anna.page.click("#delete")
+        anna.page.click("#ask-yes")
+        anna.page.wait_for_selector("#empty:not([hidden])")
     anna.until("fetch('health').then((r) => r.json()).then((h) => h.queue.running === 0)")
     assert [c for c in kept(anna) if c["turns"]] == []
 

@@ -15,6 +15,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+from support.loopback_port import spare_port
 from support.processes import descendants, wait_for
 
 SSHD = Path("/usr/sbin/sshd")
@@ -76,7 +77,7 @@ class Sshd:
     """
 
     def __init__(self, folder: Path, home: Path | None = None) -> None:
-        self.folder, self.port = folder, _free_port()
+        self.folder, self.port = folder, spare_port()
         self.url = f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}"
         self.config = self.ssh_config("user_key")
         for key in ("host_key", "user_key", "other_key"):
@@ -236,13 +237,6 @@ def adbd_missing() -> str | None:
     ]
     made = subprocess.run([*namespaces, "true"], capture_output=True)
     return None if made.returncode == 0 else "no namespaces here"
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 def _listens(port: int) -> bool:

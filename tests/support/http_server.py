@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,31 @@ def endless(**fields: Any) -> dict[str, Any]:
     """A completion whose answer has `max_tokens`, 400 unless told: no token ends it."""
     never_end = {"1": -100, "106": -100}
     return {"prompt": LONG, "max_tokens": 400, "temperature": 0, "logit_bias": never_end, **fields}
+
+
+# `gemma-edge serve` that a test can slow down, after what else the test changes in it.
+_CHANGED = """
+import os, sys, time
+from gemma_edge.cli.main import main
+from gemma_edge.runtime.generate import TokenGenerator
+
+brake, feed = sys.argv.pop(1), TokenGenerator.feed
+exec(sys.argv.pop(1))
+
+def feed_slowly(self, ids):
+    if os.path.exists(brake):
+        time.sleep(0.1)
+    return feed(self, ids)
+
+TokenGenerator.feed = feed_slowly
+sys.exit(main(sys.argv[1:]))
+"""
+KEEPALIVE_AT_ONCE = """
+from dataclasses import replace
+import gemma_edge.cli.serve as verb
+made = verb._options
+verb._options = lambda args: replace(made(args), keepalive_s=0.01)
+"""
 
 
 @dataclass
@@ -67,6 +93,7 @@ class ServerProcess:
     process: subprocess.Popen[str]
     log: list[str] = field(default_factory=list)
     port: int = 0
+    brake: Path | None = None
 
     @property
     def url(self) -> str:
@@ -107,6 +134,16 @@ class ServerProcess:
                     received += block
             return bytes(received)
 
+    @contextlib.contextmanager
+    def braked(self) -> Iterator[None]:
+        """Every token after an answer's first takes 0.1 s: an `endless` one does not end by itself."""
+        assert self.brake is not None, "serving(brakes=True)"
+        self.brake.touch()
+        try:
+            yield
+        finally:
+            self.brake.unlink()
+
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
@@ -123,11 +160,22 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def serving(*arguments: str | Path, env: dict[str, str] | None = None) -> Iterator[ServerProcess]:
-    """A server with these arguments, listening; ended by SIGTERM."""
-    command = [sys.executable, "-m", "gemma_edge.cli.main", "serve", *map(str, arguments), "--port", "0"]
-    with started(command, env) as server:
-        yield server
+def serving(
+    *arguments: str | Path, env: dict[str, str] | None = None, brakes: bool = False, change: str = ""
+) -> Iterator[ServerProcess]:
+    """A server with these arguments, listening; ended by SIGTERM.
+
+    Args:
+        brakes: it has `braked`.
+        change: then, Python that runs before the server.
+    """
+    words = ["serve", *map(str, arguments), "--port", "0"]
+    with tempfile.TemporaryDirectory() as folder:
+        brake = Path(folder) / "brake"
+        how = ["-c", _CHANGED, str(brake), change] if brakes else ["-m", "gemma_edge.cli.main"]
+        with started([sys.executable, *how, *words], env) as server:
+            server.brake = brake if brakes else None
+            yield server
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-PATIENCE_S = 60.0  # a net below every wait: how long a machine takes judges nothing
+PATIENCE_S = 300.0  # a net below every wait: how long a machine takes judges nothing
 
 
 def wait_for(condition: Callable[[], object], otherwise: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import pty
 import re
@@ -20,7 +21,7 @@ class Terminal:
     """See the module; leaving its context kills the program."""
 
     def __init__(self, argv: Sequence[str], folder: Path, variables: Mapping[str, str]) -> None:
-        self.shown = ""
+        self.shown, self._text = "", codecs.getincrementaldecoder("utf-8")("replace")
         self.pid, self.descriptor = pty.fork()
         if not self.pid:
             os.chdir(folder)
@@ -35,7 +36,7 @@ class Terminal:
         while not (found := re.search(pattern, known := CONTROL.sub("", self.shown))):
             assert time.monotonic() < deadline, f"{pattern!r} is not in {known!r}"
             if select.select([self.descriptor], [], [], 0.1)[0]:
-                self.shown += os.read(self.descriptor, 4096).decode(errors="replace")
+                self.shown += self._text.decode(os.read(self.descriptor, 4096))
         self.shown = known[found.end() :]
         return known[: found.end()]
 
