@@ -1,9 +1,11 @@
 """Jinja for templates of strangers: its immutable sandbox, with every value paid for from one budget.
 
-Whatever a template makes - a piece of output inside any block, a concatenation, the result of an operator, a
-slice, a filter or a call - is charged, before it is made where it can be large. `Budget` bounds bytes, steps
-and seconds of one rendering; each of them ends in jinja2's SecurityError. The rest is as in transformers'
-`_compile_jinja_template`.
+Whatever a template makes - a piece of output inside any block, a concatenation, a list, the result of an
+operator, a slice, a filter, a test or a call - is charged, before it is made where it can be large. What is
+compared, hashed or written is charged too: lists within lists double with each level. `Budget` bounds bytes,
+steps and seconds of one rendering; each of them ends in jinja2's SecurityError. What no chat template needs
+and what has no cheap bound is refused: automatic escaping, `encode`, methods that fill up to a width. The
+rest is as in transformers' `_compile_jinja_template`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, ItemsView, Iterable, KeysView, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
 from datetime import datetime
 from functools import wraps
 from typing import Any, cast
@@ -22,8 +24,10 @@ from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import BlockReference, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
+from markupsafe import Markup
 
 MAX_STEPS = 100_000  # loop passes and macro calls
 MAX_BYTES = 48 << 20  # of all values made on the way, the text among them. A 32k context is some 150 kB
@@ -31,24 +35,32 @@ MAX_SECONDS = 1.0  # of this thread's CPU
 MAX_SOURCE = 1 << 17  # characters; Gemma's has 1,500, the longest published ones 20,000
 MAX_INTEGER_BITS = 4096
 MAX_WIDTH = 1000  # of an integer that a filter or a method is given
+MAX_SEARCH = 10**8  # characters that a search from the right, or a strip, compares
+MAX_SEPARATOR = 16  # characters between the values of a JSON text
 PIECE_BYTES = 64  # what a piece of output costs beside its text
+ITEM_BYTES = 96  # what an item that a generator makes costs: a character of its own, and its place in a list
 
-WIDTH_METHODS = frozenset(("center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map"))
+# Methods that fill up to a width, that make a text or a number of any size, or that take a codec.
+REFUSED_METHODS = frozenset(("center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map"))
+REFUSED_METHODS |= {"encode", "translate", "maketrans", "fromkeys", "fromhex", "from_bytes", "to_bytes"}
 # Filters that fill, format, or search by expressions whose time is no line.
 REFUSED_FILTERS = ("center", "format", "wordwrap", "urlize", "pprint", "xmlattr")
-# What filters and methods make of a text, in times its length: 1 unless told. A few have rules of their own.
-GROWTH = {"escape": 6, "e": 6, "forceescape": 6, "tojson": 24, "list": 8, "sort": 8}
-GROWTH |= dict.fromkeys(("batch", "slice", "groupby"), 96)  # a list or a tuple for each character
-GROWTH |= {
-    "str.split": 16,
-    "str.splitlines": 16,
-    "str.rsplit": 16,
-    "upper": 3,
-    "str.upper": 3,
-    "str.encode": 3,
-}
+# What filters and methods make of a text, in times its bytes: 1 unless told. A few have rules of their own.
+GROWTH = {"tojson": 24, "title": 64, "striptags": 24, "wordcount": 16, "urlencode": 16}
+GROWTH |= dict.fromkeys(("int", "float", "filesizeformat"), 16)  # an error says the text
+GROWTH |= dict.fromkeys(("escape", "e", "forceescape"), 6)
+GROWTH |= dict.fromkeys(("str.split", "str.rsplit", "str.splitlines"), 24)
+GROWTH |= dict.fromkeys(("upper", "lower", "capitalize"), 3)
+GROWTH |= {f"str.{name}": 3 for name in ("upper", "lower", "capitalize", "casefold", "title", "swapcase")}
+# What they take beside it for each item of a list, or character of a text: as measured, rounded up.
+BYTES_OF_ITEMS = {"list": 96, "join": 96, "batch": 224, "slice": 224, "unique": 224, "dictsort": 160}
+BYTES_OF_ITEMS |= {"sort": 256, "groupby": 512, "str.join": 96, "dict": 128, "namespace": 128}
+SEARCHES = frozenset(("trim", "str.strip", "str.lstrip", "str.rstrip"))
+SEARCHES |= {"str.rfind", "str.rindex", "str.rsplit", "str.rpartition"}
+LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 CONTAINERS = (str, list, tuple, dict)
 VIEWS = (KeysView, ValuesView, ItemsView)
+WEIGHED = (*CONTAINERS, *VIEWS, jinja2.utils.Namespace)
 
 
 class Refused(Exception):
@@ -88,11 +100,11 @@ class Budget:
             elif isinstance(item, dict):
                 stack += [*item.keys(), *item.values()]
             elif isinstance(item, (list, tuple, *VIEWS)):
-                stack += item
+                if total + 16 * len(item) <= self.bytes:  # else it is refused below
+                    stack += item
+                total += 16 * len(item)
             elif isinstance(item, jinja2.utils.Namespace):
                 stack.append(object.__getattribute__(item, "_Namespace__attrs"))
-            elif isinstance(item, bytes):
-                total += 4 * len(item)
             elif isinstance(item, int):
                 total += item.bit_length() // 3
             total += 16
@@ -102,26 +114,47 @@ class Budget:
 
 
 def result_bound(budget: Budget, name: str, values: tuple[Any, ...], options: dict[str, Any]) -> int:
-    """Bytes that a filter, or a method such as "str.join", makes at most of these arguments."""
+    """Bytes that a filter, a test, or a method such as "str.join" takes at most for these arguments."""
     every = (*values, *options.values())
     if any(isinstance(value, int) and not -MAX_WIDTH <= value <= MAX_WIDTH for value in every[1:]):
         raise SecurityError(f"it asks {name} for more than {MAX_WIDTH}")
-    weight = sum(budget.weigh(value) for value in every if isinstance(value, CONTAINERS))
-    text = values[0] if values else ""
+    weight = sum(budget.weigh(value) for value in every if isinstance(value, WEIGHED))
+    if any(isinstance(value, Markup) for value in every):
+        weight *= GROWTH["escape"]  # it escapes what is added
+    first = values[0] if values else ""
     texts = [value for value in every[1:] if isinstance(value, str)]
-    if name.endswith("replace") and isinstance(text, str) and len(texts) > 1:
-        count = text.count(texts[0]) if texts[0] else len(text) + 1
-        return weight + count * text_bytes(texts[1])
-    if name == "str.join":
-        return weight + len(every[1]) * text_bytes(text) if isinstance(every[1], CONTAINERS) else weight
-    if name == "join":
-        count = len(text) if isinstance(text, CONTAINERS) else MAX_STEPS
-        return weight + count * sum(map(len, texts)) * 4
+    if name in SEARCHES and length(first) * max(map(len, texts), default=0) > MAX_SEARCH:
+        raise SecurityError(f"it asks {name} to compare more than {MAX_SEARCH} characters")
+    if name == "sum" and any(isinstance(value, (*CONTAINERS, Iterator)) for value in every[1:]):
+        raise SecurityError("it sums what are no numbers")
+    bound = weight * GROWTH.get(name, 1)
+    if name.endswith("replace") and isinstance(first, str) and len(texts) > 1:
+        count = first.count(texts[0]) if texts[0] else len(first) + 1
+        bound += count * text_bytes(texts[1])
     if name == "indent":
+        text = str(first)
         widths = [len(value) if isinstance(value, str) else value for value in every[1:]]
-        lines = str(text).count("\n") + 2
-        return weight + 4 * lines * max([4, *(w for w in widths if isinstance(w, int))])
-    return weight * GROWTH.get(name, 1)
+        lines = sum(map(text.count, LINE_ENDS)) + 2
+        bound += lines * (PIECE_BYTES + 4 * max([4, *(w for w in widths if isinstance(w, int))]))
+    if name == "tojson" and (options.get("indent") or len(values) > 2):
+        bound += weight * depth(first)  # at most 16 spaces a level, before each value of 16 bytes
+    items = every[1] if name == "str.join" and len(every) > 1 else first
+    if name.endswith("join"):
+        bound += length(items) * sum(4 * len(text) for text in (texts if items is first else [first]))
+    return bound + length(items) * BYTES_OF_ITEMS.get(name, 0)
+
+
+def length(value: Any) -> int:
+    return len(value) if hasattr(value, "__len__") else 0
+
+
+def depth(value: Any) -> int:
+    """Levels of lists and dicts within each other."""
+    levels, level = 0, [value]
+    while level := [item for item in level if isinstance(item, (list, tuple, dict))]:
+        level = [value for item in level for value in (item.values() if isinstance(item, dict) else item)]
+        levels += 1
+    return levels
 
 
 def text_bytes(text: str) -> int:
@@ -138,11 +171,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         sized = [value for value in (left, right) if isinstance(value, (str, list, tuple))]
+        escapes = GROWTH["escape"] if any(isinstance(value, Markup) for value in sized) else 1
         numbers = [value for value in (left, right) if isinstance(value, int)]
         if operator == "%" and sized:
             raise SecurityError("it formats with %")
         if sized:
-            size = sum(self.size(value) for value in sized)
+            size = escapes * sum(self.size(value) for value in sized)
             self.budget.charge(size * max(1, numbers[0]) if operator == "*" and numbers else size)
         bits = sum(number.bit_length() for number in numbers)
         if operator == "**" and len(numbers) == 2:
@@ -153,19 +187,36 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, obj: Any, /, *args: Any, **options: Any) -> Any:
         owner = getattr(obj, "__self__", None)
+        if owner is self:  # what `Bounds` put there
+            return obj(*args)
         if isinstance(owner, CONTAINERS):
-            name = f"{type(owner).__name__}.{getattr(obj, '__name__', '')}"
+            kind = next(kind.__name__ for kind in CONTAINERS if isinstance(owner, kind))
+            args = tuple(self.whole(value) for value in args)
+            name = f"{kind}.{getattr(obj, '__name__', '')}"
             self.budget.charge(result_bound(self.budget, name, (owner, *args), options))
+        elif not isinstance(obj, (Macro, LoopContext, BlockReference)):  # these take values as they are
+            args = tuple(self.whole(value) for value in args)
+            name = getattr(obj, "__name__", "")
+            self.budget.charge(result_bound(self.budget, name, args, options))
         self.budget.check_time()
         return super().call(context, obj, *args, **options)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if isinstance(obj, str) and attr in WIDTH_METHODS:  # a width can fill the memory with spaces
+        if attr in REFUSED_METHODS or (isinstance(obj, Markup) and not hasattr(str, attr)):
             return False
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> None:
         """None: `format` is refused like the other methods that take a width, not made safe as Jinja does."""
+
+    def whole(self, value: Any) -> Any:
+        """The items that a generator makes, as a list, paid for; other values as they are."""
+        return list(self.paying(value)) if isinstance(value, Iterator) else value
+
+    def paying(self, items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            self.budget.charge(ITEM_BYTES)
+            yield item
 
     # Called by the compiled template, see `Bounds`. ------------------------------------------------------
 
@@ -179,12 +230,29 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.budget.charge(pieces * PIECE_BYTES)
         return ""
 
+    def tried(self) -> bool:
+        """Every item that the condition of a loop looks at."""
+        self.budget.step()
+        self.budget.charge(ITEM_BYTES)
+        return True
+
     def paid(self, value: Any) -> Any:
-        """A value that was just made, or that is about to be compared or written."""
+        """A value that was just made, or that is about to be compared, hashed or written."""
         if isinstance(value, str):
             self.budget.charge(self.size(value))
-        elif isinstance(value, (*CONTAINERS, *VIEWS, jinja2.utils.Namespace, bytes)):
+        elif isinstance(value, WEIGHED):
             self.budget.charge(self.budget.weigh(value))
+        return value
+
+    def made(self, value: Any) -> Any:
+        """A list, tuple or dict that the template writes out; what is in it was paid for."""
+        self.budget.charge(PIECE_BYTES + len(value) * (128 if isinstance(value, dict) else 8))
+        return value
+
+    def unpacked(self, value: Any) -> Any:
+        """`*value` or `**value` in a call."""
+        value = self.whole(value)
+        self.budget.charge(ITEM_BYTES * length(value))
         return value
 
     def concat(self, parts: Iterable[str]) -> str:
@@ -198,13 +266,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return "".join(str(self.paid(part)) for part in parts)
 
     def guarded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter that is paid for before it runs."""
+        """A filter or a test that is paid for before it runs, and then for each item that it makes later."""
 
         @wraps(function)
         def run(*args: Any, **options: Any) -> Any:
             skip = 1 if getattr(function, "jinja_pass_arg", None) is not None else 0
+            if name in BYTES_OF_ITEMS:
+                args = (*args[:skip], *map(self.whole, args[skip:]))
             self.budget.charge(result_bound(self.budget, name, args[skip:], options))
-            return function(*args, **options)
+            result = function(*args, **options)
+            return self.paying(result) if isinstance(result, Iterator) else result
 
         return run
 
@@ -220,7 +291,7 @@ class Generation(Extension):
 
 
 class Bounds(NodeTransformer):
-    """Makes the template call `Sandbox.step`, `paid` and `joined`.
+    """Makes the template call what `Sandbox` has for it.
 
     An EnvironmentAttribute is a name that a template cannot write, and so cannot redefine.
     """
@@ -236,7 +307,37 @@ class Bounds(NodeTransformer):
         node.body.insert(0, nodes.Output([step], lineno=node.lineno))
         return cast(nodes.Node, node)
 
-    visit_For = visit_Macro = visit_CallBlock = count_steps
+    visit_Macro = visit_CallBlock = count_steps
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.count_steps(node)
+        if node.test is not None:
+            node.test = nodes.And(self.call("tried"), node.test)
+        return node
+
+    def visit_ScopedEvalContextModifier(self, node: nodes.Node) -> nodes.Node:
+        raise SecurityError("it switches escaping on")
+
+    def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        return node if getattr(node, "ctx", "load") == "store" else self.call("made", node)
+
+    visit_Tuple = visit_List
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
+        for pair in node.items:
+            if not isinstance(pair.key, nodes.Const):
+                pair.key = self.call("paid", pair.key)
+        return self.visit_List(node)
+
+    def unpack(self, node: Any) -> nodes.Node:
+        self.generic_visit(node)
+        for name in ("dyn_args", "dyn_kwargs"):
+            if getattr(node, name) is not None:
+                setattr(node, name, self.call("unpacked", getattr(node, name)))
+        return cast(nodes.Node, node)
+
+    visit_Call = visit_Filter = visit_Test = unpack
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
         self.generic_visit(node)
@@ -251,7 +352,11 @@ class Bounds(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return self.call("paid", node) if isinstance(node.arg, nodes.Slice) else node
+        if isinstance(node.arg, nodes.Slice):
+            return self.call("paid", node)
+        if not isinstance(node.arg, nodes.Const):
+            node.arg = self.call("paid", node.arg)  # it is hashed
+        return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
@@ -268,7 +373,7 @@ class Namespace(jinja2.utils.Namespace):
         super().__setitem__(name, value)
 
 
-def _namespace(*args: Any, **values: Any) -> Namespace:
+def namespace(*args: Any, **values: Any) -> Namespace:
     made = Namespace()
     for name, value in dict(*args, **values).items():
         made[name] = value
@@ -286,6 +391,8 @@ def _tojson(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
+    if separators is not None and any(len(text) > MAX_SEPARATOR for text in separators):
+        raise SecurityError(f"it separates values by more than {MAX_SEPARATOR} characters")
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -318,16 +425,17 @@ def compile_template(source: str) -> Template:
     environment.globals = {
         "range": environment.globals["range"],  # the sandbox's own: at most 100,000 long
         "dict": dict,
-        "namespace": _namespace,
+        "namespace": namespace,
         "raise_exception": _raise_exception,
         "strftime_now": _strftime_now,
     }
     environment.filters["tojson"] = _tojson
     for name in REFUSED_FILTERS:
         del environment.filters[name]
-    for name, function in environment.filters.items():
-        environment.filters[name] = environment.guarded(name, function)
-    parsed = environment.parse(source)
-    environment.undeclared = frozenset(jinja2.meta.find_undeclared_variables(parsed))
-    tree = Bounds().visit(parsed)
+    for functions in (environment.filters, environment.tests):
+        for name, function in functions.items():
+            functions[name] = environment.guarded(name, function)
+    # A tree of its own: what looks for variables computes constants on the way.
+    environment.undeclared = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(source)))
+    tree = Bounds().visit(environment.parse(source))
     return environment.from_string(tree.set_environment(environment))
