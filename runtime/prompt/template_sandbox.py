@@ -432,7 +432,7 @@ def compile_template(source: str) -> Template:
     environment.filters["tojson"] = _tojson
     for name in REFUSED_FILTERS:
         del environment.filters[name]
-    for functions in (environment.filters, environment.tests):
+    for functions in (environment.filters, cast(dict[str, Any], environment.tests)):
         for name, function in functions.items():
             functions[name] = environment.guarded(name, function)
     # A tree of its own: what looks for variables computes constants on the way.
