@@ -55,8 +55,10 @@ SLOW_FILES = frozenset(
 SLOW_FIXTURES = frozenset(
     (
         "adb_server",
+        "apk",
         "board",
         "browser",
+        "desk",
         "gate_bundles",
         "live_case",
         "pocket_bundles",

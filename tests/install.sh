@@ -41,6 +41,11 @@ readelf binutils
 busybox busybox-static
 mksh mksh
 chromium chromium
+javac default-jdk-headless
+aapt aapt
+apksigner apksigner
+zipalign zipalign
+dexdump dexdump
 /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf fonts-dejavu-core
 END
 )
@@ -59,6 +64,8 @@ if [ -n "$missing" ]; then
   # shellcheck disable=SC2086
   install $chosen || for package in $chosen; do install "$package" || missed "$package"; done
 fi
+
+sh "$(dirname "$0")/../android_demo/tools.sh" || missed "dx and the Android framework (android_demo/tools.sh)"
 
 if [ ! -e "$root/usr/sbin/adbd" ]; then
   # Complete or absent: an interrupted one is made again.
