@@ -25,7 +25,7 @@ OTHERS: Mapping[str, str] = {
     "src/gemma_edge/": "One link a package: the folders above import as `gemma_edge.NAME`.",
     "src/optimum/": "`optimum-cli export gemma-edge`, where optimum is installed.",
     "pocket/": "Pocket, the small trained model: checkpoint/, questions/, training/.",
-    "android_demo/app/": "The Android app: Java without Android in plain/ and engine/, screens in app/, C in jni/.",
+    "android_demo/app/": "The Android app: plain Java, screens, and a JNI layer in C.",
     "android_demo/build.sh": "Builds the app's APK from Debian's packages and the engine's wheel.",
     "android_demo/bench/": "The native runner for Android: a small C program on LiteRT-LM.",
     "docs/": "Documentation; generate.py writes cli.md and this tree.",
