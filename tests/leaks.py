@@ -11,6 +11,7 @@ import gc
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -47,6 +48,11 @@ def grow_interned() -> None:
         sys.intern(f"interned {number}")
 
 
+def left_open() -> tuple[int, int]:
+    """Open files and threads of this process."""
+    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+
 def repeat(action: Callable[[], object], rounds: int) -> Left:
     """Runs it so many times, a tenth more as a warm-up, and measures."""
     tenth = max(1, rounds // 10)
@@ -54,13 +60,18 @@ def repeat(action: Callable[[], object], rounds: int) -> Left:
         action()
     grow_interned()
     gc.collect()
-    files, threads = (len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task"))
+    files, threads = left_open()
     sizes = []
     for _ in range(rounds):
         action()
         sizes.append(anonymous())
     gc.collect()
-    more = [len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task")]
+    more = left_open()
+    for _ in range(100):  # a thread that was joined is listed for a moment longer
+        if more[1] <= threads:
+            break
+        time.sleep(0.02)
+        more = left_open()
     growth = mean(sizes[-tenth:]) / mean(sizes[:tenth]) - 1
     return Left(growth, more[0] - files, more[1] - threads)
 

@@ -227,13 +227,13 @@ def test_systemd_run_is_asked_for_a_scope(tmp_path: Path, monkeypatch: pytest.Mo
     stand_in.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(cgroup, "_COUNT", '"$@"; echo "oom_kill 1" > "$0/memory.events"; kill -9 $$')
-    run = cgroup._run_in_scope(("OOMPolicy=continue",), ["true"], 64 * MB, timeout=30, env=None)
+    run = cgroup._run_in_scope(("OOMPolicy=continue",), ["true"], 64 * MB, timeout=60, env=None)
     assert run.killed and run.mechanism == "systemd-run" and run.peak_bytes is None
     told = (tmp_path / "args").read_text()
     assert f"-p MemoryMax={64 * MB} -p MemorySwapMax=0 -p OOMPolicy=continue /bin/sh -c" in told
     monkeypatch.setattr(cgroup, "_COUNT", '"$@"')
     with pytest.raises(DeviceError, match="counts no memory"):
-        cgroup._run_in_scope((), ["true"], 64 * MB, timeout=30, env=None)
+        cgroup._run_in_scope((), ["true"], 64 * MB, timeout=60, env=None)
 
 
 def test_bar_that_is_missed_is_exit_5_and_keeps_the_results(

@@ -134,7 +134,7 @@ def child(stdout: str, exit_code: int = 0) -> ChildRun:
 @limited
 def test_limited_run_crosses_a_device() -> None:
     argv = limit.limit_argv(sys.executable, 64 * 2**20, 60, [sys.executable, "-c", "print('x' * 5)"])
-    run = run_child(argv, timeout=60).parse(LimitedRun, "the run")
+    run = run_child(argv, timeout=300).parse(LimitedRun, "the run")
     assert (run.stdout, run.exit_code, run.killed, run.limit_bytes) == ("xxxxx\n", 0, False, 64 * 2**20)
     hold = [sys.executable, "-c", "x = b'x' * (200 << 20)"]
     held = run_child(limit.limit_argv(sys.executable, 64 * 2**20, 60, hold))
@@ -222,4 +222,4 @@ def test_native_target_measures_every_pair_of_sizes(
 def test_targets_close_nothing_they_did_not_open(device_url: str, tiny_bundle: Path) -> None:
     with open_device(device_url) as device:
         assert DeviceTarget(device, tiny_bundle).enforces == (mechanism().name != "none")
-        assert device.run(["true"], timeout=30).exit_code == 0
+        assert device.run(["true"], timeout=60).exit_code == 0

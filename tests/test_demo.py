@@ -34,7 +34,7 @@ class Demo(NamedTuple):
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     folder = tmp_path_factory.mktemp("demo") / "kept"
     argv = [sys.executable, "-c", SCRIPT, str(folder)]
-    result = subprocess.run(argv, capture_output=True, encoding="utf-8", timeout=120, check=False)
+    result = subprocess.run(argv, capture_output=True, encoding="utf-8", timeout=600, check=False)
     assert result.returncode == 0, result.stderr
     return Demo(folder, result.stdout, result.stderr)
 

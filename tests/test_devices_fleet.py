@@ -73,7 +73,7 @@ def test_no_fleet_file(tmp_path: Path) -> None:
 
 
 def test_a_fleet_works_side_by_side_and_one_failure_is_its_own(sshd: Sshd) -> None:
-    meeting = threading.Barrier(2, timeout=60)
+    meeting = threading.Barrier(2, timeout=300)
     members = [
         Member("here", "local", {"word": "a"}),
         Member("gone", "ssh://no-such-host.invalid", {}),
@@ -83,7 +83,7 @@ def test_a_fleet_works_side_by_side_and_one_failure_is_its_own(sshd: Sshd) -> No
 
     def work(device: Device, member: Member) -> str:
         meeting.wait()  # both have to be at work for either to go on
-        return device.run(["echo", member.options["word"]], timeout=60).stdout
+        return device.run(["echo", member.options["word"]], timeout=300).stdout
 
     def done(outcome: Outcome[str]) -> None:
         ended.append(outcome.member.name)
@@ -105,7 +105,7 @@ def test_ctrl_c_ends_a_fleet(sshd: Sshd) -> None:
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        run_fleet(members, lambda device, member: device.run(["sleep", number], timeout=60))
+        run_fleet(members, lambda device, member: device.run(["sleep", number], timeout=300))
     thread.join()
     wait_for(lambda: not sleeping(number), "left running")
 
@@ -160,6 +160,6 @@ def test_gemma_edge_is_installed_on_a_device(sshd: Sshd, tiny_bundle: Path) -> N
         bundle = device.push(tiny_bundle)
         argv = worker_argv(python, bundle, Workload((8,), (2,), reps=1, threads=1, context=64))
         # Nothing of this environment may help.
-        run = device.run(argv, timeout=60, env={"PYTHONPATH": ""})
+        run = device.run(argv, timeout=300, env={"PYTHONPATH": ""})
         assert [test.test for test in run.parse(RunReport, "the worker").tests] == ["pp8", "tg2"]
         assert run.peak.rss > 10_000_000  # how far it had come at a sample depends on the machine

@@ -19,7 +19,7 @@ SDIST = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.a
 
 
 def run(*argv: str | Path, cwd: Path) -> None:
-    done = subprocess.run(list(map(str, argv)), cwd=cwd, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(list(map(str, argv)), cwd=cwd, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
 
 

@@ -27,7 +27,7 @@ from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.model import Model
 from support import small_disk as disk
 from support.margins import FP32, assert_decided
-from support.processes import children, wait_for
+from support.processes import PATIENCE_S, children, wait_for
 from support.random_gemma3n_text import random_ids, transformers_logits
 from support.refused_inputs import poke
 
@@ -40,7 +40,7 @@ def gemma_edge(
 ) -> Result:
     """Runs the command, which must end with `code`."""
     argv = [*command, *arguments]
-    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr and "internal error" not in done.stderr
     if code:
@@ -251,7 +251,7 @@ def test_ctrl_c(moment: str, larger: Path, out: Path) -> None:
     if moment == "gate":
         wait_for(lambda: children(process.pid) or process.poll() is not None, "no engine was started")
     os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert "gemma-edge: interrupted" in error and "Traceback" not in error
 

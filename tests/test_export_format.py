@@ -92,7 +92,7 @@ def test_a_format_needs_only_its_own_packages(name: str, tiny_checkpoint: Path, 
     command = [sys.executable, "-c", BLOCKED, ",".join(FOREIGN[name])]
     command += ["export", str(tiny_checkpoint), str(out), "--format", name]
     command += ["--context", "64", "--chunk", "16", "--no-verify"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     assert out.exists()
 
@@ -107,7 +107,7 @@ def test_a_plan_needs_no_package_that_writes(name: str, seeing: Path) -> None:
     plans = []
     for blocked in ("nothing", "onnx,litert_lm_builder,absl,tomli,huggingface_hub"):
         command = [sys.executable, "-c", BLOCKED, blocked, *words]
-        plans.append(subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout)
+        plans.append(subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout)
     assert plans[0] == plans[1] and json.loads(plans[0])["format"] == name
 
 
@@ -115,7 +115,7 @@ def test_a_plan_needs_no_package_that_writes(name: str, seeing: Path) -> None:
 def test_a_missing_package_is_named(name: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", BLOCKED, MAKERS[name]]
     command += ["export", str(tiny_checkpoint), str(tmp_path / "out"), "--format", name, "--context", "64"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
     distribution = MAKERS[name].replace("_", "-")
     hint = f'--format {name} needs {distribution}: pip install ".[export]" in a clone of gemma-edge'
     assert run.returncode == 2 and hint in run.stderr

@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from fuzz import campaign
 from fuzz.campaign import judged_message
-from fuzz.corpus import read_corpus
 from fuzz.mutators import damaged_json, damaged_wire, parsed_wire, wire_bytes
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/self/clear_refs")
 
 
+def in_a_process(code: str, *arguments: object) -> Any:
+    """What Python code prints as JSON. Its forks hold nothing that other tests left here."""
+    argv = [sys.executable, "-c", code, *map(str, arguments)]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+CORPUS = """
+import json
+from fuzz.corpus import read_corpus
+entries, findings = read_corpus()
+print(json.dumps([entries, [finding.detail for finding in findings]]))
+"""
+
+
 def test_no_past_finding_is_back() -> None:
-    entries, findings = read_corpus()
+    entries, findings = in_a_process(CORPUS)
     assert entries >= 10
     assert not findings
 
@@ -44,21 +62,30 @@ def test_a_message_is_taken_apart_and_put_together() -> None:
     assert damaged_wire(Random(1), raw) != raw
 
 
-def test_a_ledger_lets_a_campaign_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(campaign, "BLOCK", 8)
-    ledger, said = tmp_path / "ledger.jsonl", []
-    first = campaign.campaign_in_parts(range(700, 712), ledger, workers=1, log=said.append)
-    assert first.cases.total() == 12 and len(ledger.read_text().splitlines()) == 2
-    whole = campaign.campaign_in_parts(range(700, 716), ledger, workers=1, log=said.append)
-    assert whole.cases.total() == 16 and whole.seconds > first.seconds
+IN_PARTS = """
+import json, sys
+from pathlib import Path
+from fuzz import campaign
+campaign.BLOCK = 8
+done = campaign.campaign_in_parts(range(700, int(sys.argv[2])), Path(sys.argv[1]), workers=1)
+print(json.dumps([done.cases.total(), done.seconds]))
+"""
+
+
+def test_a_ledger_lets_a_campaign_go_on(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    cases, seconds = in_a_process(IN_PARTS, ledger, 712)
+    assert cases == 12 and len(ledger.read_text().splitlines()) == 2
+    more_cases, more_seconds = in_a_process(IN_PARTS, ledger, 716)
+    assert more_cases == 16 and more_seconds > seconds
     assert [json.loads(line)["next"] for line in ledger.read_text().splitlines()] == [708, 712, 716]
     with pytest.raises(SystemExit, match="name another file"):
-        campaign.campaign_in_parts(range(0, 716), ledger, workers=1, log=said.append)
+        campaign.campaign_in_parts(range(0, 716), ledger, workers=1)
 
 
 def test_waiting_for_a_cpu_is_no_hang() -> None:
     computes = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    sleeps = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])
+    sleeps = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(999)"])
     try:
         while campaign.process_clock(computes.pid)[0] < 0.2 or not campaign.process_clock(sleeps.pid)[1]:
             time.sleep(0.05)

@@ -151,7 +151,7 @@ def test_drop_page_cache(tmp_path: Path) -> None:
 
 @limited
 def test_anonymous_memory_above_the_limit_is_killed() -> None:
-    run = run_limited([sys.executable, "-c", ALLOCATE, "400"], 300 * MB, timeout=60)
+    run = run_limited([sys.executable, "-c", ALLOCATE, "400"], 300 * MB, timeout=PATIENCE_S)
     assert run.killed and run.exit_code == 137
     assert run.stdout == ""
     assert run.peak_bytes is None or 295 * MB < run.peak_bytes <= 300 * MB
@@ -162,7 +162,7 @@ def test_mapped_file_above_the_limit_passes(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     with open(path, "wb") as file:
         file.truncate(600 * MB)  # holes are cached pages like any other once they are read
-    run = run_limited([sys.executable, "-c", READ_MAPPED, str(path)], 300 * MB, timeout=60)
+    run = run_limited([sys.executable, "-c", READ_MAPPED, str(path)], 300 * MB, timeout=PATIENCE_S)
     assert not run.killed and run.exit_code == 0, run.stderr
     assert run.stdout == f"read {600 * MB // 4096}\n"
     assert run.peak_bytes is None or run.peak_bytes <= 300 * MB
@@ -170,13 +170,13 @@ def test_mapped_file_above_the_limit_passes(tmp_path: Path) -> None:
 
 @limited
 def test_failure_below_the_limit_is_not_a_kill() -> None:
-    run = run_limited(["sh", "-c", "echo broken >&2; exit 3"], 300 * MB, timeout=60)
+    run = run_limited(["sh", "-c", "echo broken >&2; exit 3"], 300 * MB, timeout=PATIENCE_S)
     assert (run.killed, run.exit_code, run.last_line()) == (False, 3, "broken")
 
 
 @limited
 def test_sigkill_from_elsewhere_is_not_a_kill_by_the_kernel() -> None:
-    run = run_limited(["sh", "-c", "kill -9 $$"], 300 * MB, timeout=60)
+    run = run_limited(["sh", "-c", "kill -9 $$"], 300 * MB, timeout=PATIENCE_S)
     assert (run.killed, run.exit_code) == (False, 137)
 
 
@@ -203,7 +203,7 @@ def test_no_group_and_no_process_is_left_after_ctrl_c() -> None:
     try:
         sleeper = _wait_for_command(runner.pid, "sleep")
         runner.send_signal(signal.SIGINT)
-        assert runner.wait(timeout=60) != 0
+        assert runner.wait(timeout=PATIENCE_S) != 0
     finally:
         runner.kill()
     wait_for(lambda: ended(sleeper), "left running")

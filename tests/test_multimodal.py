@@ -229,7 +229,7 @@ def command(folder: Path, *arguments: str | Path, code: int = 0) -> subprocess.C
         input="",
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
     return done

@@ -58,7 +58,7 @@ def check(run: NativeRun) -> None:
 
 def test_on_this_machine(runner: Path, litertlm: Path) -> None:
     with open_device("local") as device:
-        report = bench_native(device, litertlm, OPTIONS, timeout=60, runner=runner, cores=(0,))
+        report = bench_native(device, litertlm, OPTIONS, timeout=300, runner=runner, cores=(0,))
     check(report)
     assert report.cores == (0,)
     assert list(litertlm.parent.glob("tiny.litertlm.cache/*xnnpack*"))
@@ -72,7 +72,7 @@ def test_through_adb(runner: Path, litertlm: Path, tmp_path: Path, monkeypatch: 
         for name, value in adbd.environment.items():
             monkeypatch.setenv(name, value)
         with open_device(f"adb:{adbd.SERIAL}") as device:
-            check(bench_native(device, litertlm, OPTIONS, timeout=60, runner=runner))
+            check(bench_native(device, litertlm, OPTIONS, timeout=300, runner=runner))
     finally:
         adbd.close()
 
@@ -80,7 +80,7 @@ def test_through_adb(runner: Path, litertlm: Path, tmp_path: Path, monkeypatch: 
 def test_a_model_that_the_engine_refuses(runner: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.litertlm").write_bytes(b"LITERTLM" + bytes(1000))
     with open_device("local") as device, pytest.raises(ChildError, match="the native runner") as error:
-        bench_native(device, tmp_path / "broken.litertlm", OPTIONS, timeout=60, runner=runner)
+        bench_native(device, tmp_path / "broken.litertlm", OPTIONS, timeout=300, runner=runner)
     assert error.value.exit_code == 3
     assert "broken.litertlm" in str(error.value)
 
@@ -90,11 +90,11 @@ def test_what_cannot_be_measured(tmp_path: Path) -> None:
     model.touch()
     with open_device("local") as device:
         with pytest.raises(DeviceError, match=r"no gemma-bench in .* build it: .*build.sh linux"):
-            bench_native(device, model, OPTIONS, timeout=1, runner=tmp_path / "nowhere")
+            bench_native(device, model, OPTIONS, timeout=60, runner=tmp_path / "nowhere")
         with pytest.raises(UsageError, match=r"takes a \.litertlm"):
-            bench_native(device, tmp_path, OPTIONS, timeout=1)
+            bench_native(device, tmp_path, OPTIONS, timeout=60)
         with pytest.raises(UsageError, match="both are measured in one go"):
-            bench_native(device, model, TurnSizes(n_prompt=0, n_gen=4), timeout=1)
+            bench_native(device, model, TurnSizes(n_prompt=0, n_gen=4), timeout=60)
 
 
 @pytest.mark.parametrize(

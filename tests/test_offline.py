@@ -131,7 +131,7 @@ def trace(argv: list[str], folder: Path, stdin: str = "") -> Traced:
         encoding="utf-8",
         cwd=folder / "out",
         env=environment,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     return Traced(folder, done, list(whole_calls(log.read_text(encoding="utf-8", errors="replace"))))
@@ -251,7 +251,7 @@ def test_a_program_on_a_device_is_silenced(tmp_path: Path, monkeypatch: pytest.M
     with LocalDevice() as device:
         for name in SILENCED:
             monkeypatch.delenv(name)  # of this process: a device does not inherit
-        said = device.run(["env"], timeout=30).stdout.splitlines()
+        said = device.run(["env"], timeout=60).stdout.splitlines()
         assert {f"{name}=1" for name in SILENCED} <= set(said)
-        given = device.run(["env"], timeout=30, env={"ORT_DISABLE_TELEMETRY": "0"}).stdout.splitlines()
+        given = device.run(["env"], timeout=60, env={"ORT_DISABLE_TELEMETRY": "0"}).stdout.splitlines()
         assert "ORT_DISABLE_TELEMETRY=0" in given

@@ -21,7 +21,7 @@ POCKET = Path(__file__).parents[1] / "pocket" / "checkpoint"
 def optimum_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
     # The installed script: `python -m` would find the checkout's registration beside the installed one.
     argv = [Path(sys.executable).with_name("optimum-cli"), *map(str, arguments)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=600)
 
 
 def test_it_exports(tmp_path):

@@ -27,6 +27,7 @@ from gemma_edge.runtime.artifacts.litertlm_reader import read_litertlm
 from gemma_edge.runtime.errors import BundleError, DeviceError
 from gemma_edge.runtime.host import cpu_fingerprint
 from gemma_edge.runtime.model import Model
+from support.processes import PATIENCE_S
 
 LOAD = """
 import sys
@@ -165,13 +166,13 @@ def test_a_reused_file_is_neither_hashed_nor_packed_again(
 def test_a_cold_load_drops_packed_weights(format: str, copies: dict[str, Path], cache: Path) -> None:
     """Packed weights are most of what LiteRT reads: a load is cold only if their pages are dropped too."""
     target = LocalTarget(copies[format])  # in other processes: this one would keep the pages mapped
-    target.work(Workload(threads=1), None, 60)
+    target.work(Workload(threads=1), None, PATIENCE_S)
     (packed,) = cache.glob("*.xnnpack")
     assert packed in bundle_files(copies[format])
     if drop_page_cache([packed]):
         pytest.skip("this file system keeps pages")
     packed.read_bytes()
-    report = target.work(Workload(threads=1, cold=True, import_time=True), None, 60).report
+    report = target.work(Workload(threads=1, cold=True, import_time=True), None, PATIENCE_S).report
     assert report and report.cached_bytes == 0 and report.import_s
     with packed.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         assert sum(mapped[i] for i in range(0, len(mapped), mmap.PAGESIZE)) > 0
@@ -280,7 +281,8 @@ def test_two_processes_with_one_cold_cache(made: dict[str, Path], cache: Path, f
 def test_a_process_that_packs_ends_with_its_parent(tmp_path: Path) -> None:
     child = (
         "import os, sys, time; from gemma_edge.runtime.host.parent_process import end_with_parent\n"
-        "end_with_parent(int(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(60)"
+        "end_with_parent(int(sys.argv[1])); print(os.getpid(), flush=True)\n"
+        "time.sleep(60); print('outlived')"
     )
     parent = (
         f"import os, subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}, str(os.getpid())])"

@@ -76,7 +76,7 @@ def gemma_edge(arguments: Sequence[str]) -> None:
 @cache
 def help_of(module: str) -> str:
     argv = [sys.executable, "-m", module, "--help"]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True).stdout
+    return subprocess.run(argv, capture_output=True, text=True, timeout=600, check=True).stdout
 
 
 def python(arguments: Sequence[str]) -> None:

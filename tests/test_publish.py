@@ -17,6 +17,7 @@ import pytest
 from gemma_edge.export.publish import ROOM, BundleWriter, HashingFile
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
+from support.processes import wait_for
 from support.random_gemma3n_text import SMALL
 
 MANIFEST = {"schema_version": 1, "config": SMALL, "context": 64, "chunk": 16, "kv_cache": "fp32"}
@@ -357,8 +358,8 @@ def test_an_export_that_is_ended_cleans_up(
         env=environment,
     )
     scratch = target.parent / f".out.partial-scratch-{process.pid}"
-    while not list(scratch.glob("*")):
-        assert process.poll() is None
+    wait_for(lambda: list(scratch.glob("*")) or process.poll() is not None, "the gate never began")
+    assert process.poll() is None
     process.send_signal(number)
     assert process.stdout is not None
     said = process.stdout.read()  # until the gate's process, too, has ended
@@ -377,8 +378,8 @@ def test_an_export_below_nohup_goes_on(target: Path, tiny_checkpoint: Path) -> N
         start_new_session=True,
     )
     scratch = target.parent / f".out.partial-scratch-{process.pid}"
-    while not list(scratch.glob("*")):
-        assert process.poll() is None
+    wait_for(lambda: list(scratch.glob("*")) or process.poll() is not None, "the gate never began")
+    assert process.poll() is None
     os.killpg(process.pid, signal.SIGHUP)  # as a terminal that is closed: the gate's process gets it, too
     assert process.wait() == 0
     Bundle.open(target).check_hashes()

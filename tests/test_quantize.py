@@ -223,14 +223,14 @@ def test_stream_keeps_order_and_bounds_what_is_in_flight(workers: int) -> None:
 
 
 def test_stream_passes_errors_on_and_leaves_no_thread() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     chunks = [normal(2, 32), np.full((2, 32), np.nan, np.float32), normal(2, 32)]
     with pytest.raises(ValueError, match="NaN"):
         list(quantize_stream(chunks, 4, 32))
     abandoned = quantize_stream(iter([normal(2, 32)] * 9), 4, 32)
     next(abandoned)
     abandoned.close()  # type: ignore[attr-defined]
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before  # others' threads may end meanwhile
 
 
 # What XNNPACK takes. ------------------------------------------------------------------------------

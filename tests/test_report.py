@@ -432,7 +432,7 @@ def test_in_a_browser_labels_can_be_read_and_do_not_touch(width: int, tmp_path: 
     argv = [str(find_browser()), "--headless", "--disable-gpu", "--no-sandbox", "--virtual-time-budget=5000"]
     argv += [f"--user-data-dir={tmp_path}/profile", "--window-size=1600,1000", "--dump-dom"]
     argv.append((tmp_path / "frame.html").as_uri())
-    asked = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    asked = subprocess.run(argv, capture_output=True, text=True, timeout=600)
     found = re.search(r"<title>measured (.*?)</title>", asked.stdout)
     assert found, asked.stderr
     measured = json.loads(html.unescape(found[1]))

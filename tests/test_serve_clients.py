@@ -133,7 +133,7 @@ def test_openai_leaves_a_stream(client: Any, served: ServerProcess) -> None:
 def test_curl(served: ServerProcess) -> None:
     body = json.dumps({"messages": MESSAGES, "max_tokens": 4, "stream": True})
     command = ["curl", "-sSN", f"{served.url}/v1/chat/completions", "-H", "Content-Type: application/json"]
-    done = subprocess.run([*command, "-d", body], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([*command, "-d", body], capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout.startswith("data: {") and done.stdout.endswith("data: [DONE]\n\n")
 
 
@@ -163,7 +163,7 @@ def has_npm_openai() -> bool:
 @pytest.mark.skipif(not has_npm_openai(), reason="needs node and its package openai ($NODE_PATH)")
 def test_npm_openai(served: ServerProcess) -> None:
     command = ["node", "-e", NPM, f"{served.url}/v1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     whole, text = json.loads(done.stdout)
     assert whole == text == served.chat().json["choices"][0]["message"]["content"]
 
@@ -186,6 +186,6 @@ def test_llm(served: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text('{"none": "none"}')
     command = ["llm", "-m", "pocket", "What is 2 + 3?", "-o", "temperature", "0", "-o", "max_tokens", "8"]
     environ = {**os.environ, "LLM_USER_PATH": str(tmp_path)}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == served.chat().json["choices"][0]["message"]["content"].strip()

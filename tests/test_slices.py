@@ -339,7 +339,7 @@ def test_memory_does_not_grow_with_the_tensors(tmp_path: Path) -> None:
             "128",
         ]
         done = subprocess.run(
-            [*command, "--skip", "1"], capture_output=True, text=True, check=True, timeout=300
+            [*command, "--skip", "1"], capture_output=True, text=True, check=True, timeout=600
         )
         return int(done.stdout.split()[-1])
 

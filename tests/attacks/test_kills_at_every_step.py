@@ -301,7 +301,7 @@ def test_packing_by_the_engine(cache: Path, tmp_path: Path) -> None:
 
     def pack(*strace: str) -> subprocess.CompletedProcess[str]:
         argv = [*strace, sys.executable, "-c", PACK, str(bundle / "decoder.tflite")]
-        return subprocess.run(argv, capture_output=True, encoding="utf-8", timeout=100, check=False)
+        return subprocess.run(argv, capture_output=True, encoding="utf-8", timeout=600, check=False)
 
     assert pack().returncode == 0
     (packed,) = visible(cache)

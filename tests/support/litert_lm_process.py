@@ -119,7 +119,7 @@ def run_chat(path: Path, parts: list[dict[str, str]], count: int, cache: Path) -
 
 def _answer(arguments: list[str]) -> dict[str, object]:
     argv = [sys.executable, "-c", *arguments]
-    done = subprocess.run(argv, capture_output=True, timeout=120)
+    done = subprocess.run(argv, capture_output=True, timeout=600)
     for line in done.stdout.decode("utf-8", "replace").splitlines():
         if line.startswith("ANSWER"):
             answer: dict[str, object] = json.loads(line.removeprefix("ANSWER"))
