@@ -87,6 +87,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--queue", type=int, default=16, metavar="N", help="requests that wait (default: %(default)s)"
     )
     load.add_argument(
+        "--snapshots",
+        type=parse_size,
+        metavar="SIZE",
+        help="memory for KV caches of chats that are not being answered (default: the plan's, or 128MiB)",
+    )
+    load.add_argument(
         "--deadline", type=duration, default=600.0, metavar="TIME", help="of an answer (default: 10m)"
     )
     load.add_argument(
@@ -187,15 +193,16 @@ def _models(args: argparse.Namespace, bundle: str | None) -> Mapping[str, Served
 def _pool(args: argparse.Namespace, models: Mapping[str, ServedModel]) -> Any:
     from gemma_edge.runtime.host.available_memory import available_memory
     from gemma_edge.runtime.model import Model
+    from gemma_edge.runtime.request_queue import RequestQueue
     from gemma_edge.runtime.server.model_pool import ModelPool
 
     budget = (args.memory or available_memory()) if args.models else None
-    how = {
-        **loading(args, snapshots=None),
-        "queue": args.queue,
-        "log": logging.getLogger("gemma_edge.server").debug,
-    }
-    return ModelPool(models, lambda path: Model.load(path, **how), budget=budget, most_waiting=args.queue)
+    how = {**loading(args, snapshots=args.snapshots), "log": logging.getLogger("gemma_edge.server").debug}
+
+    def load(path: Path) -> Model:
+        return Model.load(path, queue=RequestQueue(args.queue, shared=True), **how)
+
+    return ModelPool(models, load, budget=budget, most_waiting=args.queue)
 
 
 def _options(args: argparse.Namespace) -> ServerOptions:

@@ -141,6 +141,7 @@ class TokenGenerator:
         progress.queued_s = time.perf_counter() - started
         logits: Floats | None = None
         speculator: Speculator | None = None
+        inside = True
         try:
             logits = self._prefill(prompt, cancelled, progress)
             if speculate:
@@ -160,6 +161,11 @@ class TokenGenerator:
                 yield token
                 if token in end_ids or progress.completion_tokens >= limit or cancelled():
                     return
+                if not speculator and self.queue.is_over(progress.completion_tokens):
+                    inside = False  # an error in there ends the turn
+                    inside = self._give_way(client, cancelled, progress)
+                    if not inside:
+                        return
                 started = time.perf_counter()
                 left = limit - progress.completion_tokens
                 if speculator:
@@ -179,7 +185,34 @@ class TokenGenerator:
                 if speculator:
                     speculator.finish()
             finally:
+                if inside:
+                    self.queue.leave()
+
+    def _give_way(self, client: str, cancelled: Callable[[], bool], progress: GenerationProgress) -> bool:
+        """Lets requests that wait have a turn, and goes on behind them. Without room for what the KV cache
+        holds, the answer goes on at once.
+
+        Returns:
+            False if it was cancelled meanwhile. Then, and after an error, it has no turn to end.
+        """
+        inside, parked = True, None
+        try:
+            if not (parked := self.cache.park()):
+                return True
+            started, inside = time.perf_counter(), False
+            inside = self.queue.give_way(client, cancelled)
+            progress.queued_s += time.perf_counter() - started
+            if inside:
+                self.residency.load_decoder()
+                self.cache.resume(parked)
+            return inside
+        except BaseException:
+            if inside:
                 self.queue.leave()
+            raise
+        finally:
+            if parked:
+                parked.pinned = False
 
     def feed(self, ids: Sequence[int]) -> Floats:
         """Appends tokens to the KV cache; the logits behind each, f32 (T, V)."""

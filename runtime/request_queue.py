@@ -11,6 +11,7 @@ from gemma_edge.runtime.errors import BusyError, UsageError
 
 DEFAULT_LIMIT = 16
 POLL_S = 0.05  # how late a request that waits sees that it was cancelled
+FIRST_SHARE, SHARE = 8, 32  # tokens of an answer's first turn, and of each further one
 
 
 class RequestQueue:
@@ -21,15 +22,21 @@ class RequestQueue:
     Args:
         limit: most requests that wait; 0 refuses a second request at once.
         per_client: most of them that are one client's; default: `limit`.
+        shared: answers take turns, too: while others wait, one is interrupted after its first tokens, and
+            again and again later. So each of them begins soon; what they take together grows by the copies
+            of KV caches. Default: an answer keeps its turn until it ends.
 
     Raises:
         UsageError: a limit is negative.
     """
 
-    def __init__(self, limit: int = DEFAULT_LIMIT, per_client: int | None = None) -> None:
+    def __init__(
+        self, limit: int = DEFAULT_LIMIT, per_client: int | None = None, *, shared: bool = False
+    ) -> None:
         if limit < 0 or (per_client is not None and per_client < 0):
             raise UsageError(f"queue must be 0 or more, not {min(limit, per_client or 0)}")
         self.limit, self.per_client = limit, limit if per_client is None else per_client
+        self.shared = shared
         self._changed = threading.Condition()
         self._waiting: dict[str, deque[object]] = {}  # tickets by client; the first client is next
         self._inside: object | None = None  # the ticket of the request that was let in
@@ -73,6 +80,26 @@ class RequestQueue:
                 self._check_room(client)
                 if not self._wait(ticket, client, cancelled):
                     return False
+            self._thread = threading.get_ident()
+        return True
+
+    def is_over(self, tokens: int) -> bool:
+        """Whether an answer of so many tokens is to give way to a request that waits."""
+        due = self.shared and tokens >= FIRST_SHARE and (tokens - FIRST_SHARE) % SHARE == 0
+        return due and bool(self._waiting)
+
+    def give_way(self, client: str = "", cancelled: Callable[[], bool] = lambda: False) -> bool:
+        """Ends the turn of the request inside, if another one waits, and waits for its next turn.
+
+        Returns:
+            False if it was cancelled meanwhile: then there is no turn to end.
+        """
+        with self._changed:
+            if not self._waiting:
+                return True
+            self.leave()
+            if not self._wait(object(), client, cancelled):
+                return False
             self._thread = threading.get_ident()
         return True
 

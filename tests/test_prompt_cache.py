@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
@@ -18,6 +19,7 @@ from gemma_edge.runtime.files.cache_folder import cache_folder
 from gemma_edge.runtime.files.sealed_arrays import MAGIC, SEAL, read_sealed, write_sealed
 from gemma_edge.runtime.generate import TokenGenerator
 from gemma_edge.runtime.prompt.prompt_builder import Prompt
+from gemma_edge.runtime.request_queue import FIRST_SHARE, SHARE, RequestQueue
 from gemma_edge.runtime.residency import Residency
 from gemma_edge.runtime.reuse import snapshot_pool
 from gemma_edge.runtime.reuse.prefix_files import PrefixFiles
@@ -25,6 +27,7 @@ from gemma_edge.runtime.reuse.prompt_cache import PromptCache
 from gemma_edge.runtime.reuse.snapshot_pool import LEAST_TOKENS, SnapshotPool, common_prefix
 from gemma_edge.runtime.sampling import Sampler, Sampling
 from gemma_edge.runtime.usage import GenerationProgress
+from support.processes import wait_for
 from support.rule_decoder import IdTable, RuleDecoder, hash_rule
 
 GREEDY = Sampler(Sampling(temperature=0.0))
@@ -148,6 +151,34 @@ def test_a_window_that_moved_on_does_not_stand_for_what_left_it() -> None:
     cut = [*chats[0], *alone(chats[0], 12)]
     machine.answer([*cut, 270])
     assert machine.progress.cached_tokens == len(cut) - 1
+
+
+def interrupted(
+    machine: Machine, first: list[int], second: list[int], count: int
+) -> tuple[list[int], list[int]]:
+    """Two answers of `count` tokens; the second one asks while the first one is being given."""
+    machine.engine.queue = queue = RequestQueue(1, shared=True)
+    stream = machine.engine.stream_tokens(first, GREEDY, max_tokens=count)
+    answer = [next(stream)]
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(list, machine.engine.stream_tokens(second, GREEDY, max_tokens=count))
+        wait_for(lambda: queue.waiting == 1, "the second one does not wait")
+        answer += stream
+        return answer, other.result()
+
+
+@pytest.mark.parametrize("window", [WINDOW, None])
+@pytest.mark.parametrize("budget", [1 << 20, 0])
+def test_answers_take_turns_and_say_what_they_say_alone(window: int | None, budget: int) -> None:
+    machine = Machine(window=window, budget=budget)
+    chats = [[2, *text(seed, 40)] for seed in (1, 2)]
+    answers = interrupted(machine, chats[0], chats[1], 3 * SHARE)
+    undisturbed = [Machine(window=window, budget=0).answer(chat, 3 * SHARE) for chat in chats]
+    assert answers == tuple(undisturbed)
+    began = machine.decoder.calls.index(16, 2)  # the second prompt, behind the first one's chunks
+    assert began == (3 + FIRST_SHARE - 1 if budget else 3 + 3 * SHARE - 1)
+    assert not any(kept.pinned for kept in machine.cache.pool._kept)
+    assert not machine.engine.queue.busy
 
 
 def test_memory_that_is_not_free_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from gemma_edge.runtime.errors import BusyError, UsageError
-from gemma_edge.runtime.request_queue import RequestQueue
+from gemma_edge.runtime.request_queue import FIRST_SHARE, SHARE, RequestQueue
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -190,3 +190,61 @@ def test_a_thread_does_not_wait_for_itself(limit: int) -> None:
 def test_a_negative_limit_is_refused() -> None:
     with pytest.raises(UsageError, match="queue must be 0 or more, not -1"):
         RequestQueue(-1)
+
+
+def test_a_shared_turn_ends_behind_those_that_wait() -> None:
+    queue = RequestQueue(2, shared=True)
+    requests = Requests(queue)
+    assert queue.enter()
+    assert queue.give_way()  # nobody waits: it goes on
+    assert not queue.is_over(FIRST_SHARE)
+    for name in "ab":  # so the queue is full, which does not turn away one that was inside
+        requests.add(name, "")
+    tokens = [count for count in range(1, 80) if queue.is_over(count)]
+    assert tokens == [FIRST_SHARE, FIRST_SHARE + SHARE, FIRST_SHARE + 2 * SHARE]
+    assert queue.give_way() and requests.join() == ["a", "b"] and queue.busy
+    queue.leave()
+    assert not queue.busy
+
+
+def test_clients_take_turns_with_an_answer_that_gives_way() -> None:
+    queue = RequestQueue(8, shared=True)
+    requests = Requests(queue)
+    assert queue.enter("many")
+    for name, client in (("a", "many"), ("b", "many"), ("c", "one")):
+        requests.add(name, client)
+    assert queue.give_way("many")
+    assert requests.served[0] == "c" and sorted(requests.join()) == ["a", "b", "c"]
+    queue.leave()
+
+
+def test_an_answer_that_gave_way_can_be_cancelled() -> None:
+    queue, cancelled = RequestQueue(1, shared=True), threading.Event()
+    entered, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        assert queue.enter()
+        entered.set()
+        leave.wait(60)
+        queue.leave()
+
+    assert queue.enter()
+    thread = threading.Thread(target=other)
+    thread.start()
+    until(lambda: queue.waiting == 1)
+    cancelled.set()
+    assert not queue.give_way("", cancelled.is_set)
+    assert entered.wait(60) and queue.busy and queue.waiting == 0
+    leave.set()
+    thread.join(60)
+    assert not queue.busy
+
+
+def test_answers_are_not_interrupted_unless_told() -> None:
+    queue = RequestQueue(2)
+    requests = Requests(queue)
+    assert queue.enter()
+    requests.add("a", "")
+    assert not any(map(queue.is_over, range(100)))
+    queue.leave()
+    requests.join()

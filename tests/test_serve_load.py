@@ -92,6 +92,25 @@ def _heaps(pid: int) -> int:
     return sum(start % (64 << 20) == 0 for start in starts)
 
 
+def test_a_short_answer_does_not_wait_for_the_end_of_a_long_one(
+    pocket_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    with serving(pocket_bundles["onnx"], "--access-log", tmp_path / "log") as server:
+
+        def first_to_end() -> int:
+            """Tokens of the answer that ended first, of a long one and a short one that came later."""
+            (tmp_path / "log").write_text("")
+            stream = open_stream(server)
+            next(stream)
+            assert server.ask("POST", COMPLETIONS, endless(max_tokens=4)).status == 200
+            assert b"data: [DONE]\n" in list(stream)
+            wait_for(lambda: (tmp_path / "log").read_text().count("\n") == 2, "no two answers in the log")
+            return int(json.loads((tmp_path / "log").read_text().splitlines()[0])["completion_tokens"])
+
+        # The long one may be over before the short one is asked for, but not each time.
+        wait_for(lambda: first_to_end() == 4, "the short answer waited")
+
+
 def test_many_streams_at_once_do_not_mix(served: ServerProcess) -> None:
     def ask(number: int) -> tuple[str, str]:
         options = {"seed": number % 4, "temperature": 1.0, "max_tokens": 12}

@@ -29,6 +29,7 @@ from gemma_edge.runtime.model import Model
 KNOWN = 48  # different requests of a load
 SETTLED = 500  # requests between two looks at memory; after the first it should not grow
 START_S = 300.0
+SNAPSHOTS = "1GiB"  # of a race, if they take so much: the other server has a KV cache for each chat
 LISTENS = re.compile(r"http://127\.0\.0\.1:(\d+)/ answers")
 
 
@@ -124,15 +125,18 @@ def bench_race(
     bundle: Path, peer: int, *, rounds: int = 5, tokens: int = 64, threads: int | None = None
 ) -> dict[str, RaceFigures]:
     """Our server and the one on port `peer`, in turn; see `race`."""
-    with _server(bundle, threads, CHATS) as (_, port):
+    with _server(bundle, threads, CHATS, "--snapshots", SNAPSHOTS) as (_, port):
         return race({"gemma-edge": port, f"port {peer}": peer}, rounds=rounds, tokens=tokens)
 
 
 @contextlib.contextmanager
-def _server(bundle: Path, threads: int | None, clients: int) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def _server(
+    bundle: Path, threads: int | None, clients: int, *options: str
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
     command = [sys.executable, "-m", "gemma_edge.cli.main", "serve", str(bundle), "--port", "0"]
     command += ["--queue", str(2 * clients)]  # none is turned away: each has one request
     command += ["--threads", str(threads)] if threads else []
+    command += options
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     lines: list[str] = []
     port = threading.Event()

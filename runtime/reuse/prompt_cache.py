@@ -16,7 +16,13 @@ from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.prompt.prompt_builder import Prompt
 from gemma_edge.runtime.reuse.kv_file import Keys
 from gemma_edge.runtime.reuse.prefix_files import PrefixFiles
-from gemma_edge.runtime.reuse.snapshot_pool import LEAST_TOKENS, SnapshotPool, common_prefix, reusable
+from gemma_edge.runtime.reuse.snapshot_pool import (
+    LEAST_TOKENS,
+    Kept,
+    SnapshotPool,
+    common_prefix,
+    reusable,
+)
 
 ASIDE_TOKENS = 8  # of a conversation that another one interrupts: fewer are computed again
 Place = Literal["memory", "disk"]
@@ -164,6 +170,18 @@ class PromptCache:
             self._keep_aside(self.held)
         self.decoder.restore(snapshot)
         self._held = list(keys)
+
+    def park(self) -> Kept | None:
+        """A snapshot of an answer that is interrupted, pinned for `resume`; None if there is no room."""
+        held = self.held
+        if not held or not self._room():
+            return None
+        return self.pool.add(list(held), self.decoder.snapshot(), passing=True, pinned=True)
+
+    def resume(self, parked: Kept) -> None:
+        """Makes what `park` returned what the decoder's cache holds."""
+        if self.held != parked.keys:
+            self.adopt(parked.keys, parked.snapshot)
 
     def snapshot_of(self, keys: Keys) -> tuple[Keys, KvSnapshot] | None:
         """The longest snapshot that begins with `keys`, and its keys; None if there is none."""

@@ -35,13 +35,15 @@ def reusable(held: Keys, earliest: int, keys: Keys) -> int:
 class Kept:
     """A snapshot, the keys of its tokens, and when it was last used.
 
-    `passing` ones are of a prompt or an answer that may go on: they give way to one that went on.
+    `passing` ones are of a prompt or an answer that may go on: they give way to one that went on. `pinned`
+    ones are of an answer that will go on: they stay.
     """
 
     keys: Keys
     snapshot: KvSnapshot
     passing: bool
     used: int
+    pinned: bool = False
 
 
 class SnapshotPool:
@@ -90,20 +92,23 @@ class SnapshotPool:
 
     def make_room(self, size: int) -> bool:
         """Whether a snapshot of `size` bytes fits the budget and free memory, once others went for it."""
-        if size > self.budget:
+        if sum(kept.snapshot.bytes for kept in self._kept if kept.pinned) + size > self.budget:
             return False
-        while self._kept and (self.bytes + size > self.budget or _short_of(size)):
-            self._kept.remove(min(self._kept, key=lambda kept: kept.used))
+        loose = sorted((kept for kept in self._kept if not kept.pinned), key=lambda kept: -kept.used)
+        while loose and (self.bytes + size > self.budget or _short_of(size)):
+            self._kept.remove(loose.pop())
         return not _short_of(size)
 
-    def add(self, keys: Keys, snapshot: KvSnapshot, *, passing: bool) -> None:
+    def add(self, keys: Keys, snapshot: KvSnapshot, *, passing: bool, pinned: bool = False) -> Kept:
         """Keeps a snapshot for which `make_room` has made room."""
         self._kept = [
             kept
             for kept in self._kept
-            if kept.keys != keys and not (kept.passing and kept.keys == keys[: len(kept.keys)])
+            if kept.pinned
+            or (kept.keys != keys and not (kept.passing and kept.keys == keys[: len(kept.keys)]))
         ]
-        self._kept.append(Kept(keys, snapshot, passing, next(self._clock)))
+        self._kept.append(Kept(keys, snapshot, passing, next(self._clock), pinned))
+        return self._kept[-1]
 
     def clear(self) -> None:
         """Forgets all of them."""
