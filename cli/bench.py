@@ -87,6 +87,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="start prompts behind N tokens, without the prefix cache and with it; N + 25 tokens of context",
     )
+    parser.add_argument(
+        "--speculate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="decode N tokens that repeat the prompt, with drafts and without; 2 N + 1 tokens of context",
+    )
     bars = parser.add_argument_group("bars (exit code 5 if the bundle misses one)")
     bars.add_argument("--ceiling", type=parse_size, metavar="SIZE", help="run under this memory limit: 2GiB")
     bars.add_argument(
@@ -279,6 +286,7 @@ def _job(args: argparse.Namespace, run_id: str, emit: Emit, record: Emit | None)
         images=images,
         clips=clips,
         prefix=args.prefix,
+        speculate=args.speculate,
         bandwidth_seconds=args.bandwidth,
         timeout=args.timeout,
         peers=_peers(args, facts),
@@ -356,7 +364,10 @@ def _workloads(args: argparse.Namespace, facts: BundleFacts) -> list[Workload]:
     ]
     if args.prefix and args.prefix < LEAST_TOKENS:
         raise UsageError(f"--prefix {args.prefix}: the prefix cache keeps {LEAST_TOKENS} tokens or more")
-    for workload in (*workloads, Workload(context=args.context, prefix=args.prefix)):
+    if args.speculate < 0 or args.speculate == 1:
+        raise UsageError(f"--speculate {args.speculate}: an answer of 2 tokens or more")
+    alone = Workload(context=args.context, prefix=args.prefix, speculate=args.speculate)
+    for workload in (*workloads, alone):
         workload.check(args.context or facts.context)
     return workloads
 

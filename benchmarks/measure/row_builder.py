@@ -8,7 +8,7 @@ from typing import TypedDict
 from gemma_edge.benchmarks.records.bundle_facts import BundleFacts
 from gemma_edge.benchmarks.records.environment import Environment, now
 from gemma_edge.benchmarks.records.measurement import Measurement, PrefixRun
-from gemma_edge.benchmarks.records.rows import BenchRow, EncodeRow, PrefixRow
+from gemma_edge.benchmarks.records.rows import BenchRow, EncodeRow, PrefixRow, SpeculationRow
 from gemma_edge.benchmarks.records.run_report import RunReport
 from gemma_edge.runtime.version import __version__
 
@@ -99,6 +99,10 @@ class RowBuilder:
     def prefix(self, report: RunReport, run: PrefixRun) -> PrefixRow:
         """The row of a run that measured the prefix cache."""
         return PrefixRow(**self._of_bundle(report), **vars(run))
+
+    def speculation(self, report: RunReport) -> list[SpeculationRow]:
+        """A row for each text that was decoded with drafts."""
+        return [SpeculationRow(**self._of_bundle(report), **vars(run)) for run in report.speculation]
 
     def _of_bundle(self, report: RunReport) -> BundleFields:
         facts, time = self.facts, now()

@@ -58,6 +58,7 @@ class Plan:
         ceiling, control: bytes; the limit that everything runs under, and the limit that must kill a run.
         images, clips: attachments of one answer that is measured phase by phase; none for no such step.
         prefix: tokens of a prefix that is restored from the prefix cache; 0 for no such step.
+        speculate: tokens of answers that are decoded with drafts; 0 for no such step.
         peers: programs to measure in turn with us, `rounds` times.
         record: takes the records for the tables; None for none.
         targets: of the tables: the text for a figure, by the figure's name.
@@ -71,6 +72,7 @@ class Plan:
     images: int = 0
     clips: int = 0
     prefix: int = 0
+    speculate: int = 0
     bandwidth_seconds: float = 2.0
     timeout: float = 3600.0
     peers: Sequence[Peer] = ()
@@ -159,6 +161,8 @@ class Session:
             self._answer(limited)
         if plan.prefix and self.target.runs_worker:
             self._prefix()
+        if plan.speculate and self.target.runs_worker:
+            self._speculation()
         if plan.peers:
             self._peers()
 
@@ -338,6 +342,24 @@ class Session:
             self._say(str(row))
             self.tables.environment = report.environment
             self.tables.restored(report.prefix, self.row.busy_cores)
+
+    def _speculation(self) -> None:
+        """Forced answers, without drafts and with them."""
+        workload = self.workload
+        self._say(f"decoding {workload.reps} answers of {self.plan.speculate} tokens each way")
+        report = self._work(
+            Workload(
+                reps=workload.reps,
+                threads=workload.threads,
+                context=workload.context,
+                speculate=self.plan.speculate,
+            )
+        )
+        for row in self.build.speculation(report):
+            self.emit(row)
+            self._say(str(row))
+        self.tables.environment = report.environment
+        self.tables.speculated(report.speculation, self.row.busy_cores)
 
     def _limited_answer(self, *attempts: Any) -> None:
         self.tables.limited(*attempts, images=self.plan.images, clips=self.plan.clips)

@@ -23,6 +23,7 @@ from gemma_edge.benchmarks.measure.encoder_times import measure_encoders
 from gemma_edge.benchmarks.measure.kernel_tests import bench_decode, bench_prefill, runtime_import_seconds
 from gemma_edge.benchmarks.measure.latency import measure_latency, summarize
 from gemma_edge.benchmarks.measure.prefix_times import measure_prefix
+from gemma_edge.benchmarks.measure.speculation_times import measure_speculation
 from gemma_edge.benchmarks.measure.workload import Sizes, Workload
 from gemma_edge.benchmarks.records.bundle_facts import bundle_files
 from gemma_edge.benchmarks.records.environment import environment
@@ -200,7 +201,7 @@ def main() -> int:
     path, workload = Path(sys.argv[1]), Workload.from_json(sys.argv[2])
     began = ClockReading.now()
     work = encode if workload.encode else measure_answer if workload.attach else measure
-    work = measure_prefix if workload.prefix else work
+    work = measure_prefix if workload.prefix else measure_speculation if workload.speculate else work
     report = work(path, workload)
     notes = tuple(began.notes(ClockReading.now()))
     print(json.dumps(to_json(replace(report, environment=environment(), notes=notes))), flush=True)

@@ -32,7 +32,8 @@ class Workload:
     With `encode` the decoder is not loaded: the bundle's encoders are, one after the other, and each encodes
     `reps` times. With `attach`, files on the machine of the process, one answer to a prompt with them is
     measured phase by phase: at least `prompts[0]` tokens, then `gens[0]` decoded. With `prefix`, prompts
-    behind so many tokens are started without the prefix cache and with it, `reps` times each.
+    behind so many tokens are started without the prefix cache and with it, `reps` times each. With
+    `speculate`, answers of so many tokens are decoded without drafts and with them, `reps` times each.
     """
 
     prompts: tuple[int, ...] = ()
@@ -50,6 +51,7 @@ class Workload:
     encode: bool = False
     attach: tuple[str, ...] = ()
     prefix: int = 0
+    speculate: int = 0
 
     def tests(self) -> Iterator[Sizes]:
         """In llama-bench's order: depth by depth, prefill before decode."""
@@ -77,6 +79,8 @@ class Workload:
             sizes.append(self.n_prompt + self.n_gen)
         if self.prefix:
             sizes.append(self.prefix + QUESTION_TOKENS + 1)
+        if self.speculate:
+            sizes.append(2 * self.speculate + 1)
         return max(sizes, default=0)
 
     def check(self, context: int) -> None:
@@ -90,7 +94,7 @@ class Workload:
         if self.sustained_s and not any(self.gens):
             raise UsageError("--sustained needs -n: the tokens to decode in each turn")
         if self.longest > context:
-            remedy = "raise --context, or lower -p, -n, -d, --prompt or --tokens"
+            remedy = "raise --context, or lower -p, -n, -d, --prompt, --tokens, --prefix or --speculate"
             raise UsageError(f"{self.longest} tokens do not fit a context of {context}: {remedy}")
 
     def to_json(self) -> str:

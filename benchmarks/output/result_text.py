@@ -16,6 +16,7 @@ from gemma_edge.benchmarks.records.rows import (
     PrefixRow,
     Row,
     SessionRow,
+    SpeculationRow,
     attached,
     threads_of,
 )
@@ -100,6 +101,10 @@ def to_markdown(rows: Sequence[Head]) -> str:
         several = len({row.device for row in prefixes}) > 1
         cells = (_with_device(prefix_cells(row), row.device, several) for row in prefixes)
         lines += ["", *_table(_with_device(PREFIX_HEAD, "device", several), cells)]
+    if speculated := [row for row in rows if isinstance(row, SpeculationRow)]:
+        several = len({row.device for row in speculated}) > 1
+        cells = (_with_device(speculation_cells(row), row.device, several) for row in speculated)
+        lines += ["", *_table(_with_device(SPECULATION_HEAD, "device", several), cells)]
     for session in (row for row in rows if isinstance(row, SessionRow)):
         title = ", ".join(filter(None, (f"{session.name} on {session.device}", threads_of(session))))
         lines += ["", *_table([title, ""], session_lines(session))]
@@ -171,6 +176,23 @@ def prefix_cells(row: PrefixRow) -> list[str]:
         f"{row.sooner:.1f}x",
         f"{row.sooner_loaded:.1f}x",
         format_size(row.file_bytes),
+    ]
+
+
+SPECULATION_HEAD = ["model", "engine", "threads", "answer", "plain", "with drafts", "gain", "accepted"]
+
+
+def speculation_cells(row: SpeculationRow) -> list[str]:
+    """Answers with drafts for people, below SPECULATION_HEAD."""
+    return [
+        _name(row, row.recipe),
+        row.engine,
+        str(row.n_threads),
+        row.test,
+        f"{row.plain_tps:.2f} tok/s",
+        f"{row.speculated_tps:.2f} tok/s",
+        f"{row.speedup:.2f}x",
+        f"{row.accepted} of {row.drafted}",
     ]
 
 

@@ -167,6 +167,63 @@ class PrefixRun:
 
 
 @dataclass(frozen=True)
+class SpeculationRun:
+    """A forced answer, decoded one token at a time and with drafts, in turn.
+
+    Attributes:
+        text: what the answer repeats: "copied", "edited" or "shuffled"; see `measure.speculation_times`.
+        tokens: of the answer.
+        plain_s, speculated_s: of each repetition, from the first token to the last.
+        drafted, accepted: tokens of the last repetition.
+        costs: of a call of so many rows, in decode steps of this machine; {} if nothing was drafted.
+
+    Raises:
+        FieldError: no repetitions, or a time that is none.
+    """
+
+    DERIVED: ClassVar = ("test", "speedup")
+
+    text: str
+    tokens: int
+    plain_s: tuple[float, ...]
+    speculated_s: tuple[float, ...]
+    drafted: int
+    accepted: int
+    costs: dict[str, float]
+
+    def __post_init__(self) -> None:
+        for name in ("plain_s", "speculated_s"):
+            times = getattr(self, name)
+            if not times or min(times) <= 0:
+                raise FieldError(name, "seconds above 0", list(times))
+
+    @property
+    def test(self) -> str:
+        return f"{self.text} {self.tokens}"
+
+    @property
+    def plain_tps(self) -> float:
+        """Tokens per second of the median repetition, without drafts."""
+        return (self.tokens - 1) / statistics.median(self.plain_s)
+
+    @property
+    def speculated_tps(self) -> float:
+        """The same with drafts."""
+        return (self.tokens - 1) / statistics.median(self.speculated_s)
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast drafts make it; below 1 if they cost time."""
+        return round(self.speculated_tps / self.plain_tps, 3)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.test}: {self.speedup:.2f}x ({self.plain_tps:.1f} to {self.speculated_tps:.1f} tok/s), "
+            f"{self.accepted} of {self.drafted} drafted tokens accepted"
+        )
+
+
+@dataclass(frozen=True)
 class EncoderRun(Timed):
     """One encoder: its loads, its times, its memory.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_edge.benchmarks.records.record import CeilingRecord, CompareRecord, Head, QualityRecord, Record
-from gemma_edge.benchmarks.records.rows import BenchRow, EncodeRow, PrefixRow, SessionRow
+from gemma_edge.benchmarks.records.rows import BenchRow, EncodeRow, PrefixRow, SessionRow, SpeculationRow
 from gemma_edge.runtime.errors import FileError
 from gemma_edge.runtime.files.text_files import read_text
 from gemma_edge.runtime.files.typed_json import FieldError, from_json, to_json
@@ -24,6 +24,7 @@ KINDS: dict[str, type[Head]] = {
     "bench": BenchRow,
     "encode": EncodeRow,
     "prefix": PrefixRow,
+    "speculation": SpeculationRow,
     "session": SessionRow,
     "compare": CompareRecord,
     "ceiling": CeilingRecord,

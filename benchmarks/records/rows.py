@@ -3,6 +3,7 @@
 - `bench`: one test. It has every field of llama-bench's own JSONL, with its names and units, and ours.
 - `encode`: one encoder with an image, or with the longest clip.
 - `prefix`: starts behind a long prefix, without the prefix cache and with it.
+- `speculation`: a forced answer, decoded one token at a time and with drafts.
 - `session`: a bundle with one number of threads, and everything but the speed of a test: memory over time,
   load, latency, ceiling.
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from gemma_edge.benchmarks.records.measurement import EncoderRun, KernelTest, PrefixRun
+from gemma_edge.benchmarks.records.measurement import EncoderRun, KernelTest, PrefixRun, SpeculationRun
 from gemma_edge.benchmarks.records.record import Head
 from gemma_edge.benchmarks.records.run_report import (
     Latency,
@@ -133,6 +134,24 @@ class PrefixRow(BundleRow, PrefixRun):
     def __post_init__(self) -> None:
         Row.__post_init__(self)
         PrefixRun.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeculationRow(Row, SpeculationRun):
+    """A forced answer, decoded one token at a time and with drafts."""
+
+    kind: str = "speculation"
+    model_filename: str | None = None
+    n_threads: int = 0
+    engine: str = ""
+    model: str | None = None
+    recipe: str | None = None
+    format: str | None = None
+    test_time: str | None = None
+
+    def __post_init__(self) -> None:
+        Row.__post_init__(self)
+        SpeculationRun.__post_init__(self)
 
 
 @dataclass(frozen=True)
@@ -257,7 +276,7 @@ def attached(images: int, clips: int) -> str:
     return " and ".join(parts) or "text"
 
 
-def threads_of(row: BenchRow | EncodeRow | PrefixRow | SessionRow) -> str:
+def threads_of(row: BenchRow | EncodeRow | PrefixRow | SpeculationRow | SessionRow) -> str:
     """ "1 thread", "2 threads", or nothing where a row does not say."""
     count = row.n_threads
     return f"{count} thread{'s' if count > 1 else ''}" if count else ""

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gemma_edge.benchmarks.records.environment import Environment
-from gemma_edge.benchmarks.records.measurement import EncoderRun, KernelTest, PeerRun, PrefixRun
+from gemma_edge.benchmarks.records.measurement import (
+    EncoderRun,
+    KernelTest,
+    PeerRun,
+    PrefixRun,
+    SpeculationRun,
+)
 from gemma_edge.devices.machine.bandwidth import Bandwidth
 from gemma_edge.devices.machine.memory import MemoryPoints, MemorySample, PeakMemory
 from gemma_edge.devices.machine.sensors import Sensors
@@ -89,6 +95,7 @@ class RunReport:
         cached_bytes: bytes of the bundle in the page cache before a cold load.
         encode: of a run of the encoders, which loads no decoder.
         prefix: of a run that measures the prefix cache, and nothing else.
+        speculation: of a run that measures what drafts gain, and nothing else.
         soft_tokens: of the attachments of an answer.
         phases: with `start_s` and `end_s`, or of an answer with `seconds` and `peak`.
     """
@@ -105,6 +112,7 @@ class RunReport:
     sustained: tuple[SustainedPoint, ...] | None = None
     encode: tuple[EncoderRun, ...] = ()
     prefix: PrefixRun | None = None
+    speculation: tuple[SpeculationRun, ...] = ()
     soft_tokens: int | None = None
     phases: tuple[Phase, ...] = ()
     memory: MemoryReport | None = None
