@@ -89,7 +89,7 @@ def java(desk: Path, main: str, *words: str | Path, heap: str = "32m") -> subpro
     # A small heap: growth that is seen is the engine's.
     options = (f"-Xmx{heap}", "-XX:+UseSerialGC", f"-Djava.library.path={desk}")
     argv = ("java", *options, "-cp", desk / "classes", f"dev.gemmaedge.{main}", *words)
-    return subprocess.run(argv, capture_output=True, encoding="utf-8", timeout=300)
+    return subprocess.run(argv, capture_output=True, encoding="utf-8", timeout=1200)
 
 
 def lines(desk: Path, *words: str | Path) -> list[dict[str, Any]]:

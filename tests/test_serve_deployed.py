@@ -140,7 +140,7 @@ def test_a_stream_is_not_collected_by_a_proxy(proxied: Proxied) -> None:
     direct = proxied.server.connect()
     body = json.dumps(endless(max_tokens=900, stream=True)).encode()
     direct.request("POST", COMPLETIONS, body, {"Content-Type": "application/json", **key})
-    with proxied.server.braked():
+    with proxied.server.braked(5):  # so long that the second one's turn does not come
         first = direct.getresponse()
         first.readline()
         second = proxied.post(endless(max_tokens=2, stream=True))

@@ -60,8 +60,8 @@ def test_an_answer_ends_when_its_client_leaves(served: ServerProcess) -> None:
     for stream in (True, False):
         connection = served.connect()
         body = json.dumps(endless(stream=stream)).encode()
-        connection.request("POST", COMPLETIONS, body, {"Content-Type": "application/json"})
         with served.braked():
+            connection.request("POST", COMPLETIONS, body, {"Content-Type": "application/json"})
             if stream:
                 connection.getresponse().readline()
             else:
@@ -74,12 +74,13 @@ def test_an_answer_ends_when_its_client_leaves(served: ServerProcess) -> None:
 
 def test_answers_that_wait_share_one_heap(pocket_bundles: dict[str, Path]) -> None:
     """Their threads would have a heap each, whose free pages no other thread uses."""
-    with serving(pocket_bundles["onnx"]) as server, ThreadPoolExecutor(12) as pool:
-        stream = open_stream(server)
-        next(stream)
-        asked = [pool.submit(server.chat, max_tokens=1) for _ in range(12)]
-        wait_for(lambda: waiting(server) == 12, "they do not wait")
-        heaps = _heaps(server.process.pid)
+    with serving(pocket_bundles["onnx"], brakes=True) as server, ThreadPoolExecutor(12) as pool:
+        with server.braked(10):  # so long that their turns do not come
+            stream = open_stream(server)
+            next(stream)
+            asked = [pool.submit(server.chat, max_tokens=1) for _ in range(12)]
+            wait_for(lambda: waiting(server) == 12, "they do not wait")
+            heaps = _heaps(server.process.pid)
         stream.close()  # type: ignore[attr-defined]
         assert {each.result().status for each in asked} == {200}
     assert heaps <= 3  # one; other mappings may begin at such an address by chance
@@ -95,20 +96,15 @@ def _heaps(pid: int) -> int:
 def test_a_short_answer_does_not_wait_for_the_end_of_a_long_one(
     pocket_bundles: dict[str, Path], tmp_path: Path
 ) -> None:
-    with serving(pocket_bundles["onnx"], "--access-log", tmp_path / "log") as server:
-
-        def first_to_end() -> int:
-            """Tokens of the answer that ended first, of a long one and a short one that came later."""
-            (tmp_path / "log").write_text("")
+    log = tmp_path / "log"
+    with serving(pocket_bundles["onnx"], "--access-log", log, brakes=True) as server:
+        with server.braked():
             stream = open_stream(server)
             next(stream)
             assert server.ask("POST", COMPLETIONS, endless(max_tokens=4)).status == 200
-            assert b"data: [DONE]\n" in list(stream)
-            wait_for(lambda: (tmp_path / "log").read_text().count("\n") == 2, "no two answers in the log")
-            return int(json.loads((tmp_path / "log").read_text().splitlines()[0])["completion_tokens"])
-
-        # The long one may be over before the short one is asked for, but not each time.
-        wait_for(lambda: first_to_end() == 4, "the short answer waited")
+        assert b"data: [DONE]\n" in list(stream)
+    ended = [json.loads(line)["completion_tokens"] for line in log.read_text().splitlines()]
+    assert ended == [4, 400]
 
 
 def test_many_streams_at_once_do_not_mix(served: ServerProcess) -> None:

@@ -42,9 +42,19 @@ from gemma_edge.runtime.generate import TokenGenerator
 brake, feed = sys.argv.pop(1), TokenGenerator.feed
 exec(sys.argv.pop(1))
 
+def seconds():
+    try:
+        return float(open(brake).read())
+    except FileNotFoundError:  # let go just now
+        return 0
+
 def feed_slowly(self, ids):
-    if os.path.exists(brake):
-        time.sleep(0.1)
+    until = None
+    while os.path.exists(brake):
+        until = until or time.monotonic() + seconds()
+        if time.monotonic() >= until:
+            break
+        time.sleep(0.005)
     return feed(self, ids)
 
 TokenGenerator.feed = feed_slowly
@@ -135,10 +145,12 @@ class ServerProcess:
             return bytes(received)
 
     @contextlib.contextmanager
-    def braked(self) -> Iterator[None]:
-        """Every token after an answer's first takes 0.1 s: an `endless` one does not end by itself."""
+    def braked(self, token_s: float = 0.1) -> Iterator[None]:
+        """Every token after an answer's first takes so long: an `endless` one does not end by itself."""
         assert self.brake is not None, "serving(brakes=True)"
-        self.brake.touch()
+        written = self.brake.with_name("written")
+        written.write_text(str(token_s))
+        written.replace(self.brake)
         try:
             yield
         finally:
