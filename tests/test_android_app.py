@@ -21,6 +21,8 @@ import pytest
 from gemma_edge.benchmarks.records.measurement import KernelTest
 from gemma_edge.benchmarks.records.results_file import read_records
 from gemma_edge.benchmarks.records.rows import BenchRow, SessionRow
+from gemma_edge.devices.adb import AdbDevice
+from gemma_edge.devices.android_app import AndroidApp
 from gemma_edge.devices.machine.cpu_features import check_engine
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.artifacts.litertlm_bundle import ENCODER_SECTIONS, SECTIONS
@@ -125,6 +127,20 @@ def test_the_manifest_tells_what_inspect_tells(desk: Path, model: Path) -> None:
     assert card["name"] == "checkpoint"
     assert card["line"] == "fp32 · 256 tokens · text, images, audio"
     assert card["needed"] == manifest["plan"]["needed_bytes"]
+
+
+def test_its_log_is_read_by_the_verb(desk: Path) -> None:
+    """Lines as logcat gives them, cut anywhere, between those of others."""
+    pieces = ("Air ", 'scatters\n"blue" ', "😀" * 900, "\x01 light")
+    log = java(desk, "Desk", "log", "r1", *pieces).stdout.encode()
+    assert max(map(len, log.split(b"\n"))) < 4000
+    other = (
+        b"--------- beginning of main\n" + json.dumps({"run": "r0", "n": 7, "text": "no"}).encode() + b"\n"
+    )
+    stream = (other + log)[:50], (other + log)[50:2000], (other + log)[2000:]
+    app = AndroidApp(AdbDevice("adb", "nowhere"))
+    assert "".join(app._texts("r1", iter(stream))) == "".join(pieces)
+    assert set(app.figures) == {"text_sha256"}
 
 
 # The JNI layer.

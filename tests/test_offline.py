@@ -57,6 +57,7 @@ COMMANDS = {
     "serve": "serve {onnx} --port 0 --check",
     "cache": "cache --limit 1GiB",
     "deploy": "deploy --help",  # beyond that it is ssh which reaches the device that was named
+    "android": "android --help",  # beyond that it is adb which reaches the phone that was named
     "doctor": "doctor {onnx}",
     "list": "list {root}",
     "pull": "pull alice/pocket {out}/pulled",

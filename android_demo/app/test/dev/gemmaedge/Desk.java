@@ -7,7 +7,9 @@ import java.util.List;
 
 import dev.gemmaedge.engine.Engine;
 import dev.gemmaedge.engine.EngineException;
+import dev.gemmaedge.plain.AnswerLog;
 import dev.gemmaedge.plain.BenchRows;
+import dev.gemmaedge.plain.Hash;
 import dev.gemmaedge.plain.Json;
 import dev.gemmaedge.plain.ModelFile;
 import dev.gemmaedge.plain.Problem;
@@ -24,6 +26,7 @@ import dev.gemmaedge.plain.Turn;
  *   cycles MODEL CACHE COUNT PROMPT                      loads, answers a token, unloads
  *   check FILE...                                        what the app says of each file, before any engine
  *   survive CACHE FILE...                                checks, loads and asks each file, in one process
+ *   log RUN PIECE...                                     what the app writes to the log of an answer
  *   bench MODEL CACHE PROMPT-TOKENS TOKENS COUNT         the rows that the app exports
  * </pre>
  */
@@ -38,6 +41,7 @@ public final class Desk {
         else if (verb.equals("check")) check(words);
         else if (verb.equals("survive")) survive(words);
         else if (verb.equals("bench")) bench(words);
+        else if (verb.equals("log")) log(words);
         else throw new IllegalArgumentException(verb);
     }
 
@@ -161,6 +165,17 @@ public final class Desk {
                 say("file", name, "problem", "ENGINE", "words", refused.getMessage());
             }
         }
+    }
+
+    private static void log(String[] words) {
+        AnswerLog log = new AnswerLog(words[1]);
+        StringBuilder whole = new StringBuilder();
+        System.out.println(log.state("loaded"));
+        for (int i = 2; i < words.length; i++) {
+            whole.append(words[i]);
+            for (String line : log.piece(words[i])) System.out.println(line);
+        }
+        System.out.println(log.end(Json.fields("text_sha256", Hash.of(whole.toString()))));
     }
 
     private static void bench(String[] words) throws Exception {

@@ -22,6 +22,7 @@ import dev.gemmaedge.plain.BenchRows;
 import dev.gemmaedge.plain.ChatState;
 import dev.gemmaedge.plain.Chunk;
 import dev.gemmaedge.plain.Conversation;
+import dev.gemmaedge.plain.ConversationShelf;
 import dev.gemmaedge.plain.CpuCores;
 import dev.gemmaedge.plain.Hash;
 import dev.gemmaedge.plain.Json;
@@ -380,6 +381,24 @@ public final class Unit {
         conversation.turns.add(Turn.asked("hello"));
         kept.write(conversation.toJson());
         same("hello", kept.conversation().turns.get(0).text);
+    }
+
+    static void testShelfKeepsEveryConversation() throws Exception {
+        ConversationShelf shelf = new ConversationShelf(new File(folder, "shelf"));
+        shelf.put(new Conversation(), 5);
+        same(0, shelf.list().size());
+        for (String text : new String[] {"first\n of  all", "second"}) {
+            Conversation conversation = new Conversation();
+            conversation.turns.add(Turn.asked(text));
+            conversation.turns.get(0).images.add("/" + text.length() + ".jpg");
+            shelf.put(conversation, 1_700_000_000_000L); // at the same moment
+        }
+        same(2, shelf.list().size());
+        same("second", ConversationShelf.title(shelf.look(shelf.list().get(0))));
+        Conversation first = shelf.take(shelf.list().get(1));
+        same("first of all", ConversationShelf.title(first));
+        same(Arrays.asList("/14.jpg"), ConversationShelf.attachments(Arrays.asList(first)));
+        same(1, shelf.list().size());
     }
 
     static void testSamplingStaysInRange() {

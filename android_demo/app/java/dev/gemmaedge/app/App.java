@@ -28,13 +28,14 @@ import dev.gemmaedge.engine.ChatSession;
 import dev.gemmaedge.engine.Host;
 import dev.gemmaedge.plain.AnswerLog;
 import dev.gemmaedge.plain.BenchRows;
+import dev.gemmaedge.plain.Conversation;
+import dev.gemmaedge.plain.ConversationShelf;
 import dev.gemmaedge.plain.CpuCores;
 import dev.gemmaedge.plain.Json;
 import dev.gemmaedge.plain.KeptFile;
 import dev.gemmaedge.plain.Problem;
 import dev.gemmaedge.plain.ProcessMemory;
 import dev.gemmaedge.plain.Sampling;
-import dev.gemmaedge.plain.Turn;
 
 /** The process: its one session outlives every screen, and what must survive the process is stored here. */
 public final class App extends Application implements Host {
@@ -118,13 +119,46 @@ public final class App extends Application implements Host {
         return folder;
     }
 
-    /** Deletes attachments that no turn mentions. */
-    void sweep() {
-        Set<String> used = new HashSet<String>();
-        for (Turn turn : session.conversation().turns) {
-            used.addAll(turn.images);
-            used.addAll(turn.sounds);
+    private ConversationShelf shelf() {
+        return new ConversationShelf(new File(getFilesDir(), "conversations"));
+    }
+
+    /** Puts the conversation on the shelf and begins a new one. */
+    void putAway() {
+        if (session.state().busy()) return;
+        try {
+            shelf().put(session.conversation(), System.currentTimeMillis());
+        } catch (IOException error) {
+            session.complain(new Problem(Problem.Kind.NO_SPACE, "the conversation stays: " + error.getMessage()));
+            return;
         }
+        session.newConversation();
+        save();
+    }
+
+    /** Files of earlier conversations, the newest first. */
+    List<File> earlier() {
+        return shelf().list();
+    }
+
+    String title(File file) {
+        return ConversationShelf.title(shelf().look(file));
+    }
+
+    /** Goes on with an earlier conversation; the present one goes onto the shelf. */
+    void goOn(File file) {
+        if (session.state().busy()) return;
+        putAway();
+        if (session.conversation().turns.isEmpty()) session.restore(shelf().take(file), session.sampling());
+        save();
+    }
+
+    /** Deletes attachments that no conversation mentions. */
+    void sweep() {
+        List<Conversation> all = new ArrayList<Conversation>();
+        all.add(session.conversation());
+        for (File file : earlier()) all.add(shelf().look(file));
+        Set<String> used = new HashSet<String>(ConversationShelf.attachments(all));
         File[] files = attachments().listFiles();
         if (files != null) for (File file : files) if (!used.contains(file.getPath())) file.delete();
     }

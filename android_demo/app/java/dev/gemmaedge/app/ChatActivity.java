@@ -105,9 +105,7 @@ public final class ChatActivity extends Page {
         onClick(R.id.fresh, new Runnable() {
             @Override
             public void run() {
-                session.newConversation();
-                app.sweep();
-                app.save();
+                app.putAway();
                 message.setText(session.conversation().draft);
             }
         });
@@ -132,7 +130,10 @@ public final class ChatActivity extends Page {
             }
         });
         showAttachments();
-        if (state == null) handle(getIntent());
+        if (state == null) {
+            app.sweep();
+            handle(getIntent());
+        }
         // After the process was ended: the conversation is back, and so is the model, once.
         if (session.state() == ChatState.EMPTY && !app.lastModel().isEmpty()) session.choose(app.lastModel());
     }
@@ -159,6 +160,10 @@ public final class ChatActivity extends Page {
     /** What `gemma-edge android run` and `bench` ask for; other starts ask for nothing, whatever they carry. */
     private void handle(final Intent intent) {
         if (intent.getComponent() == null || !intent.getComponent().getClassName().endsWith(".FromComputer")) return;
+        if (intent.getBooleanExtra("stop", false)) {
+            session.stop();
+            return;
+        }
         final String run = text(intent, "run");
         final String model = text(intent, "model");
         session.remote(run, model, new Runnable() {
@@ -174,7 +179,7 @@ public final class ChatActivity extends Page {
                 int most = intent.getIntExtra("max_tokens", before.maxTokens);
                 session.setSampling(new Sampling(before.system, intent.getBooleanExtra("greedy", false) ? 0 : before.temperature,
                     before.topK, before.topP, intent.getIntExtra("seed", before.seed), most));
-                if (!intent.getBooleanExtra("continue", false)) session.newConversation();
+                if (!intent.getBooleanExtra("continue", false)) app.putAway();
                 session.send(text(intent, "prompt"), new ArrayList<String>(), new ArrayList<String>());
             }
         });
@@ -273,12 +278,32 @@ public final class ChatActivity extends Page {
                 open(BenchActivity.class);
             }
         });
+        if (!app.earlier().isEmpty())
+            choices.add(R.string.earlier, new Runnable() {
+                @Override
+                public void run() {
+                    showEarlier();
+                }
+            });
         addCopyAndShare(choices, R.string.copy_all, R.string.share_all, session.conversation().asText());
         if (session.state() == ChatState.READY)
             choices.add(R.string.unload, new Runnable() {
                 @Override
                 public void run() {
                     session.unload(getString(R.string.unloaded_by_you));
+                }
+            });
+        choices.show();
+    }
+
+    private void showEarlier() {
+        Choices choices = new Choices(this);
+        for (final File file : app.earlier())
+            choices.add(app.title(file), new Runnable() {
+                @Override
+                public void run() {
+                    app.goOn(file);
+                    message.setText(session.conversation().draft);
                 }
             });
         choices.show();

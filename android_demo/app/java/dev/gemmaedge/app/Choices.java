@@ -18,7 +18,11 @@ final class Choices {
     }
 
     void add(int name, Runnable task) {
-        names.add(screen.getString(name));
+        add(screen.getString(name), task);
+    }
+
+    void add(String name, Runnable task) {
+        names.add(name);
         tasks.add(task);
     }
 

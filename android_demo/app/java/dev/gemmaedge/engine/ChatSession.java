@@ -137,6 +137,7 @@ public final class ChatSession {
     }
 
     public void restore(Conversation stored, Sampling settings) {
+        inStep = false;
         conversation = stored;
         sampling = settings;
         changed();
