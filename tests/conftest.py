@@ -177,5 +177,5 @@ def served(request: pytest.FixtureRequest, pocket_bundles: dict[str, Path]) -> I
 @pytest.fixture(scope="session")
 def served_onnx(pocket_bundles: dict[str, Path]) -> Iterator[ServerProcess]:
     """The same, on one engine, for what does not depend on it."""
-    with serving(pocket_bundles["onnx"], "--name", "pocket") as process:
+    with serving(pocket_bundles["onnx"], "--name", "pocket", "--degraded-after", "600s") as process:
         yield process

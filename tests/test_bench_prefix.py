@@ -76,8 +76,9 @@ def test_a_row_survives_the_file_and_is_shown() -> None:
 
 
 def test_a_cache_that_keeps_nothing_is_an_error_and_no_figure(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "cache"))  # the limit would empty the usual one
     monkeypatch.setenv("GEMMA_EDGE_CACHE_LIMIT", "1KiB")
     with pytest.raises(DeviceError, match="did not keep the prefix"):
         prefix_times.measure_prefix(bundle, Workload(prefix=200, reps=1, threads=1))

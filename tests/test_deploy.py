@@ -21,7 +21,7 @@ from gemma_edge.devices.install import fetch_wheels
 from gemma_edge.devices.push import FileDevice
 from gemma_edge.runtime.errors import DeviceError
 from support.device_servers import Sshd, sshd_missing
-from support.processes import wait_for
+from support.processes import PATIENCE_S, wait_for
 
 SAMPLES = Path(__file__).parents[1] / "pocket" / "checkpoint" / "samples"
 PICTURE, SOUND = SAMPLES / "image-what-0.png", SAMPLES / "speech-commands-0.wav"
@@ -198,7 +198,7 @@ def test_the_end_here_is_the_end_there(deployed: Sshd, end: signal.Signals) -> N
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(lambda: ours(deployed), "it never ran there")
     process.send_signal(end)
-    code = process.wait(60)
+    code = process.wait(PATIENCE_S)
     assert code == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[end]
     wait_for(lambda: not ours(deployed), "left running there")
 

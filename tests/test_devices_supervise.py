@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import children, sleeping, wait_for
+from support.processes import PATIENCE_S, children, sleeping, wait_for
 
 SCRIPT = Path(__file__).parent.parent / "devices" / "supervise.sh"
 CLOCK = "/proc/uptime"
@@ -75,7 +75,7 @@ def start(
 def end(process: subprocess.Popen[str]) -> tuple[str, str, list[str], str]:
     """stdout, stderr up to the end of the program, the last line's reason and code, and all of stderr."""
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-    process.wait(60)
+    process.wait(PATIENCE_S)
     stdout, stderr = process.stdout.read(), process.stderr.read()
     for stream in (process.stdin, process.stdout, process.stderr):
         with contextlib.suppress(BrokenPipeError):  # a pulse that was too late

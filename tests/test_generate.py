@@ -384,16 +384,16 @@ def test_cancel_from_another_thread(tokenizer: Tokenizer) -> None:
     def rule(ids: list[int]) -> int:
         if len(ids) == 40:
             reached.set()
-            go_on.wait(10)
+            go_on.wait(60)
         return hash_rule(ids)
 
     model = tiny_model(tokenizer, rule)
     stream = model.generate("the", stream=True)
     reader = threading.Thread(target=lambda: list(stream))
     reader.start()
-    assert reached.wait(10)
+    assert reached.wait(60)
     stream.cancel()
     go_on.set()
-    reader.join(10)
+    reader.join(60)
     assert stream.completion.finish_reason == "cancelled"
     assert stream.completion.usage.completion_tokens < 100
