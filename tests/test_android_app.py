@@ -237,6 +237,28 @@ def test_eighteen_damaged_files(engine: Path, model: Path, tmp_path: Path) -> No
     assert kinds["decoder-zeros.litertlm"] == "DAMAGED"
 
 
+def test_a_session_from_load_to_recovery(engine: Path, model: Path, tmp_path: Path) -> None:
+    """The app's session, with the engine: chats, a stop, Android's wish for memory, runs by a computer."""
+    files = {path.stem: path for path in damaged(model, tmp_path)}
+    done = java(engine, "SessionDesk", model, files["decoder-zeros"], tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    steps = {line["step"]: line for line in map(json.loads, done.stdout.splitlines())}
+    assert steps["answered"]["text"] and "tok/s" in steps["answered"]["note"]
+    assert steps["answered again"]["turns"] == 4
+    assert steps["stopped"]["note"].startswith("stopped · ")
+    # The turn that was stopped is part of the conversation, and the next one is answered.
+    turns = steps["stopped"]["turns"] + 2
+    assert steps["answered after a stop"]["turns"] == turns and steps["answered after a stop"]["text"]
+    assert steps["unloaded for memory"]["turns"] == turns
+    assert "Your conversation is here" in steps["unloaded for memory"]["words"]
+    assert steps["answered a computer"]["logged"] > 2
+    assert steps["measured"]["bench"].startswith("pp16 ") and steps["measured"]["rows"] == 3
+    assert steps["refused a damaged one"]["problem"] == "DAMAGED"
+    assert (steps["recovered"]["state"], steps["recovered"]["problem"]) == ("READY", "")
+    assert steps["recovered"]["hashed"] == 1  # a file that has not changed is hashed once
+    assert steps["recovered"]["text"] == steps["answered a computer"]["text"]
+
+
 def test_its_benchmark_is_read_by_report(engine: Path, model: Path, tmp_path: Path) -> None:
     done = java(engine, "Desk", "bench", model, tmp_path, "32", "8", "3")
     assert done.returncode == 0, done.stderr[-2000:]

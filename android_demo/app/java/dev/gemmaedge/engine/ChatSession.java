@@ -364,9 +364,14 @@ public final class ChatSession {
             public void run() {
                 try {
                     if (fresh) engine.converse(history, settings);
+                    if (stopWanted) { // before there was anything to cancel
+                        postAnswered(answer, Engine.Answer.none(), settings);
+                        return;
+                    }
                     postAnswered(answer, engine.send(Json.write(asked.message()), new Engine.Listener() {
                         @Override
                         public void piece(String piece) {
+                            if (stopWanted) engine.cancel(); // a cancel that came too early is lost
                             postPiece(answer, piece);
                         }
                     }), settings);

@@ -39,6 +39,11 @@ public final class Engine {
         public final double perSecond;
         public final long promptTokens;
 
+        /** One that was stopped before it began. */
+        static Answer none() {
+            return new Answer("", true, 0, new double[3]);
+        }
+
         Answer(String error, boolean stopped, double firstToken, double[] figures) {
             this.error = error;
             this.stopped = stopped;

@@ -9,11 +9,15 @@ public final class Conversation {
     public final List<Turn> turns = new ArrayList<Turn>();
     public String draft = "";
 
-    /** Turns before the last one, as the engine takes them. */
+    /** Turns before the last one, as the engine takes them: what got no answer is left out, since turns must alternate. */
     public String history() {
         List<Object> messages = new ArrayList<Object>();
-        for (Turn turn : turns.subList(0, Math.max(0, turns.size() - 1)))
-            if (turn.user || !turn.text.isEmpty()) messages.add(turn.message());
+        for (int i = 0; i < turns.size() - 1; i++) {
+            Turn next = turns.get(i + 1);
+            if (!turns.get(i).user || next.user || next.text.isEmpty()) continue;
+            messages.add(turns.get(i).message());
+            messages.add(next.message());
+        }
         return Json.write(messages);
     }
 
