@@ -156,6 +156,7 @@ def test_the_server_knows_who_asks_a_proxy(proxied: Proxied) -> None:
     assert proxied.post({"prompt": "2 +"}, Origin="https://else.example").status == 403
     wrong = proxied.post({"prompt": "2 +"}, Authorization="Bearer no")
     assert wrong.status == 401
+    wait_for(lambda: proxied.log.read_text().count("\n") == 3, "a request is not in the log")
     clients = {line["client"] for line in map(json.loads, proxied.log.read_text().splitlines())}
     assert clients == {"default", PERSON}  # by the key's name; without one by the address, not the proxy's
     connection = proxied.connect()
