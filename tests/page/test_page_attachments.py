@@ -133,8 +133,9 @@ def test_the_microphone_records_16_khz_wav(anna: Person) -> None:
     anna.say("What is said?")
     audio, _ = attached(anna)
     samples = samples_of(audio)
-    # The clip repeats every two seconds, which bends the tone a little.
-    assert len(samples) > 24_000 and abs(pitch_of(samples) - PITCH) <= 5
+    # The clip repeats every two seconds, and a busy machine loses samples; most quarters are whole.
+    quarters = samples[: len(samples) // 4000 * 4000].reshape(-1, 4000)
+    assert len(samples) > 24_000 and abs(np.median([pitch_of(each) for each in quarters]) - PITCH) <= 5
     assert anna.page.locator("#recording").is_hidden()
 
 

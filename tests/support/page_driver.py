@@ -57,7 +57,7 @@ def chromium(playwright: Playwright, microphone: Path) -> Iterator[Browser]:
     ]
     if os.geteuid() == 0:
         arguments.append("--no-sandbox")  # Chromium refuses to run as root with it
-    browser = playwright.chromium.launch(executable_path=find_browser(), args=arguments)
+    browser = playwright.chromium.launch(executable_path=find_browser(), args=arguments, timeout=120_000)
     yield browser
     browser.close()
 
@@ -80,7 +80,7 @@ class Person:
     failures_expected: bool = False
 
     def __post_init__(self) -> None:
-        self.page.set_default_timeout(60_000)  # a net: how long a machine takes judges nothing
+        self.page.set_default_timeout(120_000)  # a net: how long a machine takes judges nothing
         self.page.add_init_script(_WATCH)
         self.page.on("request", lambda request: self.requests.append(request))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -159,7 +159,7 @@ class Person:
                 window.shown = new Promise((resolve) => {
                     new MutationObserver(() => there() && resolve(true)).observe(
                         document, { subtree: true, childList: true, attributes: true });
-                    setTimeout(() => resolve(false), 60_000);
+                    setTimeout(() => resolve(false), 120_000);
                 });
             }""",
             selector,
