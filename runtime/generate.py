@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gemma_edge.runtime.engines.decoder import Decoder
 
 Floats = NDArray[np.float32]
+APART = -1  # between predicted ids and a prompt: no id, so that no draft goes beyond it
 
 
 class Table(Protocol):
@@ -84,6 +85,7 @@ class TokenGenerator:
         progress: GenerationProgress | None = None,
         client: str = "",
         speculate: bool = False,
+        predicted: Sequence[int] = (),
     ) -> Generator[int, None, None]:
         """Token ids that continue `prompt`, up to and including one of `end_ids`, if it comes to that.
 
@@ -97,6 +99,7 @@ class TokenGenerator:
             progress: is filled while the stream runs.
             client: whose turn it is, if several wait; see `RequestQueue`.
             speculate: verify drafts of several tokens at once, where the decoder can; see `Speculator`.
+            predicted: ids that the answer may repeat: drafts come from there, too.
 
         Raises:
             UsageError: the prompt is empty or leaves no room in the context.
@@ -122,7 +125,8 @@ class TokenGenerator:
         progress = progress or GenerationProgress()
         progress.prompt_tokens, progress.soft_tokens = len(ids), prompt.soft_tokens
         ends = frozenset(end_ids)
-        return self._tokens(prompt, sampler, limit, ends, cancelled, progress, client, speculate)
+        known = [*predicted, *([APART] if predicted else []), *prompt.keys] if speculate else None
+        return self._tokens(prompt, sampler, limit, ends, cancelled, progress, client, known)
 
     def _tokens(
         self,
@@ -133,7 +137,7 @@ class TokenGenerator:
         cancelled: Callable[[], bool],
         progress: GenerationProgress,
         client: str,
-        speculate: bool,
+        known: Sequence[int] | None,  # where drafts come from; None for none
     ) -> Generator[int, None, None]:
         started = time.perf_counter()
         if not self.queue.enter(client, cancelled):
@@ -144,8 +148,8 @@ class TokenGenerator:
         inside = True
         try:
             logits = self._prefill(prompt, cancelled, progress)
-            if speculate:
-                speculator = Speculator(self, self.costs, prompt.keys, end_ids, sampler.fitting)
+            if known is not None:
+                speculator = Speculator(self, self.costs, known, end_ids, sampler.fitting)
             history = set(prompt.ids)
             started = time.perf_counter()
             while logits is not None:

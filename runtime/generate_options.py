@@ -41,7 +41,8 @@ class GenerateOptions(TypedDict, total=False):
         regex, grammar: the answer matches this expression, or this grammar in llguidance's dialect of Lark.
         choices: the answer is one of these texts.
         speculate: verify tokens that are guessed from the prompt and the answer several at once, where that
-            is quicker. Default: no, as rounding may decide between tokens that nearly tie; see docs/speed.md.
+            is quicker; a text is one that the answer may repeat, such as a file to change, and is guessed
+            from, too. Default: no, as rounding may decide between tokens that nearly tie; see docs/speed.md.
         timeout: seconds that the answer may take, waiting for other requests included; what there is of it
             then is the answer.
         client: who asks; clients take turns when several requests wait.
@@ -64,7 +65,7 @@ class GenerateOptions(TypedDict, total=False):
     regex: str | None
     grammar: str | None
     choices: Sequence[str] | None
-    speculate: bool | None
+    speculate: bool | str | None
     timeout: float | None
     client: str | None
     temperature: float | None

@@ -421,7 +421,8 @@ class Model:
         if made.left_out:
             self.reader.note(f"the prompt is too long: {made.left_out} tokens of its text are left out")
         progress = GenerationProgress(tokenize_s=time.perf_counter() - started)
-        client = options.get("client") or ""
+        client, speculate = options.get("client") or "", options.get("speculate")
+        predicted = self.tokenizer.encode(speculate, bos=False) if isinstance(speculate, str) else []
         tokens = self._generator.stream_tokens(
             made,
             sampler,
@@ -430,7 +431,8 @@ class Model:
             cancelled=cancelled.is_set,
             progress=progress,
             client=client,
-            speculate=options.get("speculate") is True,
+            speculate=speculate is True or bool(predicted),
+            predicted=predicted,
         )
         answer = Stream(
             tokens,

@@ -5,11 +5,24 @@ from __future__ import annotations
 import base64
 import io
 import wave
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gemma_edge.runtime.answers import Completion
 from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.server.asked import Asked
+from gemma_edge.runtime.server.chat_answer import ChatAnswer
+from gemma_edge.runtime.server.chat_request import chat_request
+from gemma_edge.runtime.server.completion_answer import CompletionAnswer
+from gemma_edge.runtime.server.completion_request import completion_request
+from gemma_edge.runtime.server.request_fields import RequestFields
+from gemma_edge.runtime.server.responses_answer import ResponsesAnswer
+from gemma_edge.runtime.server.responses_request import responses_request
+from gemma_edge.runtime.server.server_options import Limits
+from gemma_edge.runtime.usage import Usage
 from support.http_server import LONG, ServerProcess, endless, serving
 from support.repository import ROOT
 
@@ -110,6 +123,51 @@ def test_responses(served_onnx: ServerProcess) -> None:
     assert streamed[-1]["type"] == f"response.{whole['status']}"
     parts = [{"role": "user", "content": [{"type": "input_text", "text": "What is 2 + 3?"}]}]
     assert served_onnx.ask("POST", "/v1/responses", {**body, "input": parts}).json["output"] is not None
+
+
+def test_predictions(served_onnx: ServerProcess) -> None:
+    text = "One, two, three, four, five, six."
+    prediction = {"type": "content", "content": [{"type": "text", "text": text}]}
+    plain = served_onnx.chat(temperature=0).json
+    for fields in ({"speculate": True}, {"prediction": prediction}, {"speculate": False}):
+        reply = served_onnx.chat(temperature=0, **fields)
+        assert reply.status == 200, reply.text
+        usage = reply.json["usage"]["completion_tokens_details"]
+        assert usage.keys() == {"accepted_prediction_tokens", "rejected_prediction_tokens"}
+        assert reply.json["usage"]["completion_tokens"] == plain["usage"]["completion_tokens"]
+    for route, body in (("completions", {"prompt": text}), ("responses", {"input": text})):
+        assert served_onnx.ask("POST", f"/v1/{route}", {**body, "speculate": True}).status == 200
+        refused = served_onnx.ask("POST", f"/v1/{route}", {**body, "prediction": prediction})
+        assert refused.code == "unsupported_parameter"
+
+
+def test_predictions_become_the_librarys_option_and_its_counts_usage() -> None:
+    def asked(read: Callable[..., Asked], **fields: Any) -> Any:
+        return read(RequestFields(fields), Limits(), 512).options.get("speculate")
+
+    chat = {"messages": QUESTION}
+    for content, expected in (
+        ("a b", "a b"),
+        ([{"type": "text", "text": t} for t in "ab"], "ab"),
+        ("", True),
+    ):
+        assert asked(chat_request, **chat, prediction={"type": "content", "content": content}) == expected
+    prediction = {"type": "content", "content": "a"}
+    assert asked(chat_request, **chat, prediction=prediction, speculate=True) == "a"
+    for flag in (True, None):
+        assert asked(chat_request, **chat, speculate=flag) is flag
+        assert asked(completion_request, prompt="x", speculate=flag) is flag
+        assert asked(responses_request, input="x", speculate=flag) is flag
+
+    usage = Usage(1, 0, 8, None, None, None, drafted_tokens=7, accepted_tokens=5)
+    counts = {"accepted_prediction_tokens": 5, "rejected_prediction_tokens": 2}
+    for form, details in (
+        (ChatAnswer, "completion_tokens_details"),
+        (CompletionAnswer, "completion_tokens_details"),
+        (ResponsesAnswer, "output_tokens_details"),
+    ):
+        whole = form("m", Asked("", {})).whole(Completion("a", usage, "stop"))
+        assert counts.items() <= whole["usage"][details].items()
 
 
 def picture(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (32, 32)) -> str:

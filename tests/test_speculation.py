@@ -413,6 +413,16 @@ def test_pieces_come_in_the_same_order_and_cut(tokenizer: Tokenizer) -> None:
     assert first.completion.finish_reason == "stop"
 
 
+def test_a_predicted_text_is_a_source_of_drafts(tokenizer: Tokenizer) -> None:
+    said = "the tin hat in the heat"  # it repeats nothing
+    plain = texts(tokenizer, said).generate("hi", speculate=True)
+    predicted = texts(tokenizer, said).generate("hi", speculate=f"{said} and the hat")
+    wrong = texts(tokenizer, said).generate("hi", speculate="hat hat tin tin")
+    assert plain.text == predicted.text == wrong.text == said
+    assert predicted.usage.accepted_tokens > plain.usage.accepted_tokens == 0
+    assert texts(tokenizer, said).generate("hi", speculate="").usage.drafted_tokens == 0
+
+
 @pytest.mark.parametrize("stop", ["tin", "hat and", "heat in the tin hat and the he", "never"])
 def test_stop_strings_end_inside_a_draft(tokenizer: Tokenizer, stop: str) -> None:
     first, second = both(tokenizer, stop=stop)

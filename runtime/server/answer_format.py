@@ -64,11 +64,16 @@ def usage_json(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {
-            "accepted_prediction_tokens": usage.accepted_tokens,
-            "rejected_prediction_tokens": usage.drafted_tokens - usage.accepted_tokens,
-        },
+        "completion_tokens_details": prediction_json(usage),
         "timing": timing_json(usage),
+    }
+
+
+def prediction_json(usage: Usage) -> dict[str, int]:
+    """What came of tokens that were drafted; see `GenerateOptions.speculate`."""
+    return {
+        "accepted_prediction_tokens": usage.accepted_tokens,
+        "rejected_prediction_tokens": usage.drafted_tokens - usage.accepted_tokens,
     }
 
 

@@ -36,7 +36,8 @@ class Asked:
 
 
 def sampling_options(fields: RequestFields, limits: Limits, *max_names: str) -> dict[str, Any]:
-    """temperature, top_p, top_k, min_p, repetition_penalty, seed, stop, logit_bias, and the most tokens.
+    """temperature, top_p, top_k, min_p, repetition_penalty, seed, stop, logit_bias, speculate, and the most
+    tokens.
 
     `LABELS` are taken and not used: clients get their turns by key or address.
 
@@ -54,6 +55,7 @@ def sampling_options(fields: RequestFields, limits: Limits, *max_names: str) -> 
         "seed": fields.integer("seed", 0),
         "stop": _stop(fields),
         "logit_bias": _bias(fields),
+        "speculate": fields.flag("speculate") or None,
         "max_tokens": _max_tokens(fields, limits, max_names),
     }
     return {name: value for name, value in options.items() if value is not None}

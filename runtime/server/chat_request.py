@@ -33,6 +33,7 @@ def chat_request(fields: RequestFields, limits: Limits, context: int) -> Asked:
     messages = [_message(item, f"messages[{index}]", limits, budget) for index, item in enumerate(given)]
     options |= tool_options(fields, limits)
     options |= _logprobs(fields)
+    options |= _prediction(fields, limits, budget)
     response_format = _response_format(fields)
     if response_format is not None:
         options["response_format"] = response_format
@@ -181,6 +182,22 @@ def _logprobs(fields: RequestFields) -> dict[str, Any]:
     if count is not None and not wanted:
         raise refused(fields.name("top_logprobs"), "needs logprobs to be true")
     return {"logprobs": count or 0} if wanted else {}
+
+
+def _prediction(fields: RequestFields, limits: Limits, budget: TextBudget) -> dict[str, Any]:
+    """A text that the answer may repeat, as the option `speculate`."""
+    prediction = fields.fields("prediction")
+    if prediction is None:
+        return {}
+    prediction.needed("type", prediction.choice("type", ("content",)))
+    content = prediction.needed("content", prediction.take("content"))
+    parts = _content(content, prediction.name("content"), limits, budget)
+    prediction.end()
+    if isinstance(parts, str):
+        return {"speculate": parts or True}
+    if not all(part["type"] == "text" for part in parts):
+        raise refused(prediction.name("content"), "must have parts of type text alone")
+    return {"speculate": "".join(part["text"] for part in parts) or True}
 
 
 def _response_format(fields: RequestFields) -> Mapping[str, Any] | None:

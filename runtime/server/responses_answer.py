@@ -7,7 +7,14 @@ from typing import Any
 
 from gemma_edge.runtime.answers import Completion
 from gemma_edge.runtime.logprobs import TokenLogprob
-from gemma_edge.runtime.server.answer_format import event, new_id, now, timing_json, tool_calls_json
+from gemma_edge.runtime.server.answer_format import (
+    event,
+    new_id,
+    now,
+    prediction_json,
+    timing_json,
+    tool_calls_json,
+)
 from gemma_edge.runtime.server.asked import Asked
 
 
@@ -91,7 +98,7 @@ class ResponsesAnswer:
                 "input_tokens": usage.prompt_tokens,
                 "input_tokens_details": {"cached_tokens": usage.cached_tokens},
                 "output_tokens": usage.completion_tokens,
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": 0, **prediction_json(usage)},
                 "total_tokens": usage.prompt_tokens + usage.completion_tokens,
                 "timing": timing_json(usage),
             },

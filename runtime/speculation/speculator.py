@@ -42,7 +42,7 @@ class Speculator:
     """See the module. It belongs to one answer.
 
     Args:
-        keys: of the prompt; see `PromptLookup`.
+        keys: of the prompt, and of what else the answer may repeat; see `PromptLookup`.
         end_ids: ids that end the answer.
         fitting: how many of some tokens a constraint lets follow; see `Constraint.fitting`.
 

@@ -325,6 +325,18 @@ REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "audio": (message("x", audio={"voice": "a"}), "audio"),
     "user": (message("x", user=5), "user"),
     "unknown": (message("x", bogus=1), "bogus"),
+    "speculate": (message("x", speculate="yes"), "speculate"),
+    "prediction": (message("x", prediction={"type": "file", "content": "y"}), "prediction.type"),
+    "no prediction": (message("x", prediction={"type": "content"}), "prediction.content"),
+    "long prediction": (
+        message("x", prediction={"type": "content", "content": "y" * 100_000}), "prediction.content"
+    ),
+    "prediction of a picture": (
+        message("x", prediction={"type": "content", "content": image(picture(8, 8))}), "prediction.content"
+    ),
+    "more of a prediction": (
+        message("x", prediction={"type": "content", "content": "y", "z": 1}), "prediction.z"
+    ),
     "of a message": ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0].name"),
     "stops": (message("x", stop=["a"] * 5), "stop"),
     "bias": (message("x", logit_bias={"5": 101}), "logit_bias.5"),
