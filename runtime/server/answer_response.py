@@ -25,7 +25,7 @@ from gemma_edge.runtime.server.server_options import ServerOptions
 
 LOG = logging.getLogger("gemma_edge.server")
 WAITING = b": waiting\n\n"
-TOGETHER_S = 0.01  # pieces that come within it are one event: nobody reads a hundred events a second
+TOGETHER_S = 0.025  # pieces that come within it are one event: nobody reads more than forty events a second
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
