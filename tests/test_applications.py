@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import shutil
 from collections.abc import Iterator
@@ -37,7 +38,10 @@ def model(bundle: Path) -> Iterator[Model]:
         yield made
 
 
-def test_printed_python_runs(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printed_python_runs(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "gemma_edge")  # as the code does, which leaves it so
     for name in ("out", "guard"):
         shutil.copytree(bundle, tmp_path / name)
     monkeypatch.chdir(tmp_path)
