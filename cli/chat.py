@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.cli.bundle_options import add_words, loading, take_bundle
-from gemma_edge.cli.chat_commands import COMMANDS, HELP, parse_command, share
+from gemma_edge.cli.answering_model import answering_model
+from gemma_edge.cli.bundle_options import add_words, take_bundle
+from gemma_edge.cli.chat_commands import COMMANDS, HELP, forgiving, parse_command, share
 from gemma_edge.cli.ctrl_c import ctrl_c_calls
 from gemma_edge.cli.device_options import add_device, is_elsewhere
-from gemma_edge.cli.exported_once import ready_bundle
 from gemma_edge.cli.run import add_options, generate_options, print_answer, read_utf8
 from gemma_edge.cli.tool_files import add_tools, tool_options
 from gemma_edge.cli.turn_editor import TurnEditor, read_turn
@@ -27,8 +27,7 @@ from gemma_edge.runtime.answers import Completion, Stream
 from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.conversations.conversation import Conversation
 from gemma_edge.runtime.conversations.tool_loop import Approve
-from gemma_edge.runtime.errors import FileError, UsageError
-from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.prompt.tool_calls import ToolCall
 
 
@@ -70,35 +69,35 @@ def run(args: argparse.Namespace) -> int:
         return chat_there(args, configure, read, used, interactive=terminal)
     interactive = terminal or args.forgiving
     bundle, _ = take_bundle(args, 0)
-    model = Model.load(ready_bundle(bundle, args.yes), defer_decoder=bool(args.attach), **loading(args))
     settings: dict[str, Any] = {
         "options": {**generate_options(args), **tool_options(args)},
         "overflow": args.overflow,
+        "report": lambda lost: tell(str(lost)),
     }
-    settings["report"] = lambda lost: tell(str(lost))
-    if args.session and Path(args.session).exists():
-        if args.system is not None:
-            raise UsageError(f"{args.session} has its system message already: leave out --system")
-        conversation = Conversation.load(model, args.session, **settings)
-        tell(f"{args.session}: {len(conversation.turns)} turns so far.")
-    else:
-        conversation = Conversation(model, system=args.system, **settings)
-    for file in args.attach:
-        conversation.attach(file)
-    if interactive:
-        tell("Type /help for the commands, Ctrl-D to end.")
-    try:
-        chat(
-            conversation,
-            _reader(args, conversation, terminal),
-            interactive=interactive,
-            as_json=args.json,
-            usage=args.usage,
-            approve=None if args.yes else approved if terminal else lambda call: False,
-        )
-    finally:  # an error or Ctrl-C loses none of the turns before
-        if args.session:
-            conversation.save(args.session)
+    with answering_model(args, bundle, settings["options"], defer=bool(args.attach)) as model:
+        if args.session and Path(args.session).exists():
+            if args.system is not None:
+                raise UsageError(f"{args.session} has its system message already: leave out --system")
+            conversation = Conversation.load(model, args.session, **settings)
+            tell(f"{args.session}: {len(conversation.turns)} turns so far.")
+        else:
+            conversation = Conversation(model, system=args.system, **settings)
+        for file in args.attach:
+            conversation.attach(file)
+        if interactive:
+            tell("Type /help for the commands, Ctrl-D to end.")
+        try:
+            chat(
+                conversation,
+                _reader(args, conversation, terminal),
+                interactive=interactive,
+                as_json=args.json,
+                usage=args.usage,
+                approve=None if args.yes else approved if terminal else lambda call: False,
+            )
+        finally:  # an error or Ctrl-C loses none of the turns before
+            if args.session:
+                conversation.save(args.session)
     return 0
 
 
@@ -131,7 +130,7 @@ def chat(
         return completion
 
     while True:
-        try:
+        with forgiving(interactive):
             line = read()
             if line is None:
                 return
@@ -142,14 +141,6 @@ def chat(
                 _command(*command, conversation)
             elif text:
                 conversation.run(text, read=show, approve=approve)
-        except (UsageError, FileError, OSError) as error:
-            if not interactive:
-                raise
-            tell(f"error: {error}", always=True)
-        except KeyboardInterrupt:
-            if not interactive:
-                raise
-            tell("\nType /quit or Ctrl-D to end.")
 
 
 def approved(call: ToolCall) -> bool:
@@ -162,8 +153,8 @@ def approved(call: ToolCall) -> bool:
 
 def gauge(conversation: Conversation) -> tuple[int, int]:
     """Tokens that the conversation takes of the context, and those that the context holds."""
-    decoder = conversation.model.decoder
-    return decoder.position if conversation.turns else 0, decoder.context
+    model = conversation.model
+    return model.position if conversation.turns else 0, model.decoder.context
 
 
 def prompt(conversation: Conversation) -> str:
@@ -173,9 +164,9 @@ def prompt(conversation: Conversation) -> str:
 
 def cut_off(conversation: Conversation) -> str:
     """Why an answer ended at the limit of its length."""
-    decoder, limit = conversation.model.decoder, conversation.options.get("max_tokens")
-    if decoder.position >= decoder.context - 1:
-        return f"[cut off: the context of {decoder.context} tokens is full: /reset, or --context]"
+    (position, context), limit = gauge(conversation), conversation.options.get("max_tokens")
+    if position >= context - 1:
+        return f"[cut off: the context of {context} tokens is full: /reset, or --context]"
     return f"[cut off after {limit} tokens: --max-tokens]"
 
 

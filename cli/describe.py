@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 
-from gemma_edge.cli.bundle_options import add_loading, add_video, add_words, loading, take_bundle
+from gemma_edge.cli.answering_model import answering_model
+from gemma_edge.cli.bundle_options import add_loading, add_video, add_words, take_bundle
 from gemma_edge.cli.device_options import add_device, is_elsewhere
-from gemma_edge.cli.exported_once import add_yes, ready_bundle
+from gemma_edge.cli.exported_once import add_yes
 from gemma_edge.cli.run import print_answer
 from gemma_edge.runtime.description import MAX_TOKENS, describe
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.media.attachments import kind_of
-from gemma_edge.runtime.model import Model
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,17 +48,19 @@ def run(args: argparse.Namespace) -> int:
         return answer_there(args, "describe", configure, [], bundle=local, files=files)
     bundle, files = take_bundle(args)
     _check(files)
-    model = Model.load(ready_bundle(bundle, args.yes), defer_decoder=True, **loading(args))
-    for file in files:
-        stream = describe(model, file, args.prompt, max_tokens=args.max_tokens)
-        if args.json:
-            for _ in stream:
-                pass
-            print(json.dumps({"file": file, **stream.completion.to_dict()}, ensure_ascii=False), flush=True)
-            continue
-        if len(files) > 1:
-            print(f"{file}: ", end="", flush=True)
-        print_answer(stream, usage=args.usage)
+    with answering_model(args, bundle, defer=True) as model:
+        for file in files:
+            stream = describe(model, file, args.prompt, max_tokens=args.max_tokens)
+            if args.json:
+                for _ in stream:
+                    pass
+                print(
+                    json.dumps({"file": file, **stream.completion.to_dict()}, ensure_ascii=False), flush=True
+                )
+                continue
+            if len(files) > 1:
+                print(f"{file}: ", end="", flush=True)
+            print_answer(stream, usage=args.usage)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`--device` of the verbs that answer: files are sent, the command runs there, its answer streams here.
+"""`--device ssh://`, of the verbs that answer: files are sent, the command runs there, its answer streams here.
 
 The command line that a device gets is made anew from the parsed arguments, so that nothing but known options
 with their values reaches it.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from gemma_edge.cli.bundle_options import MODEL, is_bundle
-from gemma_edge.cli.device_options import BEHIND_SSH
+from gemma_edge.cli.device_options import SHAPES
 from gemma_edge.devices.deployment import deployed_or_refuse, environment, needs_of
 from gemma_edge.devices.install import install
 from gemma_edge.devices.live_run import LiveRun
@@ -66,7 +66,7 @@ def place(args: argparse.Namespace, bundle: str | None) -> Iterator[Place]:
     """
     opened = None if bundle is None else Bundle.open(bundle)
     if not args.device.startswith(SCHEME):
-        raise UsageError(f"--device {args.device}: expected {BEHIND_SSH}; Android takes `bench` alone")
+        raise UsageError(f"--device {args.device}: expected {SHAPES}")
     with open_device(args.device) as device:
         assert isinstance(device, FileDevice)
         if opened is None:

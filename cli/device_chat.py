@@ -15,12 +15,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-from gemma_edge.cli.chat_commands import parse_command
+from gemma_edge.cli.chat_commands import forgiving, parse_command
 from gemma_edge.cli.ctrl_c import ctrl_c_calls
 from gemma_edge.cli.device_answers import Place, local_bundle, options_of, place
 from gemma_edge.devices.live_run import LiveRun
 from gemma_edge.runtime.console import for_stdout, tell
-from gemma_edge.runtime.errors import DeviceError, FileError, UsageError
+from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.media.attachments import kind_of
 
 SESSION = "session"  # its name there
@@ -131,15 +131,11 @@ def _next_turn(
     if answers.wanted is not None:
         name, target = answers.wanted
         answers.wanted = None
-        try:
+        with forgiving(interactive, (DeviceError, OSError)):
             there.folder.fetch(name, target)
             tell("Saved.")
-        except (DeviceError, OSError) as error:
-            if not interactive:
-                raise
-            tell(f"error: {error}", always=True)
     while True:
-        try:
+        with forgiving(interactive):
             if (turn := read()) is None:
                 return None
             command = parse_command(turn.strip())
@@ -152,11 +148,3 @@ def _next_turn(
                 answers.wanted = ("saved", Path(command[1]))
                 return "/save saved"
             return turn
-        except (UsageError, FileError, OSError) as error:
-            if not interactive:
-                raise
-            tell(f"error: {error}", always=True)
-        except KeyboardInterrupt:
-            if not interactive:
-                raise
-            tell("\nType /quit or Ctrl-D to end.")

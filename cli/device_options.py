@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 
 LOCAL = "local"
+ADB = "adb"
 BEHIND_SSH = "ssh://[USER@]HOST[:PORT][/FOLDER]"
 SHAPES = f"{BEHIND_SSH}, adb or adb:SERIAL"
 
 
-def add_device(
-    parser: argparse.ArgumentParser, text: str = "answer on this device", shapes: str = BEHIND_SSH
-) -> None:
-    """Adds --device; `text` says what it does to the verb, `shapes` how a device is named."""
-    parser.add_argument("--device", metavar="DEVICE", help=f"{text}: {shapes}")
+def add_device(parser: argparse.ArgumentParser, text: str = "answer on this device") -> None:
+    """Adds --device; `text` says what it does to the verb."""
+    parser.add_argument("--device", metavar="DEVICE", help=f"{text}: {SHAPES}")
+
+
+def is_native(args: argparse.Namespace) -> bool:
+    """Whether the native runner of an Android device is to answer what this command asks."""
+    return args.device is not None and args.device.partition(":")[0] == ADB
 
 
 def is_elsewhere(args: argparse.Namespace) -> bool:
-    """Whether the verb is to answer on another machine."""
-    return args.device is not None and args.device != LOCAL
+    """Whether the verb is to run on another machine, behind ssh."""
+    return args.device not in (None, LOCAL) and not is_native(args)

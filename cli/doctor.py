@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
-from gemma_edge.cli.device_options import LOCAL, SHAPES, add_device
+from gemma_edge.cli.device_options import LOCAL, add_device
 from gemma_edge.cli.exported_once import is_checkpoint
 from gemma_edge.devices.base import DeviceFacts
 from gemma_edge.devices.doctor import ENGINES, Finding, best_format, cannot_install, examine, judge_need
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", nargs="?", metavar="BUNDLE|CKPT", help="say whether this fits, or what would"
     )
-    add_device(parser, "look over this device instead of this machine", SHAPES)
+    add_device(parser, "look over this device instead of this machine")
     parser.add_argument("--json", action="store_true", help="print facts and findings as one JSON object")
 
 

@@ -21,15 +21,15 @@ import json
 import sys
 from typing import Any, TextIO, get_args
 
+from gemma_edge.cli.answering_model import answering_model
 from gemma_edge.cli.bundle_options import (
     add_attachments,
     add_loading,
     add_prefix_cache,
     add_words,
-    loading,
     take_bundle,
 )
-from gemma_edge.cli.device_options import add_device, is_elsewhere
+from gemma_edge.cli.device_options import add_device, is_elsewhere, is_native
 from gemma_edge.cli.exported_once import add_yes, ready_bundle
 from gemma_edge.cli.run_batch import add_batch, run_batch_verb
 from gemma_edge.cli.tool_files import add_forms, add_tools, form_options, tool_options
@@ -37,11 +37,11 @@ from gemma_edge.runtime.answers import Completion, Stream
 from gemma_edge.runtime.console import for_stdout, tell, without_controls
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.media.attachments import kind_of
-from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.truncation import Side
 from gemma_edge.runtime.usage import Usage
 
 STDIN = "-"
+WHERE_THE_BUNDLE_IS = "--batch runs where the bundle is: log in there, and leave --device out"
 # Options of `Model.generate` that the verbs take, with their types and help.
 OPTIONS: dict[str, tuple[type, str]] = {
     "temperature": (float, "sampling temperature; 0 always takes the likeliest token"),
@@ -85,15 +85,17 @@ def run(args: argparse.Namespace) -> int:
     options = {**generate_options(args), **tool_options(args), **form_options(args)}
     options |= {"raw": args.raw, "truncate": args.truncate}
     if args.batch is not None:
+        if is_native(args):
+            raise UsageError(WHERE_THE_BUNDLE_IS)
         return run_batch_verb(args, ready_bundle(bundle, args.yes), words, options)
     if args.output is not None:
         raise UsageError("-o is the file of a batch's answers: it goes with --batch")
     prompt = _prompt(args, words)
-    model = Model.load(ready_bundle(bundle, args.yes), defer_decoder=bool(args.attach), **loading(args))
-    stream = model.generate(prompt, stream=True, system=args.system, attach=args.attach, **options)
-    if args.show_prompt and stream.prompt is not None:
-        tell(without_controls(stream.prompt.text))
-    print_answer(stream, as_json=args.json, usage=args.usage)
+    with answering_model(args, bundle, options, defer=bool(args.attach)) as model:
+        stream = model.generate(prompt, stream=True, system=args.system, attach=args.attach, **options)
+        if args.show_prompt and stream.prompt is not None:
+            tell(without_controls(stream.prompt.text))
+        print_answer(stream, as_json=args.json, usage=args.usage)
     return 0
 
 
@@ -119,7 +121,7 @@ def _run_there(args: argparse.Namespace) -> int:
     from gemma_edge.cli.device_answers import answer_there, local_bundle  # a board needs none of it
 
     if args.batch is not None or args.output is not None:
-        raise UsageError("--batch runs where the bundle is: log in there, and leave --device out")
+        raise UsageError(WHERE_THE_BUNDLE_IS)
     bundle, words = local_bundle(args)
     prompt = _prompt(args, words)
     stdin = prompt.encode("utf-8", "surrogateescape") if prompt else None

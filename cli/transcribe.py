@@ -11,14 +11,14 @@ import argparse
 import json
 import time
 
-from gemma_edge.cli.bundle_options import add_loading, add_words, loading, take_bundle
+from gemma_edge.cli.answering_model import answering_model
+from gemma_edge.cli.bundle_options import add_loading, add_words, take_bundle
 from gemma_edge.cli.device_options import add_device, is_elsewhere
-from gemma_edge.cli.exported_once import add_yes, ready_bundle
+from gemma_edge.cli.exported_once import add_yes
 from gemma_edge.runtime.console import for_stdout, tell
 from gemma_edge.runtime.errors import MediaError, UsageError
 from gemma_edge.runtime.media.attachments import kind_of
 from gemma_edge.runtime.media.srt import stitch, subtitle, timestamp
-from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.transcription import MAX_TOKENS, TRANSCRIBE, Spoken, spoken, transcript
 
 
@@ -66,27 +66,27 @@ def speech_verb(args: argparse.Namespace, prompt: str) -> int:
         return answer_there(args, "transcribe", add_speech_arguments, [], bundle=local, files=files)
     bundle, files = take_bundle(args)
     _check(files)
-    model = Model.load(ready_bundle(bundle, args.yes), defer_decoder=True, **loading(args))
-    for file in files:
-        started = time.perf_counter()
-        cues: list[Spoken] = []
-        for cue in spoken(model, file, prompt, max_tokens=args.max_tokens):
-            cues.append(cue)
-            if args.srt and cue.line:
-                print(for_stdout(subtitle(cue, sum(1 for each in cues if each.line))), flush=True)
-            elif cue.line and not (args.text or args.json):
-                line = f"[{timestamp(cue.start)} --> {timestamp(cue.end)}] {cue.line}"
-                print(for_stdout(line), flush=True)
-        seconds, duration = time.perf_counter() - started, cues[-1].end if cues else 0.0
-        if args.json:
-            print(json.dumps(transcript(file, cues, seconds), ensure_ascii=False), flush=True)
-        elif args.text:
-            print(for_stdout(stitch(cues)), flush=True)
-        if not any(cue.line for cue in cues):
-            tell(f"{file}: no speech found")
-        if args.usage:
-            pace = f", {duration / seconds:.2f} times as fast as it was spoken" if seconds else ""
-            tell(f"{file}: {duration:.1f} s in {len(cues)} segments took {seconds:.1f} s{pace}")
+    with answering_model(args, bundle, defer=True) as model:
+        for file in files:
+            started = time.perf_counter()
+            cues: list[Spoken] = []
+            for cue in spoken(model, file, prompt, max_tokens=args.max_tokens):
+                cues.append(cue)
+                if args.srt and cue.line:
+                    print(for_stdout(subtitle(cue, sum(1 for each in cues if each.line))), flush=True)
+                elif cue.line and not (args.text or args.json):
+                    line = f"[{timestamp(cue.start)} --> {timestamp(cue.end)}] {cue.line}"
+                    print(for_stdout(line), flush=True)
+            seconds, duration = time.perf_counter() - started, cues[-1].end if cues else 0.0
+            if args.json:
+                print(json.dumps(transcript(file, cues, seconds), ensure_ascii=False), flush=True)
+            elif args.text:
+                print(for_stdout(stitch(cues)), flush=True)
+            if not any(cue.line for cue in cues):
+                tell(f"{file}: no speech found")
+            if args.usage:
+                pace = f", {duration / seconds:.2f} times as fast as it was spoken" if seconds else ""
+                tell(f"{file}: {duration:.1f} s in {len(cues)} segments took {seconds:.1f} s{pace}")
     return 0
 
 

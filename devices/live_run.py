@@ -104,7 +104,9 @@ class LiveRun:
     def feed(self, fifo: str) -> Iterator[IO[bytes]]:
         """A stream here whose bytes go into a FIFO there, as they are written; its end is the FIFO's."""
         # The token in its environment: the supervisor ends it, too, where the program never opens the FIFO.
-        line = f"GEMMA_EDGE_RUN={self._token} exec sh -c 'exec cat >\"$0\"' {shlex.quote(fifo)}"
+        # `signal`, however, means the program alone.
+        copy = 'trap "" INT; exec cat >"$0"'
+        line = f"GEMMA_EDGE_RUN={self._token} exec sh -c {shlex.quote(copy)} {shlex.quote(fifo)}"
         line = f"exec sh -c {shlex.quote(line)}"
         with self._device.started(line, subprocess.DEVNULL, subprocess.DEVNULL) as process:
             assert process.stdin is not None  # for the type checker: it is a pipe

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gemma_edge.runtime.answer_log import AnswerLog
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from gemma_edge.runtime.prompt.prompt_builder import Prompt
-    from gemma_edge.runtime.prompt.tokenizer import StreamDecoder
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,24 @@ class Completion:
         if self.tool_calls:
             values["tool_calls"] = [call.to_dict() for call in self.tool_calls]
         return values
+
+
+class TokenText(Protocol):
+    """Token ids to text, as `StreamDecoder` does it."""
+
+    def push(self, token_id: int, /) -> str:
+        """The text that is complete with this id."""
+
+    def flush(self) -> str:
+        """What is left at the end."""
+
+
+class TokenSource(NamedTuple):
+    """The ids of an answer, their text, and the ids that end it."""
+
+    tokens: Generator[int, None, None]
+    text: TokenText
+    end_ids: Collection[int]
 
 
 class Cancellation:
@@ -137,7 +154,7 @@ class Stream(Iterator[str]):
     def __init__(
         self,
         tokens: Generator[int, None, None],
-        text: StreamDecoder,
+        text: TokenText,
         stops: StopStrings,
         end_ids: Collection[int],
         progress: GenerationProgress,
@@ -230,7 +247,7 @@ class _Answer:
 
 def _pieces(
     tokens: Generator[int, None, None],
-    text: StreamDecoder,
+    text: TokenText,
     stops: StopStrings,
     guarded: GuardedAnswer,
     end_ids: Collection[int],

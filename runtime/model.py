@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 from weakref import WeakSet
 
 from gemma_edge.runtime.answer_log import AnswerLog
 from gemma_edge.runtime.answer_log import log as log_event
-from gemma_edge.runtime.answers import Cancellation, Completion, StopStrings, Stream
+from gemma_edge.runtime.answers import Cancellation, Completion, StopStrings, Stream, TokenSource
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.closed_model import CLOSED
 from gemma_edge.runtime.engines.decoder import Decoder
@@ -145,7 +146,7 @@ class Model:
         snapshots: int | str | None = None,
         prefix_cache: int | str | None = None,
         log: Callable[[str], None] = lambda text: None,
-    ) -> Model:
+    ) -> Self:
         """Loads the bundle in folder `path`.
 
         Args:
@@ -212,13 +213,18 @@ class Model:
         self.prompts = self._generator = CLOSED
         self.residency.close()
 
-    def __enter__(self) -> Model:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def position(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.decoder.position
 
     def prompt(
         self,
@@ -269,7 +275,7 @@ class Model:
             text = self.template.render(
                 messages, bos_token=bos, eos_token=eos, tools=described, convention=tool_convention
             )
-            return self._build(text, attachments)
+            return replace(self._build(text, attachments), messages=tuple(messages))
 
         if truncate is None:
             return make(messages)
@@ -358,6 +364,30 @@ class Model:
             prompt, sampler, max_tokens=max_tokens, end_ids=end_ids, progress=progress, speculate=speculate
         )
 
+    def _source(
+        self,
+        prompt: Prompt,
+        sampler: Sampler,
+        options: GenerateOptions,
+        cancelled: Cancellation,
+        progress: GenerationProgress,
+    ) -> TokenSource:
+        """Where the tokens of an answer come from. Raises as `TokenGenerator.stream_tokens`."""
+        speculate = options.get("speculate")
+        predicted = self.tokenizer.encode(speculate, bos=False) if isinstance(speculate, str) else []
+        tokens = self._generator.stream_tokens(
+            prompt,
+            sampler,
+            max_tokens=options.get("max_tokens"),
+            end_ids=self.end_ids,
+            cancelled=cancelled.is_set,
+            progress=progress,
+            client=options.get("client") or "",
+            speculate=speculate is True or bool(predicted),
+            predicted=predicted,
+        )
+        return TokenSource(tokens, StreamDecoder(self.tokenizer), self.end_ids)
+
     @overload
     def generate(
         self,
@@ -421,30 +451,18 @@ class Model:
         if made.left_out:
             self.reader.note(f"the prompt is too long: {made.left_out} tokens of its text are left out")
         progress = GenerationProgress(tokenize_s=time.perf_counter() - started)
-        client, speculate = options.get("client") or "", options.get("speculate")
-        predicted = self.tokenizer.encode(speculate, bos=False) if isinstance(speculate, str) else []
-        tokens = self._generator.stream_tokens(
-            made,
-            sampler,
-            max_tokens=options.get("max_tokens"),
-            end_ids=self.end_ids,
-            cancelled=cancelled.is_set,
-            progress=progress,
-            client=client,
-            speculate=speculate is True or bool(predicted),
-            predicted=predicted,
-        )
+        source = self._source(made, sampler, options, cancelled, progress)
         answer = Stream(
-            tokens,
-            StreamDecoder(self.tokenizer),
+            source.tokens,
+            source.text,
             stops,
-            self.end_ids,
+            source.end_ids,
             progress,
             cancelled,
             logprobs=None if recorder is None else recorder.tokens,
             guarded=GuardedAnswer(guards_of(options.get("guard")), said_in(prompt)),
             prompt=made,
-            log=AnswerLog(made, progress, client),
+            log=AnswerLog(made, progress, options.get("client") or ""),
             calls=CallFinder(form.callable, count_calls(prompt)),
         )
         if stream:

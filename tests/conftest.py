@@ -16,6 +16,7 @@ from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from support.http_server import ServerProcess, serving
+from support.native_build import build_runner
 from support.random_gemma3n_text import (
     VARIANTS,
     LiveCase,
@@ -47,7 +48,7 @@ SLOW_FILES = frozenset(
     litert_torch litertlm_bundle litertlm_encoders multimodal native_runner offline optimum packed_weights
     parity pocket pocket_lessons pocket_verbs release synth_checkpoint templates_that_fill_memory
     tflite_encoders turn_editor completion litertlm_tools structured_engines
-    emulated_board
+    emulated_board native_answers
     applications serve serve_clients serve_load page_chat page_attachments page_markdown page_faults
     page_tabs speculation_engines adapters graph_check
     """.split()
@@ -165,6 +166,12 @@ def pocket_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         form: export_bundle(POCKET, folder / f"pocket-{form}", format=form, **options).path
         for form in ("onnx", "tflite")
     }
+
+
+@pytest.fixture(scope="session")
+def linux_runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the native runner, built for this machine."""
+    return build_runner("linux", tmp_path_factory.mktemp("runner"))
 
 
 @pytest.fixture(scope="session", params=["onnx", "tflite"])

@@ -17,25 +17,9 @@ from gemma_edge.devices.machine.memory import PeakMemory
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from support.device_servers import Adbd, adbd_missing
+from support.native_build import build_runner
 
-BUILD = Path(__file__).parent.parent / "android_demo" / "bench" / "build.sh"
 OPTIONS = TurnSizes(n_prompt=48, n_gen=8, reps=3, threads=1, context=128)
-
-
-def build(target: str, folder: Path) -> Path:
-    """The runner's folder; skips without a compiler or pip's index."""
-    if not any(map(shutil.which, ("cc", "clang", "clang-16"))):
-        pytest.skip("no C compiler")
-    done = subprocess.run([BUILD, target, folder], capture_output=True, encoding="utf-8")
-    if "No matching distribution" in done.stderr:
-        pytest.skip("no wheel of litert-lm-api")
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("linux", tmp_path_factory.mktemp("runner"))
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +40,17 @@ def check(run: NativeRun) -> None:
     assert run.memory.peak.high_water >= run.memory.steady.rss_anon
 
 
-def test_on_this_machine(runner: Path, litertlm: Path) -> None:
+def test_on_this_machine(linux_runner: Path, litertlm: Path) -> None:
     with open_device("local") as device:
-        report = bench_native(device, litertlm, OPTIONS, timeout=300, runner=runner, cores=(0,))
+        report = bench_native(device, litertlm, OPTIONS, timeout=300, runner=linux_runner, cores=(0,))
     check(report)
     assert report.cores == (0,)
     assert list(litertlm.parent.glob("tiny.litertlm.cache/*xnnpack*"))
 
 
-def test_through_adb(runner: Path, litertlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_through_adb(
+    linux_runner: Path, litertlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if reason := adbd_missing():
         pytest.skip(reason)
     adbd = Adbd(tmp_path, megabytes=256)
@@ -72,15 +58,15 @@ def test_through_adb(runner: Path, litertlm: Path, tmp_path: Path, monkeypatch: 
         for name, value in adbd.environment.items():
             monkeypatch.setenv(name, value)
         with open_device(f"adb:{adbd.SERIAL}") as device:
-            check(bench_native(device, litertlm, OPTIONS, timeout=300, runner=runner))
+            check(bench_native(device, litertlm, OPTIONS, timeout=300, runner=linux_runner))
     finally:
         adbd.close()
 
 
-def test_a_model_that_the_engine_refuses(runner: Path, tmp_path: Path) -> None:
+def test_a_model_that_the_engine_refuses(linux_runner: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.litertlm").write_bytes(b"LITERTLM" + bytes(1000))
     with open_device("local") as device, pytest.raises(ChildError, match="the native runner") as error:
-        bench_native(device, tmp_path / "broken.litertlm", OPTIONS, timeout=300, runner=runner)
+        bench_native(device, tmp_path / "broken.litertlm", OPTIONS, timeout=300, runner=linux_runner)
     assert error.value.exit_code == 3
     assert "broken.litertlm" in str(error.value)
 
@@ -111,19 +97,20 @@ def test_for_android(tmp_path: Path) -> None:
     """It asks for bionic's linker, and every name it takes is the engine's or bionic's."""
     if not (shutil.which("clang") or shutil.which("clang-16")) or not shutil.which("readelf"):
         pytest.skip("no clang, or no readelf")
-    folder = build("android", tmp_path)
+    folder = build_runner("android", tmp_path)
 
     def readelf(option: str, name: str) -> str:
         argv = ["readelf", "--wide", option, str(folder / name)]
         return subprocess.run(argv, check=True, capture_output=True, encoding="utf-8").stdout
 
-    program = readelf("--all", "gemma-bench")
-    assert "AArch64" in program and "/system/bin/linker64" in program and "[$ORIGIN]" in program
-    assert "Shared library: [liblitert-lm.so]" in program and "Shared library: [libc.so]" in program
-    symbols = [line.split() for line in readelf("--dyn-syms", "gemma-bench").splitlines()]
-    taken = {line[7] for line in symbols if len(line) > 7 and line[6] == "UND"}
     symbols = [line.split() for line in readelf("--dyn-syms", "liblitert-lm.so").splitlines()]
     given = {line[7].partition("@")[0] for line in symbols if len(line) > 7 and line[6] != "UND"}
-    engine = {name for name in taken if name.startswith("litert_lm_")}
-    assert len(engine) > 20 and engine <= given
-    assert {name for name in taken - engine if not name.endswith("@LIBC")} == set()
+    for name in ("gemma-bench", "gemma-answer"):
+        program = readelf("--all", name)
+        assert "AArch64" in program and "/system/bin/linker64" in program and "[$ORIGIN]" in program
+        assert "Shared library: [liblitert-lm.so]" in program and "Shared library: [libc.so]" in program
+        symbols = [line.split() for line in readelf("--dyn-syms", name).splitlines()]
+        taken = {line[7] for line in symbols if len(line) > 7 and line[6] == "UND"}
+        engine = {name for name in taken if name.startswith("litert_lm_")}
+        assert len(engine) > 20 and engine <= given
+        assert {name for name in taken - engine if not name.endswith("@LIBC")} == set()

@@ -4,8 +4,8 @@
 #   build.sh android [FOLDER]    for Android on arm64: by the NDK in $ANDROID_NDK_HOME, or else by clang and lld
 #   build.sh linux [FOLDER]      for this machine
 #
-# FOLDER then holds gemma-bench and liblitert-lm.so; by default the one where `gemma-edge bench` looks. The engine comes
-# from the wheel of litert-lm-api, by pip.
+# FOLDER then holds gemma-bench, gemma-answer and liblitert-lm.so; by default the one where gemma-edge looks. The engine
+# comes from the wheel of litert-lm-api, by pip.
 set -eu
 
 version=0.18.1
@@ -41,12 +41,11 @@ ndk=${ANDROID_NDK_HOME:-${ANDROID_NDK_ROOT:-}}
 if [ "$target" = linux ]; then
   cc=$(first "${CC:-cc}" gcc clang) || fail "no C compiler"
   # shellcheck disable=SC2086
-  "$cc" $flags -D_GNU_SOURCE -o "$work/gemma-bench" "$here/gemma_bench.c" -L"$work" -l:liblitert-lm.so \
-    -Wl,--allow-shlib-undefined
+  link() { "$cc" $flags -D_GNU_SOURCE -o "$1" "$2" -L"$work" -l:liblitert-lm.so -Wl,--allow-shlib-undefined; }
 elif [ -n "$ndk" ]; then
   cc=$(first "$ndk"/toolchains/llvm/prebuilt/*/bin/aarch64-linux-android26-clang) || fail "$ndk: no NDK"
   # shellcheck disable=SC2086
-  "$cc" $flags -o "$work/gemma-bench" "$here/gemma_bench.c" -L"$work" -l:liblitert-lm.so -Wl,--allow-shlib-undefined
+  link() { "$cc" $flags -o "$1" "$2" -L"$work" -l:liblitert-lm.so -Wl,--allow-shlib-undefined; }
 else
   cc=$(first clang clang-20 clang-19 clang-18 clang-17 clang-16) || fail "no NDK in \$ANDROID_NDK_HOME, and no clang"
   bare="--target=aarch64-linux-android26 -fuse-ld=lld -nostdlib -nostdlibinc -fno-builtin"
@@ -55,9 +54,13 @@ else
   "$cc" $bare -shared -fPIC -Wno-incompatible-library-redeclaration -o "$work/libc.so" "$here/bare/libc.c" \
     -Wl,-soname,libc.so -Wl,--version-script,"$work/version"
   # shellcheck disable=SC2086
-  "$cc" $bare $flags -DBARE_BIONIC -o "$work/gemma-bench" "$here/gemma_bench.c" "$here/bare/start.c" \
-    -Wl,--dynamic-linker=/system/bin/linker64 -L"$work" -l:liblitert-lm.so -l:libc.so -Wl,--allow-shlib-undefined
+  link() {
+    "$cc" $bare $flags -DBARE_BIONIC -o "$1" "$2" "$here/bare/start.c" -Wl,--dynamic-linker=/system/bin/linker64 \
+      -L"$work" -l:liblitert-lm.so -l:libc.so -Wl,--allow-shlib-undefined
+  }
 fi
+link "$work/gemma-bench" "$here/gemma_bench.c"
+link "$work/gemma-answer" "$here/gemma_answer.c"
 mkdir -p "$out"
-mv "$work/gemma-bench" "$work/liblitert-lm.so" "$out"
+mv "$work/gemma-bench" "$work/gemma-answer" "$work/liblitert-lm.so" "$out"
 echo "$out"

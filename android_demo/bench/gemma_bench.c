@@ -17,37 +17,16 @@
 #endif
 
 #include "litert_lm.h"
+#include "runner.h"
 
-enum { kUsage = 2, kBadModel = 3, kMost = 1000 };
+enum { kMost = 1000 };
+static const char kName[] = "gemma-bench";
 
 typedef struct {
   double prefill_ns, decode_ns, first_token_ns;
 } Sample;
 
 static Sample samples[kMost];
-
-static void say(int fd, const char* text) {
-  size_t left = strlen(text);
-  while (left > 0) {
-    ssize_t written = write(fd, text, left);
-    if (written <= 0) return;
-    text += written;
-    left -= (size_t)written;
-  }
-}
-
-static int fail(int code, const char* what, const char* why) {
-  char line[1024];
-  snprintf(line, sizeof line, "gemma-bench: error: %s%s%s\n", what, *why ? ": " : "", why);
-  say(2, line);
-  return code;
-}
-
-static double seconds(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 // Bytes of a line "KEY:  n kB" of a file in /proc; -1 where there is none.
 static long proc_bytes(const char* path, const char* key) {
@@ -75,18 +54,18 @@ static int repeat(LiteRtLmEngine* engine, int prompt, int decode, Sample* sample
   litert_lm_session_config_set_apply_prompt_template(config, false);
   LiteRtLmSession* session = litert_lm_engine_create_session(engine, config);
   litert_lm_session_config_delete(config);
-  if (!session) return fail(kBadModel, "no session", litert_lm_get_last_error_message());
+  if (!session) return fail(kName, kBadModel, "no session", litert_lm_get_last_error_message());
   LiteRtLmInputData* input = litert_lm_input_data_create(kInputText, text, sizeof text - 1);
   const LiteRtLmInputData* inputs[] = {input};
   LiteRtLmResponses* responses = litert_lm_session_generate_content(session, inputs, 1);
-  if (!responses) return fail(kBadModel, "nothing was generated", litert_lm_get_last_error_message());
+  if (!responses) return fail(kName, kBadModel, "nothing was generated", litert_lm_get_last_error_message());
   litert_lm_responses_delete(responses);
   litert_lm_input_data_delete(input);
 
   LiteRtLmBenchmarkInfo* info = litert_lm_session_get_benchmark_info(session);
   if (!info || litert_lm_benchmark_info_get_num_prefill_turns(info) != 1 ||
       litert_lm_benchmark_info_get_num_decode_turns(info) != 1)
-    return fail(kBadModel, "the engine measured other than one prefill and one decode", "");
+    return fail(kName, kBadModel, "the engine measured other than one prefill and one decode", "");
   int prefilled = litert_lm_benchmark_info_get_prefill_token_count_at(info, 0);
   int decoded = litert_lm_benchmark_info_get_decode_token_count_at(info, 0);
   double prefill_rate = litert_lm_benchmark_info_get_prefill_tokens_per_sec_at(info, 0);
@@ -94,7 +73,7 @@ static int repeat(LiteRtLmEngine* engine, int prompt, int decode, Sample* sample
   if (prefilled != prompt || decoded != decode || prefill_rate <= 0 || decode_rate <= 0) {
     char counts[128];
     snprintf(counts, sizeof counts, "%d and %d instead of %d and %d", prefilled, decoded, prompt, decode);
-    return fail(kBadModel, "tokens prefilled and decoded", counts);
+    return fail(kName, kBadModel, "tokens prefilled and decoded", counts);
   }
   sample->prefill_ns = 1e9 * prefilled / prefill_rate;
   sample->decode_ns = 1e9 * decoded / decode_rate;
@@ -105,21 +84,21 @@ static int repeat(LiteRtLmEngine* engine, int prompt, int decode, Sample* sample
 }
 
 int main(int argc, char** argv) {
-  if (argc != 8) return fail(kUsage, "usage", "gemma-bench MODEL CACHE PROMPT DECODE REPETITIONS THREADS CONTEXT");
+  if (argc != 8) return fail(kName, kUsage, "usage", "gemma-bench MODEL CACHE PROMPT DECODE REPETITIONS THREADS CONTEXT");
   int numbers[5];
   for (int i = 0; i < 5; i++) {
     char* end;
     long number = strtol(argv[i + 3], &end, 10);
-    if (*end || number < 1 || number > 1 << 20) return fail(kUsage, "not a number above 0", argv[i + 3]);
+    if (*end || number < 1 || number > 1 << 20) return fail(kName, kUsage, "not a number above 0", argv[i + 3]);
     numbers[i] = (int)number;
   }
   int prompt = numbers[0], decode = numbers[1], repetitions = numbers[2];
-  if (repetitions > kMost) return fail(kUsage, "too many repetitions", argv[5]);
+  if (repetitions > kMost) return fail(kName, kUsage, "too many repetitions", argv[5]);
 
   litert_lm_set_min_log_level(kLogError);
   double start = seconds();
   LiteRtLmEngineSettings* settings = litert_lm_engine_settings_create(argv[1], "cpu", NULL, NULL);
-  if (!settings) return fail(kBadModel, argv[1], litert_lm_get_last_error_message());
+  if (!settings) return fail(kName, kBadModel, argv[1], litert_lm_get_last_error_message());
   litert_lm_engine_settings_set_cache_dir(settings, argv[2]);
   litert_lm_engine_settings_set_num_threads(settings, numbers[3]);
   litert_lm_engine_settings_set_max_num_tokens(settings, numbers[4]);
@@ -128,7 +107,7 @@ int main(int argc, char** argv) {
   litert_lm_engine_settings_set_num_decode_tokens(settings, decode);
   LiteRtLmEngine* engine = litert_lm_engine_create(settings);
   litert_lm_engine_settings_delete(settings);
-  if (!engine) return fail(kBadModel, argv[1], litert_lm_get_last_error_message());
+  if (!engine) return fail(kName, kBadModel, argv[1], litert_lm_get_last_error_message());
   double load = seconds() - start;
 
   for (int i = -1; i < repetitions; i++) {

@@ -16,20 +16,11 @@ from gemma_edge.benchmarks.records.environment import Environment
 from gemma_edge.benchmarks.records.measurement import KernelTest, TurnSizes
 from gemma_edge.benchmarks.records.run_report import Latency, MemoryReport, RunReport, SensorsAround
 from gemma_edge.devices.base import Device, DeviceFacts, DeviceRun
-from gemma_edge.devices.machine.cpu_features import LITERT_LM, missing_feature
 from gemma_edge.devices.machine.memory import MemoryPoints, MemorySample, PeakMemory
 from gemma_edge.devices.machine.sensors import Sensors
+from gemma_edge.devices.runner_files import BENCH, checked_runner, send_runner
 from gemma_edge.runtime.errors import DeviceError, UsageError
-from gemma_edge.runtime.files.cache_folder import cache_folder
 from gemma_edge.runtime.files.typed_json import FieldError
-
-_RUNNER = "gemma-bench"
-_ENGINE = "liblitert-lm.so"
-
-
-def runner_folder(facts: DeviceFacts) -> Path:
-    """Where the runner for a device is, or belongs: android-aarch64, linux-x86_64, ..."""
-    return cache_folder() / "runner" / f"{facts.system.lower()}-{facts.arch}"
 
 
 @dataclass(frozen=True)
@@ -67,23 +58,11 @@ def bench_native(
         ChildError: the engine refused the model.
     """
     sizes.check()
-    if model.suffix != ".litertlm":
-        raise UsageError(f"{model}: {device.spec} takes a .litertlm; gemma-edge export --format litertlm")
     if min(sizes.n_prompt, sizes.n_gen) < 1:
         raise UsageError(f"-p and -n: on {device.spec} both are measured in one go; give each at least 1")
-    facts = device.facts
-    runner = runner or runner_folder(facts)
-    if missing := [name for name in (_RUNNER, _ENGINE) if not (runner / name).is_file()]:
-        target = "android" if facts.system == "Android" else "linux"
-        remedy = f"build it: android_demo/bench/build.sh {target}"
-        raise DeviceError(f"{device.spec}: there is no {missing[0]} in {runner}; {remedy}")
-    if feature := missing_feature(LITERT_LM, facts.arch, f"Features: {' '.join(facts.cpu_flags)}"):
-        raise DeviceError(f"{device.spec}: LiteRT-LM needs {feature}: a processor newer than a Cortex-A72")
-    there, path = device.push(runner), device.push(model)
+    folder = checked_runner(device, BENCH, model, runner)
     numbers = (sizes.n_prompt, sizes.n_gen, sizes.reps, sizes.threads, sizes.context)
-    # Packed weights lie beside the model, and are found there by the next run. A push loses the mode.
-    script = 'chmod 755 "$0" && mkdir -p "$2" && exec "$0" "$@"'
-    argv = ["sh", "-c", script, f"{there}/{_RUNNER}", path, f"{path}.cache", *map(str, numbers)]
+    argv = [*send_runner(device, folder, BENCH, model), *map(str, numbers)]
     run = device.run(argv, timeout=timeout, cores=cores, what="the native runner")
     return parse_runner(run.check("the native runner"), sizes)
 

@@ -41,6 +41,7 @@ class Prompt:
         text: what the ids were made of, with one placeholder for each attachment.
         left_out: tokens that truncation took from the user's text.
         boundaries: how many of the first ids the next prompt may well share: those before the last question.
+        messages: what the template was given, the attachments as bare parts; none for a raw prompt.
     """
 
     ids: list[int]
@@ -48,6 +49,7 @@ class Prompt:
     text: str = ""
     left_out: int = 0
     boundaries: tuple[int, ...] = field(default=())
+    messages: tuple[Message, ...] = field(default=(), compare=False, repr=False)
 
     @cached_property
     def keys(self) -> list[int]:
