@@ -18,7 +18,7 @@ from gemma_edge.runtime.model import Model
 def answering_model(
     args: argparse.Namespace, bundle: str, options: Mapping[str, Any] | None = None, *, defer: bool = False
 ) -> Iterator[Model]:
-    """Loads the bundle, and closes it at the end.
+    """Loads the bundle, and lets a device go at the end.
 
     Args:
         bundle: its path, or what `ready_bundle` takes in its place.
@@ -31,8 +31,7 @@ def answering_model(
     """
     path = ready_bundle(bundle, args.yes)
     if not is_native(args):
-        with Model.load(path, defer_decoder=defer, **loading(args)) as model:
-            yield model
+        yield Model.load(path, defer_decoder=defer, **loading(args))
         return
     from gemma_edge.cli.device_answers import sending  # a board needs none of it
     from gemma_edge.devices.native_model import NativeModel

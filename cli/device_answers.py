@@ -1,4 +1,4 @@
-"""`--device ssh://`, of the verbs that answer: files are sent, the command runs there, its answer streams here.
+"""`--device ssh://` of the verbs that answer: files are sent, the command runs there, it streams here.
 
 The command line that a device gets is made anew from the parsed arguments, so that nothing but known options
 with their values reaches it.

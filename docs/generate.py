@@ -27,7 +27,7 @@ OTHERS: Mapping[str, str] = {
     "pocket/": "Pocket, the small trained model: checkpoint/, questions/, training/.",
     "android_demo/app/": "The Android app: plain Java, screens, and a JNI layer in C.",
     "android_demo/build.sh": "Builds the app's APK from Debian's packages and the engine's wheel.",
-    "android_demo/bench/": "The native runner for Android: a small C program on LiteRT-LM.",
+    "android_demo/bench/": "The native runner for Android: C programs on LiteRT-LM that measure and answer.",
     "docs/": "Documentation; generate.py writes cli.md and this tree.",
     "tests/": "Tests; golden/ holds reference outputs and the scripts that made them.",
     "constraints.txt": "The versions that CI installs.",

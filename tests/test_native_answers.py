@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -190,7 +191,7 @@ def test_a_model_that_the_engine_refuses(phone: Adbd, pocket: Path, tmp_path: Pa
 
 def test_an_answer_that_is_not_read_to_its_end(phone: Adbd, long_winded: Path) -> None:
     """The next one is another answer."""
-    greedy = {"temperature": 0.0, "max_tokens": 3000}
+    greedy: dict[str, Any] = {"temperature": 0.0, "max_tokens": 3000}
     with open_device(DEVICE) as device, NativeModel.load(long_winded, defer_decoder=True) as model:
         assert isinstance(device, FileDevice)
         model.connect(device)
@@ -244,7 +245,7 @@ def test_a_device_that_dies(phone: Adbd, pocket: Path) -> None:
 
 def test_an_interrupt_ends_an_answer(linux_runner: Path, long_winded: Path, tmp_path: Path) -> None:
     """The pipe holds a few pieces: without a reader, the answer cannot be over before the interrupt."""
-    argv = [linux_runner / "gemma-answer", long_winded, tmp_path, "1", "4096", "0", "0"]
+    argv = [f"{linux_runner}/gemma-answer", str(long_winded), str(tmp_path), "1", "4096", "0", "0"]
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=writing, stderr=subprocess.PIPE) as process:
