@@ -21,7 +21,8 @@ from dataclasses import asdict, replace
 from gemma_edge.cli.device_options import LOCAL, add_device
 from gemma_edge.cli.exported_once import is_checkpoint
 from gemma_edge.devices.base import DeviceFacts
-from gemma_edge.devices.doctor import ENGINES, Finding, best_format, cannot_install, examine, judge_need
+from gemma_edge.devices.doctor import ENGINES, Finding, cannot_install, examine, judge_need
+from gemma_edge.devices.known_devices import formats_for
 from gemma_edge.devices.open_device import open_device
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.console import without_controls
@@ -78,7 +79,7 @@ def fits(facts: DeviceFacts, model: str) -> Iterator[Finding]:
     from gemma_edge.export.fitting import fitting_plans
 
     config, towers = describe_source(model, None)
-    format = best_format(facts)
+    format = formats_for(facts.system, facts.arch, facts.cpu_flags)[0]
     plans = fitting_plans(config, facts.memory_available_bytes, format, towers)
     for plan in plans:
         size = format_size(plan.needed_bytes)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from gemma_edge.benchmarks.measure.export_cost import record_export
 from gemma_edge.cli.bundle_options import add_max_kl, check_max_kl
+from gemma_edge.cli.plan import add_known_device, known_machine, wishes_of
+from gemma_edge.export.device_plans import rank_plans
 from gemma_edge.export.exporter import (
     DEFAULT_CHUNK,
     DEFAULT_CONTEXT,
@@ -36,6 +38,7 @@ from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import as_bytes, parse_size
 
+DEFAULT_RECIPE = "int4"
 EXAMPLE = "Why is the sky blue?"  # for a checkpoint that names no example of its own
 
 
@@ -58,9 +61,8 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
         help="onnx for ONNX Runtime (default), tflite for LiteRT, litertlm for one file that Google's "
         "LiteRT-LM runs (default for an OUT that ends so); repeatable, then OUT holds one bundle per format",
     )
-    parser.add_argument(
-        "--recipe", default="int4", metavar="NAME", help="a recipe or a .json file (default: int4)"
-    )
+    parser.add_argument("--recipe", metavar="NAME", help="a recipe or a .json file (default: int4)")
+    add_known_device(parser)
     parser.add_argument(
         "--context",
         type=int,
@@ -122,6 +124,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--max-kl needs the gate: leave out --no-verify")
     if not args.dry_run and args.out is None:
         raise UsageError("name the folder of the bundle: gemma-edge export SOURCE OUT")
+    if args.known_device:
+        _plan_for_device(args)
+    args.recipe = args.recipe or DEFAULT_RECIPE
     given = list(dict.fromkeys(args.format or [None]))
     formats = [export_format(format_of_target(args.out, name)) for name in given]
     modalities = None if args.modalities is None else [m.strip() for m in args.modalities.split(",")]
@@ -137,6 +142,18 @@ def run(args: argparse.Namespace) -> int:
     for job, format, out in zip(jobs, formats, targets, strict=True):
         _run_format(args, job, format, modalities, out)
     return 0
+
+
+def _plan_for_device(args: argparse.Namespace) -> None:
+    """Sets the options of the first plan for the device that --for names."""
+    for option in ("format", "recipe", "kv_cache", "slice"):
+        if getattr(args, option):
+            raise UsageError(f"--for chooses --{option.replace('_', '-')}: leave out one of them")
+    first = rank_plans(args.source, known_machine(args.known_device), wishes_of(args))[0]
+    tell(f"{args.known_device}: {' '.join(first.options())}; `gemma-edge plan` explains the choice")
+    args.format, args.recipe = [first.plan.format], first.recipe.name
+    args.kv_cache, args.context = first.recipe.kv_cache, first.plan.context
+    args.slice = str(first.slice) if first.slice else None
 
 
 def _check_targets(args: argparse.Namespace, recipes: Sequence[Recipe], targets: Sequence[str]) -> None:

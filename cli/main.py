@@ -29,6 +29,7 @@ from gemma_edge.runtime.install_hint import distribution, install_hint
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("gemma_edge.cli.demo", "export, verify, question and measure a small model"),
     "synth": ("gemma_edge.cli.synth", "write a checkpoint of published shapes with random weights"),
+    "plan": ("gemma_edge.cli.plan", "choose slice, recipe and format for a device"),
     "slice": ("gemma_edge.cli.slice", "cut a smaller checkpoint out of one with nested layers"),
     "export": ("gemma_edge.cli.export", "export a checkpoint to a quantized bundle"),
     "inspect": ("gemma_edge.cli.inspect", "show a bundle's parts, sizes and predicted memory"),

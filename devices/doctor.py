@@ -14,6 +14,7 @@ from typing import Literal
 
 from gemma_edge.devices.base import DeviceFacts
 from gemma_edge.devices.facts import OLDEST_PYTHON, version_of
+from gemma_edge.devices.known_devices import litert_runs
 from gemma_edge.devices.machine.cpu_features import ARM64
 from gemma_edge.runtime.units import format_size
 
@@ -87,17 +88,6 @@ def judge_need(facts: DeviceFacts, name: str, needed: int, remedy: str) -> Findi
     return Finding("fits", "missing", f"{said}, there is {size} in all", remedy)
 
 
-def best_format(facts: DeviceFacts) -> str:
-    """The format that docs/formats.md recommends for such a processor."""
-    return "tflite" if facts.arch in ARM64 and litert_runs(facts) else "onnx"
-
-
-def litert_runs(facts: DeviceFacts) -> bool:
-    """Whether LiteRT's kernels run on this processor, as far as we know."""
-    flags = facts.cpu_flags
-    return "atomics" in flags if facts.arch in ARM64 else "avx" in flags
-
-
 def _processor(facts: DeviceFacts) -> Iterator[Finding]:
     said = f"{facts.cpu or 'unknown'}, {facts.arch}, {facts.cores} cores"
     if facts.arch in _ARM_32 or (facts.bits == 32 and facts.arch in (*ARM64, *X86_64)):
@@ -136,7 +126,7 @@ def _litert(facts: DeviceFacts) -> Iterator[Finding]:
     name, flags = "LiteRT", set(facts.cpu_flags)
     onnx = "export with --format onnx"
     if facts.arch in ARM64:
-        if not litert_runs(facts):
+        if not litert_runs(facts.arch, facts.cpu_flags):
             lacks = "no LSE atomics: an emulated Cortex-A72 ends with an illegal instruction"
             yield Finding(name, "missing", lacks, onnx)
         elif "asimddp" not in flags:
@@ -144,7 +134,7 @@ def _litert(facts: DeviceFacts) -> Iterator[Finding]:
         else:
             yield Finding(name, "ok", "dotprod and i8mm" if "i8mm" in flags else "dotprod")
     elif facts.arch in X86_64:
-        if not litert_runs(facts):
+        if not litert_runs(facts.arch, facts.cpu_flags):
             yield Finding(name, "missing", "no AVX: it ends with an illegal instruction", onnx)
         else:
             yield Finding(name, "ok", "AVX2" if "avx2" in flags else "AVX")

@@ -36,7 +36,7 @@ from gemma_edge.runtime.units import format_size
 INSTALL_S = 900.0  # seconds that an SD card may take
 # What this package may need there: everything but Pocket, which a bundle is made of.
 _PACKAGES = ("runtime", "export", "devices", "benchmarks", "cli")
-_SENT = (".py", ".sh", ".typed", ".json", ".j2", ".html", ".css", ".js", ".svg", ".webmanifest")
+_SENT = (".py", ".sh", ".typed", ".json", ".toml", ".j2", ".html", ".css", ".js", ".svg", ".webmanifest")
 _DISTRIBUTION = "gemma-edge"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 ENGINE_PACKAGES = {"onnxruntime": "onnxruntime", "litert": "ai-edge-litert"}  # by the engine's key

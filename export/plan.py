@@ -27,6 +27,7 @@ from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan_table import ON_DEMAND, needed_size
 from gemma_edge.export.weights.recipe import Recipe, list_recipes, load_recipe
 from gemma_edge.runtime.errors import CeilingError, UsageError
+from gemma_edge.runtime.families.model_family import TextConfig
 from gemma_edge.runtime.units import format_size
 
 # SentencePiece with 262,144 pieces holds 50 MB (measured); a vocabulary of another size in proportion.
@@ -71,7 +72,12 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """Predicted peak of anonymous memory: the larger of its phases."""
-        return max(self._decoder_bytes + self.activation_bytes, self._encoder_bytes) + self.base_bytes
+        return max(self.answer_bytes, self._encoder_bytes + self.base_bytes)
+
+    @property
+    def answer_bytes(self) -> int:
+        """The phase of prefill and answer."""
+        return self._decoder_bytes + self.activation_bytes + self.base_bytes
 
     @property
     def beside_bytes(self) -> int:
@@ -125,12 +131,17 @@ def make_plan(job: ExportJob, format: ExportFormat) -> Plan:
         parts=(*resident, *tables, *on_demand),
         kv_cache_bytes=format.kv_cache_bytes(job),
         activation_bytes=family_with(config).text.activation_bytes(config, job.chunk),
-        base_bytes=format.base_bytes + TOKENIZER_BYTES_PER_PIECE * config.vocab_size,
+        base_bytes=base_bytes(config, format),
         bytes_per_token=bytes_per_token,
         file_bytes=data.size + sum(p.file_bytes for p in (*tables, *on_demand)),
         format=format.runtime.name,
         snapshot_bytes=job.snapshots,
     )
+
+
+def base_bytes(config: TextConfig, format: ExportFormat) -> int:
+    """Anonymous memory of interpreter, engine, graph and tokenizer."""
+    return format.base_bytes + TOKENIZER_BYTES_PER_PIECE * config.vocab_size
 
 
 def check_ceiling(plan: Plan, ceiling: int, job: ExportJob, format: ExportFormat) -> None:

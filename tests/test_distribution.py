@@ -14,7 +14,7 @@ import pytest
 from support.repository import PACKAGES, ROOT
 
 pytest.importorskip("setuptools")
-KINDS = {".py", ".json", ".sh", ".typed", ".html", ".css", ".js", ".svg", ".webmanifest"}
+KINDS = {".py", ".json", ".toml", ".sh", ".typed", ".html", ".css", ".js", ".svg", ".webmanifest"}
 SDIST = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
 
 

@@ -14,8 +14,9 @@ import pytest
 from gemma_edge.cli.doctor import fits
 from gemma_edge.cli.main import main
 from gemma_edge.devices.base import DeviceFacts
-from gemma_edge.devices.doctor import best_format, cannot_install, examine, judge_need
+from gemma_edge.devices.doctor import cannot_install, examine, judge_need
 from gemma_edge.devices.facts import parse_facts
+from gemma_edge.devices.known_devices import formats_for
 
 A72 = "fp asimd evtstrm crc32 cpuid"
 A76 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
@@ -106,14 +107,14 @@ def test_a_pi_4() -> None:
     assert "/boot/firmware/cmdline.txt" in remedy(PI_4, "memory limits")
     assert PI_4.throttled == ("under-voltage", "throttled")
     assert "power supply" in remedy(PI_4, "temperature")
-    assert best_format(PI_4) == "onnx"
+    assert formats_for(PI_4.system, PI_4.arch, PI_4.cpu_flags)[0] == "onnx"
     assert cannot_install(PI_4) is None
 
 
 def test_a_pi_5_with_pages_of_16_kib() -> None:
     assert set(verdicts(PI_5).values()) == {"ok"}
     assert PI_5.page_bytes == 16384 and PI_5.zram
-    assert best_format(PI_5) == "tflite"
+    assert formats_for(PI_5.system, PI_5.arch, PI_5.cpu_flags)[0] == "tflite"
 
 
 def test_a_jetson_with_an_old_python() -> None:

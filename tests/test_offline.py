@@ -42,6 +42,7 @@ SIZES = "-p 16 -n 4 -r 1 --requests 1 --prompt 16 --tokens 4 --bandwidth 0s"
 COMMANDS = {
     "demo": "demo",
     "synth": "synth {out}/checkpoint",
+    "plan": "plan {pocket} --for pi5 --modalities text",
     "slice": "slice {pocket} {out}/slice --ffn 192",
     "export": "export {pocket} {out}/tflite --format tflite --recipe int8 --context 256",
     "inspect": "inspect --check {litertlm}",

@@ -121,8 +121,7 @@ class SlicedCheckpoint(Checkpoint):
 
     def revision(self) -> str:
         """As of the whole checkpoint, and the slice."""
-        record = json.dumps([self.slice.widths, self.slice.skipped])
-        return hashlib.sha256(f"{self.whole.revision()}\0{record}".encode()).hexdigest()
+        return slice_revision(self.whole.revision(), self.slice)
 
     def cut_tensors(self) -> Iterator[CutTensor]:
         """Every tensor that a file of this slice has, weights that no layer reads and encoders included."""
@@ -147,3 +146,9 @@ def sliced_config(
     chosen = family.slicing.resolve(config, wanted)
     data = family.slicing.config_json(read_json(path, ConfigError), config, chosen)
     return chosen, data, family.runtime.text_config(data, path)
+
+
+def slice_revision(whole: str, taken: Slice) -> str:
+    """The fingerprint of a slice of a checkpoint with the fingerprint `whole`."""
+    record = json.dumps([taken.widths, taken.skipped])
+    return hashlib.sha256(f"{whole}\0{record}".encode()).hexdigest()

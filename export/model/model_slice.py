@@ -81,7 +81,7 @@ class Slicing(Protocol):
         """
 
     def slices(self, config: TextConfig) -> list[Slice]:
-        """The published slices of this model, the best first; [] if none is known."""
+        """What is published of this model's slices, and of itself as one of them; the best first."""
 
     def config_json(self, data: Json, config: TextConfig, chosen: Slice) -> Json:
         """The parsed config.json of a slice, from that of the whole model."""

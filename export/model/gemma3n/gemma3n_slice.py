@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections import defaultdict
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,13 @@ def resolve(config: Gemma3nConfig, wanted: Slice | str) -> Slice:
 
 
 def slices(config: Gemma3nConfig) -> list[Slice]:
-    """See `Slicing`. Google's table is of E4B: a model of other widths or layers has none."""
+    """See `Slicing`. Google's table is of E4B; another model is at most one of its slices."""
     published, table = _published()
-    whole = (table["width"],) * table["layers"]
-    return published if config.intermediate_size == whole else []
+    if config.intermediate_size == (table["width"],) * table["layers"]:
+        return published
+    owners = table["layers"] - config.num_hidden_layers + config.num_kv_shared_layers
+    same = [s for s in published if s.widths == config.intermediate_size and owners == table["sharing"]]
+    return [replace(each, skipped=()) for each in same]
 
 
 def config_json(data: Json, config: Gemma3nConfig, chosen: Slice) -> Json:
@@ -120,13 +124,13 @@ def _named(config: Gemma3nConfig, name: str) -> Slice:
         hint = f" Did you mean {close[0]}?" if close else ""
         known = f"choose {', '.join(sorted(names))}, or give widths and layers"
         raise UsageError(f"there is no slice {name!r}.{hint} The names are Google's: {known}")
-    if not slices(config):
+    chosen = next((each for each in slices(config) if each.name == name), None)
+    if chosen is None:
         has = f"{config.num_hidden_layers} layers of {max(config.intermediate_size)}"
         raise UsageError(
             f"slice {name} is one of a model with {table['layers']} layers of {table['width']}, and this one "
             f"has {has}: give widths and layers"
         )
-    chosen = published[names.index(name)]
     if not chosen.skipped and chosen.widths == config.intermediate_size:
         raise UsageError(f"slice {name} is the whole model: export it as it is")
     return chosen
