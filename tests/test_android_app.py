@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import wave
 import xml.etree.ElementTree as ET
 import zipfile
@@ -458,6 +459,18 @@ def test_colours_are_readable_by_day_and_by_night() -> None:
         for front, back in pairs:
             lights = sorted((luminance(theme[front]), luminance(theme[back])))
             assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 4.5, (front, back)
+
+
+def test_screens_are_drawn_from_the_layouts(tmp_path: Path) -> None:
+    """The stand-in reads every layout, so a layout that names what is not there fails here, too."""
+    draw = APP / "test" / "draw_screens.py"
+    subprocess.run([sys.executable, draw, tmp_path, "--dark", "--font-scale", "1.5"], check=True)
+    pages = {path.stem: path.read_text() for path in tmp_path.glob("*.html")}
+    assert len(pages) == 6
+    assert "And in the evening?" in pages["chat"] and "Choose a file" in pages["models"]
+    night = colours("values-night")
+    assert all(f"background:{night['surface']}" in page for page in pages.values())
+    assert "font-size:24px" in pages["chat"]  # 16sp
 
 
 def colours(folder: str) -> dict[str, str]:

@@ -246,13 +246,17 @@ public final class Unit {
     static void testMemoryVerdict() throws Exception {
         ModelCard card = open(model).card;
         long needed = card.neededBytes;
-        same(MemoryVerdict.Level.FITS, MemoryVerdict.of(card, false, needed + 1000, 1000, 10 * needed).level);
-        same(MemoryVerdict.Level.TIGHT, MemoryVerdict.of(card, false, needed + 999, 1000, 10 * needed).level);
-        same(MemoryVerdict.Level.TOO_LARGE, MemoryVerdict.of(card, false, needed + 1000, 0, needed).level);
-        // In place, the packed weights are in memory too.
-        same(MemoryVerdict.Level.TIGHT, MemoryVerdict.of(card, true, needed + 1000, 1000, 10 * needed).level);
-        same(needed + card.fileBytes, MemoryVerdict.of(card, true, 0, 0, 10 * needed).needed);
-        holds(MemoryVerdict.of(card, false, 0, 5, 10 * needed).words.contains("close other apps"), "words");
+        long best = card.comfortableBytes();
+        holds(best > needed, "weights are read");
+        same(MemoryVerdict.Level.FITS, MemoryVerdict.of(card, false, best + 1000, 1000, 10 * best).level);
+        MemoryVerdict slow = MemoryVerdict.of(card, false, best + 999, 1000, 10 * best);
+        same(MemoryVerdict.Level.TIGHT, slow.level);
+        holds(slow.words.contains("slowly"), slow.words);
+        holds(MemoryVerdict.of(card, false, needed - 1, 0, 10 * best).words.contains("close other apps"), "words");
+        same(MemoryVerdict.Level.TOO_LARGE, MemoryVerdict.of(card, false, best, 0, needed).level);
+        // In place, the packed weights are in memory, too, and cannot be dropped.
+        same(best, MemoryVerdict.of(card, true, best, 0, 10 * best).needed);
+        same(MemoryVerdict.Level.TOO_LARGE, MemoryVerdict.of(card, true, best, 0, best).level);
     }
 
     static void testCopyIsCompleteOrAbsent() throws Exception {

@@ -227,6 +227,7 @@ public final class ChatActivity extends Page {
         Button choose = (Button) findViewById(R.id.choose);
         boolean example = session.state() == ChatState.READY && card != null && !card.example.isEmpty();
         choose.setText(example ? getString(R.string.try_this, card.example) : getString(R.string.choose_model));
+        choose.setVisibility(session.state().idle() ? View.VISIBLE : View.GONE);
         findViewById(R.id.attach).setVisibility(
             recorder != null || session.state().loaded() && card != null && (card.sees || card.hears) ? View.VISIBLE : View.GONE);
         turns.show(session.conversation().turns, session.state() == ChatState.ANSWERING ? session.words() : "");

@@ -119,12 +119,12 @@ public final class ChatSession {
     }
 
     public String memoryLine() {
-        return Words.memory(memoryNow, memoryPeak, card == null ? 0 : card.neededBytes);
+        return Words.memory(memoryNow, memoryPeak, card == null ? 0 : card.comfortableBytes());
     }
 
     /** Memory in use, of what the plan allows: 0 to 1. */
     public double memoryShare() {
-        return card == null || card.neededBytes == 0 ? 0 : Math.min(1, (double) memoryNow / card.neededBytes);
+        return card == null ? 0 : Math.min(1, (double) memoryNow / card.comfortableBytes());
     }
 
     public String benchText() {

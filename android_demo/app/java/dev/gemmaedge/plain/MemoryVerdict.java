@@ -8,14 +8,15 @@ public final class MemoryVerdict {
     private static final double SYSTEM_SHARE = 0.35;
 
     public final Level level;
+    /** Bytes that must be there, or Android ends the app; and with the weights that every token reads. */
     public final long needed;
-    public final long available;
+    public final long comfortable;
     public final String words;
 
-    private MemoryVerdict(Level level, long needed, long available, String words) {
+    private MemoryVerdict(Level level, long needed, long comfortable, String words) {
         this.level = level;
         this.needed = needed;
-        this.available = available;
+        this.comfortable = comfortable;
         this.words = words;
     }
 
@@ -26,16 +27,22 @@ public final class MemoryVerdict {
      * @param available memory that the system could give now; `threshold`, where it starts to end apps; `total`, all
      */
     public static MemoryVerdict of(ModelCard card, boolean inPlace, long available, long threshold, long total) {
-        long needed = card.neededBytes + (inPlace ? card.fileBytes : 0);
+        long comfortable = card.comfortableBytes();
+        long needed = inPlace ? comfortable : card.neededBytes;
         long spare = Math.max(0, available - threshold);
         long most = (long) (total * (1 - SYSTEM_SHARE));
-        String plan = "needs " + Words.size(needed);
-        if (needed > most)
-            return new MemoryVerdict(Level.TOO_LARGE, needed, spare, plan + "; this phone gives an app at most about "
-                + Words.size(most) + " of its " + Words.size(total));
-        if (needed > spare)
-            return new MemoryVerdict(Level.TIGHT, needed, spare, plan + ", " + Words.size(spare)
-                + " is free: Android will close other apps");
-        return new MemoryVerdict(Level.FITS, needed, spare, plan + ", " + Words.size(spare) + " is free");
+        String words = "needs " + Words.size(needed) + (inPlace ? "" : ", best " + Words.size(comfortable));
+        Level level = Level.FITS;
+        if (needed > most) {
+            level = Level.TOO_LARGE;
+            words += "; this phone gives an app at most about " + Words.size(most) + " of its " + Words.size(total);
+        } else if (comfortable > spare) {
+            level = Level.TIGHT;
+            words += "; " + Words.size(spare) + " is free: "
+                + (needed > spare ? "Android will close other apps" : "weights will be read again and again, slowly");
+        } else {
+            words += "; " + Words.size(spare) + " is free";
+        }
+        return new MemoryVerdict(level, needed, comfortable, words);
     }
 }

@@ -51,6 +51,11 @@ public final class ModelCard {
         return card;
     }
 
+    /** With the weights that every token reads: file pages, which the system may drop and read again. */
+    public long comfortableBytes() {
+        return neededBytes + bytesPerToken;
+    }
+
     /** "int4_g32 · 4,096 tokens · text, images, audio". */
     public String line() {
         String takes = "text" + (sees ? ", images" : "") + (hears ? ", audio" : "");
