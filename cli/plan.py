@@ -21,7 +21,7 @@ from pathlib import Path
 
 from gemma_edge.benchmarks.records.results_file import read_records
 from gemma_edge.benchmarks.records.rows import BenchRow
-from gemma_edge.cli.device_options import LOCAL, SHAPES, add_device
+from gemma_edge.cli.device_options import LOCAL, add_device
 from gemma_edge.cli.text_table import text_table
 from gemma_edge.devices.base import Device
 from gemma_edge.devices.known_devices import formats_for, known_device, known_devices
@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `gemma-edge plan`."""
     parser.add_argument("source", help="the checkpoint: a folder or a Hugging Face id")
     add_known_device(parser)
-    add_device(parser, "ask this device for its memory, processor and bandwidth", f"{LOCAL}, {SHAPES}")
+    add_device(parser, "ask this device for its memory, processor and bandwidth")
     parser.add_argument("--ceiling", metavar="SIZE", help="bytes of anonymous memory at most, such as 2GiB")
     parser.add_argument(
         "--context", type=int, metavar="N", help="tokens of KV cache (default: 4096, or fewer if they fit)"
