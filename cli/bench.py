@@ -127,6 +127,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="instead: eight chats, also with an OpenAI server on this port",
     )
+    serve.add_argument("--peer-name", metavar="NAME", help="its name in results: llama-server, Q4_0")
     peers = parser.add_argument_group("peers: other programs, interleaved (this machine only)")
     peers.add_argument("--peers", action="store_true", help="measure the installed peers")
     peers.add_argument("--gguf", type=Path, metavar="FILE", help="the checkpoint for llama.cpp")
@@ -227,15 +228,23 @@ def _serve(args: argparse.Namespace) -> int:
     """Prints the figures of the server. Raises DeviceError if a response is lost or wrong."""
     from gemma_edge.benchmarks.serving.chat_race import race_lines
     from gemma_edge.benchmarks.serving.serve_bench import bench_race, bench_serve
+    from gemma_edge.benchmarks.serving.serve_records import race_record, serve_records
 
     if args.device or args.fleet or args.load < 0 or args.clients < 1:
         raise UsageError("--serve runs on this machine only, with --load 0 or more and --clients 1 or more")
     threads = args.threads[0] if args.threads else None
     if args.peer_port is not None:
         raced = bench_race(
-            args.bundle, args.peer_port, rounds=args.rounds, tokens=args.tokens, threads=threads
+            args.bundle,
+            args.peer_port,
+            peer_name=args.peer_name,
+            rounds=args.rounds,
+            tokens=args.tokens,
+            threads=threads,
         )
         print("\n".join(race_lines(raced)))
+        if args.record:
+            append_record(args.record, race_record(args.bundle, raced, tokens=args.tokens, threads=threads))
         return 0
     figures = bench_serve(
         args.bundle,
@@ -247,6 +256,10 @@ def _serve(args: argparse.Namespace) -> int:
         log=progress,
     )
     print(json.dumps(figures.to_dict()) if args.output == "jsonl" else "\n".join(figures.lines()))
+    if args.record:
+        name = args.name or args.bundle.resolve().name
+        for row in serve_records(args.bundle, name, figures, clients=args.clients, threads=threads):
+            append_record(args.record, row)
     if figures.lost or figures.wrong:
         wrong = sum(figures.wrong.values())
         raise DeviceError(f"{figures.lost} requests were lost, {wrong} got another response than expected")

@@ -1,6 +1,7 @@
 """The plots of results: what they show, that they are the same every time, and that the check notices."""
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,8 +9,9 @@ import pytest
 
 from gemma_edge.benchmarks.output import table
 from gemma_edge.benchmarks.output.plots import render_plots
-from gemma_edge.benchmarks.records.record import CeilingRecord, CompareRecord
+from gemma_edge.benchmarks.records.record import CeilingRecord, CompareRecord, Record
 from gemma_edge.benchmarks.records.results_file import append_record, parse_record
+from gemma_edge.benchmarks.serving.chat_race import RaceFigures
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
 
 Json = dict[str, Any]
@@ -76,6 +78,22 @@ def test_what_they_show() -> None:
         "3 GiB", "E2B", "1.5 + 0.25", "E2B <int4>", "1.5 + 0.25", "E4B, under 3 GiB", "3 + 0.2",
         "llama.cpp, Q4_0", "4.5",
     ]  # fmt: skip
+
+
+def test_races_of_servers() -> None:
+    figures = {
+        "gemma-edge": RaceFigures([1000.0, 2000.0, 3000.0], [4.0, 5.0, 6.0], [64, 64, 64]),
+        "other": RaceFigures([4000.0], [8.0], [64]),
+    }
+    metrics: Json = {"peer": "other", "ttft_s": 2.0, "total_s": 5.0, "peer_ttft_s": 4.0, "peer_total_s": 8.0}
+    raw = {name: asdict(found) for name, found in figures.items()}
+    race = Record(kind="serve", name="8 chats", time="2026-01-01", metrics=metrics, raw=raw)
+    load = Record(kind="serve", name="load", time="2026-01-01", metrics={"growth": 0.1}, raw={})
+    plots = {name: texts(svg)[2:] for name, (_, svg) in render_plots([load, race]).items()}
+    assert plots == {
+        "serve-ttft.svg": ["8 chats", "2", "other", "4"],
+        "serve-total.svg": ["8 chats", "5", "other", "8"],
+    }
 
 
 def test_the_latest_comparison_of_a_name_is_shown() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import wave
@@ -13,6 +14,8 @@ import pytest
 
 from gemma_edge.runtime.answers import Completion
 from gemma_edge.runtime.model import Model
+from gemma_edge.runtime.server import answer_response
+from gemma_edge.runtime.server.answer_response import Running
 from gemma_edge.runtime.server.asked import Asked
 from gemma_edge.runtime.server.chat_answer import ChatAnswer
 from gemma_edge.runtime.server.chat_request import chat_request
@@ -24,6 +27,7 @@ from gemma_edge.runtime.server.responses_request import responses_request
 from gemma_edge.runtime.server.server_options import Limits
 from gemma_edge.runtime.usage import Usage
 from support.http_server import LONG, ServerProcess, endless, serving
+from support.processes import PATIENCE_S
 from support.repository import ROOT
 
 POCKET = ROOT / "pocket" / "checkpoint"
@@ -168,6 +172,30 @@ def test_predictions_become_the_librarys_option_and_its_counts_usage() -> None:
     ):
         whole = form("m", Asked("", {})).whole(Completion("a", usage, "stop"))
         assert counts.items() <= whole["usage"][details].items()
+
+
+def test_an_idle_server_gives_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        released, running, ends = asyncio.Event(), Running(), asyncio.Event()
+        monkeypatch.setattr(answer_response, "release_free_memory", released.set)
+        monkeypatch.setattr(answer_response, "IDLE_S", 0)
+        long = asyncio.ensure_future(running.unless_left(stays, until(ends)))
+        assert await running.unless_left(stays, until(None))
+        await asyncio.sleep(0)  # a turn of the loop, in which a timer of 0 s would run
+        await asyncio.sleep(0)
+        assert not released.is_set()  # the long one runs
+        ends.set()
+        assert await long
+        await asyncio.wait_for(released.wait(), PATIENCE_S)
+
+    async def stays() -> Any:
+        await asyncio.Event().wait()
+
+    async def until(event: asyncio.Event | None) -> None:
+        if event:
+            await event.wait()
+
+    asyncio.run(scenario())
 
 
 def picture(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (32, 32)) -> str:

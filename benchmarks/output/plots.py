@@ -1,7 +1,7 @@
-"""Plots of the committed records: speed beside peers of the same run, and memory.
+"""Plots of the committed records: speed beside peers of the same run, memory, and servers.
 
-Bars come from the latest `compare` and `ceiling` record of each name, in the order of the records. The same
-records give the same bytes.
+Bars come from the latest `compare`, `ceiling` and `serve` record of each name, in the order of the records.
+The same records give the same bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeVar
 from gemma_edge.benchmarks.output.charts import Bar, Mark, bar_chart, picture
 from gemma_edge.benchmarks.output.report_style import PICTURE_STYLE
 from gemma_edge.benchmarks.records.measurement import PEER_TITLES, Measurement, peer_key
-from gemma_edge.benchmarks.records.record import CeilingRecord, CompareRecord, Head, Metrics
+from gemma_edge.benchmarks.records.record import CeilingRecord, CompareRecord, Head, Metrics, Record
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import format_size
 
@@ -22,6 +22,7 @@ GIGABYTE = 1e9
 # Colours: ours, and each peer's. The other bundle of a comparison is ours, and no peer to be shown.
 AGAINST = "against_decode_ts"
 OURS, COLOURS = 0, {"llama.cpp": 1, "litert-lm": 2}
+PEER = 1  # another server
 
 
 def render_plots(records: Sequence[Head]) -> dict[str, tuple[str, str]]:
@@ -41,6 +42,10 @@ def render_plots(records: Sequence[Head]) -> dict[str, tuple[str, str]]:
         limits = sorted({_number(record.metrics, "limit_bytes", record) for record in limited})
         ceilings = [Mark(format_size(int(limit)), limit / GIGABYTE) for limit in limits]
         plots["memory.svg"] = ("Peak memory", note, bar_chart(bars, "GB", ceilings))
+    for key, title in (("ttft_s", "First token of eight chats"), ("total_s", "Eight chats in all")):
+        if bars := _race(_latest(records, Record), key):
+            note = "seconds; less is better; each group's servers in turn, the median and a dot a round"
+            plots[f"serve-{key.removesuffix('_s')}.svg"] = (title, note, bar_chart(bars, "seconds"))
     return {
         name: (title, picture(chart, title, note, PICTURE_STYLE))
         for name, (title, note, chart) in plots.items()
@@ -82,6 +87,24 @@ def _speed(compared: Sequence[CompareRecord], what: str) -> list[Bar]:
             samples = _of_tests([test for run in runs for test in run.tests], what)
             speed = _number(metrics, f"{peer_key(peer)}_{what}_ts", record)
             bars.append(Bar(label, speed, samples=samples, series=COLOURS[peer]))
+    return bars
+
+
+def _race(records: Sequence[Record], key: str) -> list[Bar]:
+    """Our server's bar and the other one's, of each race; see `serve_records.race_record`."""
+    bars: list[Bar] = []
+    for record in records:
+        metrics = record.metrics
+        if f"peer_{key}" not in metrics:
+            continue
+        ours, peer = "gemma-edge", str(metrics["peer"])
+        for name, series, metric in ((ours, OURS, key), (peer, PEER, f"peer_{key}")):
+            raw = record.raw[name]
+            samples = raw["total_s"] if key == "total_s" else [each / 1000 for each in raw["ttft_ms"]]
+            label = record.name if name == ours else name
+            group = name == ours and bool(bars)
+            value = _number(metrics, metric, record)
+            bars.append(Bar(label, value, samples=tuple(samples), series=series, group=group))
     return bars
 
 

@@ -28,6 +28,7 @@ from gemma_edge.runtime.model import Model
 
 KNOWN = 48  # different requests of a load
 SETTLED = 500  # requests between two looks at memory; after the first it should not grow
+TIMES = ("library_ttft_ms", "serve_ttft_ms", "library_token_ms", "serve_token_ms")  # of `ServeFigures`
 START_S = 300.0
 SNAPSHOTS = "1GiB"  # of a race, if they take so much: the other server has a KV cache for each chat
 LISTENS = re.compile(r"http://127\.0\.0\.1:(\d+)/ answers")
@@ -40,6 +41,7 @@ class ServeFigures:
     Attributes:
         library_ttft_ms, serve_ttft_ms: medians of the same prompts, asked in turn.
         library_token_ms, serve_token_ms: between tokens, medians of answers.
+        times_ms: the samples of these four, by their names.
         sent, wrong: requests of the load by how they were asked; those that got another response.
         lost: requests without a response.
         rss_anon: bytes of the server, after every `SETTLED` requests: caches fill up first.
@@ -50,6 +52,7 @@ class ServeFigures:
     serve_ttft_ms: float = 0.0
     library_token_ms: float = 0.0
     serve_token_ms: float = 0.0
+    times_ms: dict[str, list[float]] = field(default_factory=dict)
     sent: dict[str, int] = field(default_factory=dict)
     wrong: dict[str, int] = field(default_factory=dict)
     lost: int = 0
@@ -122,11 +125,18 @@ def bench_serve(
 
 
 def bench_race(
-    bundle: Path, peer: int, *, rounds: int = 5, tokens: int = 64, threads: int | None = None
+    bundle: Path,
+    peer: int,
+    *,
+    peer_name: str | None = None,
+    rounds: int = 5,
+    tokens: int = 64,
+    threads: int | None = None,
 ) -> dict[str, RaceFigures]:
     """Our server and the one on port `peer`, in turn; see `race`."""
     with _server(bundle, threads, CHATS, "--snapshots", SNAPSHOTS) as (_, port):
-        return race({"gemma-edge": port, f"port {peer}": peer}, rounds=rounds, tokens=tokens)
+        ports = {"gemma-edge": port, peer_name or f"port {peer}": peer}
+        return race(ports, rounds=rounds, tokens=tokens)
 
 
 @contextlib.contextmanager
@@ -170,13 +180,17 @@ def _read(process: subprocess.Popen[str], lines: list[str], ready: threading.Eve
 def _compare(model: Model, port: int, pairs: int, tokens: int, figures: ServeFigures) -> None:
     ends: dict[int | str, float] = dict.fromkeys(sorted(model.end_ids), -100.0)
     by_name = {str(token): bias for token, bias in ends.items()}
-    times: dict[str, list[float]] = {name: [] for name in ("lt", "ld", "st", "sd")}
+    times: dict[str, list[float]] = {name: [] for name in TIMES}
 
     async def serve(body: bytes) -> None:
         response = await client.ask(CHAT, body)
         usage = response.body[-1]["usage"]
-        times["st"].append(response.first_s or 0.0)
-        times["sd"].append((response.seconds - (response.first_s or 0.0)) / (usage["completion_tokens"] - 1))
+        first = response.first_s or 0.0
+        add("serve", first, (response.seconds - first) / (usage["completion_tokens"] - 1))
+
+    def add(who: str, first_s: float, token_s: float) -> None:
+        times[f"{who}_ttft_ms"].append(1000 * first_s)
+        times[f"{who}_token_ms"].append(1000 * token_s)
 
     async def alternate() -> None:
         for number in range(-2, pairs):  # the first two warm up
@@ -190,16 +204,15 @@ def _compare(model: Model, port: int, pairs: int, tokens: int, figures: ServeFig
             for _ in stream:
                 first = first or time.perf_counter() - started
             whole = time.perf_counter() - started
-            times["lt"].append(first)
-            times["ld"].append((whole - first) / (stream.completion.usage.completion_tokens - 1))
+            add("library", first, (whole - first) / (stream.completion.usage.completion_tokens - 1))
             extra = {"stream": True, "stream_options": {"include_usage": True}, "logit_bias": by_name}
             await serve(json.dumps({"messages": messages, **options, **extra}).encode())
 
     client = LoadClient(port)
     asyncio.run(alternate())
-    median = {name: 1000 * statistics.median(values[2:]) for name, values in times.items()}
-    figures.library_ttft_ms, figures.serve_ttft_ms = median["lt"], median["st"]
-    figures.library_token_ms, figures.serve_token_ms = median["ld"], median["sd"]
+    figures.times_ms = {name: values[2:] for name, values in times.items()}
+    for name, values in figures.times_ms.items():
+        setattr(figures, name, statistics.median(values))
 
 
 async def _load(

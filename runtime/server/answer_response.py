@@ -14,6 +14,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from gemma_edge.runtime.answers import Completion
+from gemma_edge.runtime.engines.cores import release_free_memory
 from gemma_edge.runtime.logprobs import TokenLogprob
 from gemma_edge.runtime.server.answer_format import AnswerFormat, event
 from gemma_edge.runtime.server.api_error import ApiError, as_api_error
@@ -26,6 +27,7 @@ from gemma_edge.runtime.server.server_options import ServerOptions
 LOG = logging.getLogger("gemma_edge.server")
 WAITING = b": waiting\n\n"
 TOGETHER_S = 0.025  # pieces that come within it are one event: nobody reads more than forty events a second
+IDLE_S = 0.5
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -38,10 +40,14 @@ LATE = ApiError(
 
 
 class Running:
-    """The answers that are being computed, so that the end of the server can end them."""
+    """The answers that are being computed, so that the end of the server can end them.
+
+    When there were none for a while, memory that they freed goes back to the system.
+    """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._tidying: asyncio.TimerHandle | None = None
         self.ended = False
 
     def __len__(self) -> int:
@@ -57,6 +63,7 @@ class Running:
         """Does the work; cancels it when the client leaves, and returns False."""
         task, left = asyncio.ensure_future(work), asyncio.ensure_future(_left(receive))
         self._tasks.add(task)
+        self._tidy_when_idle()
         try:
             await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
@@ -68,6 +75,13 @@ class Running:
             for each in (task, left):
                 each.cancel()
             await asyncio.gather(task, left, return_exceptions=True)
+            self._tidy_when_idle()
+
+    def _tidy_when_idle(self) -> None:
+        if self._tidying:
+            self._tidying.cancel()
+        idle = not self._tasks
+        self._tidying = asyncio.get_running_loop().call_later(IDLE_S, release_free_memory) if idle else None
 
 
 async def _left(receive: Receive) -> None:
