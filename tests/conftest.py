@@ -43,7 +43,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 SLOW_FILES = frozenset(
     f"test_{name}"
     for name in """
-    bench bench_devices bench_encode bench_peers bench_prefix bench_speculation decode_cost demo devices_shell devices_supervise
+    bench bench_devices bench_encode bench_peers bench_prefix bench_speculation decode_cost demo
+    devices_shell devices_supervise
     distribution encoder_export end_to_end export_format exporter first_hour fuzz_corpus leaks litert_decoder
     litert_torch litertlm_bundle litertlm_encoders multimodal native_runner offline optimum packed_weights
     parity pocket pocket_lessons pocket_verbs release synth_checkpoint templates_that_fill_memory
