@@ -20,12 +20,9 @@ from gemma_edge.runtime.server.server_metrics import Recent, ServerMetrics
 from gemma_edge.runtime.units import parse_size
 
 LOG = logging.getLogger("gemma_edge.server")
-ABOVE = {
-    "p95_latency": "s",
-    "rss_anon": "bytes",
-    "temperature": "C",
-}  # crossed by a value above the threshold
-BELOW = {"tokens_per_s": "tokens/s", "success_rate": ""}  # ... below it
+# Units by name: of thresholds that a value above crosses, and of those that a value below crosses.
+ABOVE = {"p95_latency": "s", "rss_anon": "bytes", "temperature": "C"}
+BELOW = {"tokens_per_s": "tokens/s", "success_rate": ""}
 UNITS = {**ABOVE, **BELOW}
 CHECK_S = 5.0
 COMMAND_S = 60.0  # a command that takes longer is ended

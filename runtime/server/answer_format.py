@@ -13,11 +13,8 @@ from gemma_edge.runtime.logprobs import TokenLogprob
 from gemma_edge.runtime.usage import Usage
 
 DONE = b"data: [DONE]\n\n"
-FINISH = {
-    "filtered": "content_filter",
-    "cancelled": "stop",
-    "timeout": "length",
-}  # OpenAI's names, where they differ
+# OpenAI's names of reasons to end, where they differ from ours.
+FINISH = {"filtered": "content_filter", "cancelled": "stop", "timeout": "length"}
 
 
 class AnswerFormat(Protocol):

@@ -93,8 +93,10 @@ class AnswerResponse:
     """An ASGI application that answers one request.
 
     Args:
-        served: the model that is asked.
-        client: whose turn it is.
+        served: the model that is asked, one of `pool`.
+        form: writes the answer as its route has it.
+        exchange: learns what became of the request.
+        running: knows this answer while it is computed.
     """
 
     def __init__(

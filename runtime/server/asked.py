@@ -97,6 +97,13 @@ def _bias(fields: RequestFields) -> dict[int, float] | None:
     return {int(name): float(value) for name, value in bias.items()}
 
 
+def only_one_plain_answer(fields: RequestFields) -> None:
+    """n and OpenAI's penalties, which may only say what is done anyway."""
+    fields.only("n", 1, why="a request has one answer")
+    fields.only("frequency_penalty", 0, why="see repetition_penalty")
+    fields.only("presence_penalty", 0, why="see repetition_penalty")
+
+
 def stream_options(fields: RequestFields) -> tuple[bool, bool]:
     """Whether to stream, and whether to end the stream with the usage."""
     stream, options = fields.flag("stream"), fields.fields("stream_options")

@@ -7,7 +7,13 @@ from importlib.util import find_spec
 from typing import Any
 
 from gemma_edge.runtime.server.api_error import refused
-from gemma_edge.runtime.server.asked import Asked, TextBudget, sampling_options, stream_options
+from gemma_edge.runtime.server.asked import (
+    Asked,
+    TextBudget,
+    only_one_plain_answer,
+    sampling_options,
+    stream_options,
+)
 from gemma_edge.runtime.server.data_urls import audio_part, image_part
 from gemma_edge.runtime.server.request_fields import RequestFields
 from gemma_edge.runtime.server.server_options import Limits
@@ -44,9 +50,7 @@ def chat_request(fields: RequestFields, limits: Limits, context: int) -> Asked:
 
 def _only_defaults(fields: RequestFields) -> None:
     """Fields of OpenAI's that may only say what is done anyway."""
-    fields.only("n", 1, why="a request has one answer")
-    fields.only("frequency_penalty", 0, why="see repetition_penalty")
-    fields.only("presence_penalty", 0, why="see repetition_penalty")
+    only_one_plain_answer(fields)
     fields.only("parallel_tool_calls", True)
     fields.only("store", False, why="nothing is stored")
     fields.only("service_tier", "auto", "default")
@@ -130,13 +134,8 @@ def tool_options(fields: RequestFields, limits: Limits) -> dict[str, Any]:
             raise refused(fields.name("tool_choice"), "needs tools")
         return {}
     made = [_tool(item, f"{fields.name('tools')}[{index}]") for index, item in enumerate(tools)]
-    chosen = held_choice() if choice is None else _tool_choice(choice, fields.name("tool_choice"))
+    chosen = tool_choice(choice, fields.name("tool_choice"))
     return {"tools": made, "tool_choice": chosen}
-
-
-def held_choice() -> str | None:
-    """The default: calls are held to the tools' schemas, if the extra `structured` is there."""
-    return "auto" if find_spec("llguidance") else None
 
 
 def _tool(item: Any, where: str) -> dict[str, Any]:
@@ -164,13 +163,20 @@ def function_schema(function: RequestFields) -> dict[str, Any]:
     return made
 
 
-def _tool_choice(choice: Any, where: str) -> str:
-    """OpenAI's tool_choice as the library's: a mode, or a tool's name in an object."""
+def tool_choice(choice: Any, where: str, *, nested: bool = True) -> str | None:
+    """OpenAI's tool_choice as the library's: a mode, or a tool's name. By default, calls are held to the
+    tools' schemas, if the extra `structured` is there.
+
+    Args:
+        nested: a name is in an object "function", as chats have it.
+    """
+    if choice is None:
+        return "auto" if find_spec("llguidance") else None
     if choice in ("auto", "required", "none"):
         return str(choice)
     fields = RequestFields(choice, where)
     fields.needed("type", fields.choice("type", ("function",)))
-    function = fields.needed("function", fields.fields("function"))
+    function = fields.needed("function", fields.fields("function")) if nested else fields
     name = str(function.needed("name", function.text("name")))
     function.end()
     fields.end()

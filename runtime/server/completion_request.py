@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from gemma_edge.runtime.server.api_error import refused
-from gemma_edge.runtime.server.asked import Asked, TextBudget, sampling_options, stream_options
+from gemma_edge.runtime.server.asked import (
+    Asked,
+    TextBudget,
+    only_one_plain_answer,
+    sampling_options,
+    stream_options,
+)
 from gemma_edge.runtime.server.request_fields import RequestFields
 from gemma_edge.runtime.server.server_options import Limits
 
@@ -24,10 +30,8 @@ def completion_request(fields: RequestFields, limits: Limits, context: int) -> A
     TextBudget(limits, context).take(prompt, name)
     if (count := fields.integer("logprobs", 0, MAX_LOGPROBS)) is not None:
         options["logprobs"] = count
-    fields.only("n", 1, why="a request has one answer")
+    only_one_plain_answer(fields)
     fields.only("best_of", 1)
-    fields.only("frequency_penalty", 0, why="see repetition_penalty")
-    fields.only("presence_penalty", 0, why="see repetition_penalty")
     fields.only("suffix")
     echo = fields.flag("echo")
     if echo and count is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from gemma_edge.runtime.server.api_error import refused
 from gemma_edge.runtime.server.asked import Asked, TextBudget, sampling_options
-from gemma_edge.runtime.server.chat_request import ROLES, function_schema, held_choice, json_schema
+from gemma_edge.runtime.server.chat_request import ROLES, function_schema, json_schema, tool_choice
 from gemma_edge.runtime.server.data_urls import image_part
 from gemma_edge.runtime.server.request_fields import RequestFields
 from gemma_edge.runtime.server.server_options import Limits
@@ -126,18 +126,8 @@ def _tools(fields: RequestFields, limits: Limits) -> tuple[dict[str, Any], dict[
         tool = RequestFields(item, f"{fields.name('tools')}[{index}]")
         tool.needed("type", tool.choice("type", ("function",)))
         tools.append({"type": "function", "function": function_schema(tool)})
-    chosen = held_choice() if choice is None else _tool_choice(choice, fields.name("tool_choice"))
+    chosen = tool_choice(choice, fields.name("tool_choice"), nested=False)
     return {"tools": tools, "tool_choice": chosen}, {"tools": given, "tool_choice": choice or "auto"}
-
-
-def _tool_choice(choice: Any, where: str) -> str:
-    if choice in ("auto", "required", "none"):
-        return str(choice)
-    fields = RequestFields(choice, where)
-    fields.needed("type", fields.choice("type", ("function",)))
-    name = str(fields.needed("name", fields.text("name")))
-    fields.end()
-    return name
 
 
 def _text_format(fields: RequestFields) -> dict[str, Any] | None:
