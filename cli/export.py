@@ -32,6 +32,7 @@ from gemma_edge.export.formats.registry import FORMAT_NAMES, export_format, form
 from gemma_edge.export.gate.parity import unusual
 from gemma_edge.export.plan import check_ceiling, make_plan
 from gemma_edge.export.plan_table import format_plan
+from gemma_edge.export.weights.calibration_text import read_calibration
 from gemma_edge.export.weights.recipe import KV_CACHES, Recipe
 from gemma_edge.runtime.artifacts.bundle_list import peek_manifest
 from gemma_edge.runtime.console import tell
@@ -94,6 +95,13 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-verify", action="store_true", help="publish without the gate")
     add_max_kl(parser)
     parser.add_argument(
+        "--calibrate",
+        default="none",
+        metavar="TEXT",
+        help="round 4-bit weights so that their errors cancel on a text: a file like what the model will "
+        "meet, or auto for a built-in one (default: none, to the nearest)",
+    )
+    parser.add_argument(
         "--record", type=Path, metavar="FILE", help="append the export's time and memory to this JSONL file"
     )
     parser.add_argument("--json", action="store_true", help="print the plan and the result as JSON")
@@ -120,6 +128,7 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the plan, exports, prints how well the bundle agrees."""
     check_max_kl(args.max_kl)
+    read_calibration(args.calibrate)
     if args.max_kl is not None and args.no_verify:
         raise UsageError("--max-kl needs the gate: leave out --no-verify")
     if not args.dry_run and args.out is None:
@@ -212,6 +221,7 @@ def _run_format(
         snapshots=job.snapshots,
         adapters=args.adapter,
         max_kl=args.max_kl,
+        calibrate=args.calibrate,
         slice=args.slice,
     )
     result = record_export(export, args.record) if args.record else export()

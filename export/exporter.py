@@ -18,20 +18,29 @@ from gemma_edge.export.checkpoint.open_source import open_source
 from gemma_edge.export.checkpoint.side_files import example_prompt, read_side_files, stated_license
 from gemma_edge.export.checkpoint.sliced_checkpoint import sliced_config
 from gemma_edge.export.export_families import export_family
-from gemma_edge.export.formats.export_format import Artifact, ExportJob
+from gemma_edge.export.formats.export_format import Artifact, ExportFormat, ExportJob
 from gemma_edge.export.formats.registry import DEFAULT_FORMAT, export_format, format_of_target
 from gemma_edge.export.gate.gate_prompts import prompt_ids
 from gemma_edge.export.gate.parity import Agreement, check_quality, verify_opened
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan import Plan, check_ceiling, make_plan
+from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.replaced_bundle import check_replacement
+from gemma_edge.export.weights.calibrated_weights import (
+    CALIBRATED_BITS,
+    calibrate_weights,
+    calibration_bytes,
+)
+from gemma_edge.export.weights.calibration_text import CalibrationText, read_calibration
 from gemma_edge.export.weights.recipe import KV_CACHES, Bounds, Recipe, load_recipe
+from gemma_edge.export.weights.rounding import NearestRounding, Rounding
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.bundle_list import peek_manifest
 from gemma_edge.runtime.artifacts.manifest import SCHEMA_VERSION
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.errors import ParityError, UsageError
 from gemma_edge.runtime.families.model_family import TextConfig
+from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 from gemma_edge.runtime.version import __version__
 
 DEFAULT_CONTEXT = 4096
@@ -74,6 +83,7 @@ def export_bundle(
     adapters: Sequence[str] = (),
     max_kl: float | None = None,
     slice: str | None = None,
+    calibrate: str | None = None,
 ) -> Exported:
     """Exports a checkpoint to a bundle.
 
@@ -98,17 +108,20 @@ def export_bundle(
         slice: export this slice of the model: a published one's name, such as "E2.54B", or widths and layers,
             such as "ffn=8192/skip=20-24"; None for the whole model. Adapters are merged before the cut.
         max_kl: refuse a bundle whose mean KL from the checkpoint is larger, in nats a token; None for any.
+        calibrate: the text on which the rounding of 4-bit weights is calibrated: "auto" for a built-in one,
+            or the path of a file; None or "none" rounds to the nearest.
 
     Raises:
         CheckpointError, ConfigError, TokenizerError: the checkpoint is bad; the message names the file.
         UsageError: an unknown recipe or slice, a target that is not a bundle or must not be replaced, or an
-            encoder that the checkpoint lacks.
+            encoder that the checkpoint lacks, or a calibration text that is none.
         CeilingError: the plan does not fit; the message says what would.
         ParityError: the result is not what the recipe makes of the checkpoint, or is beyond `max_kl`; nothing
             is published.
     """
     chosen = export_format(format_of_target(out, format))
     recipe = resolve_recipe(recipe, kv_cache, chosen.runtime.name)
+    text = read_calibration(calibrate)
     with open_checkpoint(source, modalities, adapters, slice) as checkpoint:
         job = export_job(checkpoint.config, recipe, context, chunk, checkpoint.towers, snapshots)
         plan = make_plan(job, chosen)
@@ -118,15 +131,47 @@ def export_bundle(
         check_replacement(Path(out), facts["source"], recipe.name, force=force)
         files = read_side_files(checkpoint)
         prompts = prompt_ids(files.tokenizer, min(GATE_TOKENS, job.context))
+        calibration = _Calibration(text, files.tokenizer, job, chosen) if text else None
+        if calibration:
+            facts["calibration"] = calibration.record
         artifact = chosen.prepare(job, files, facts, Path(out))
         with artifact.writer as writer:
-            writer.check_room(chosen.room_bytes(plan.file_bytes))
-            artifact.write(checkpoint, prompts, progress)
+            room = chosen.room_bytes(plan.file_bytes)
+            writer.check_room(room + (calibration.bytes if calibration else 0))
+            rounding: Rounding = NearestRounding(recipe.clip)
+            if calibration:
+                rounding = calibration.run(checkpoint, writer.scratch, progress)
+            artifact.write(checkpoint, prompts, rounding, progress)
             agreement = None
             if verify:
                 agreement = _verify(artifact, checkpoint, prompts, (recipe.bounds, max_kl), progress)
                 artifact.record_agreement(agreement.to_dict())
             return Exported(artifact.publish(), plan, agreement, facts.get("example"))
+
+
+class _Calibration:
+    """A calibration to be run; what can be refused is refused here."""
+
+    def __init__(
+        self, text: CalibrationText, tokenizer: Tokenizer, job: ExportJob, format: ExportFormat
+    ) -> None:
+        self.tensors, self.recipe = format.decoder_layout(job).tensors, job.recipe
+        self.bytes = calibration_bytes(self.tensors)
+        if not self.bytes:
+            raise UsageError(
+                f"recipe {job.recipe.name} has no weights of {CALIBRATED_BITS} bits to calibrate: "
+                "leave out --calibrate"
+            )
+        self.sequences = text.sequences(tokenizer, job.config)
+        self.record = text.record(self.sequences)
+
+    def run(self, checkpoint: Checkpoint, folder: Path, progress: bool) -> Rounding:
+        """Rounds the weights, which lie in `folder` until they are written."""
+        total = sum(tensor.elements for tensor in self.tensors)
+        with ProgressBar("calibrating", total, progress, unit="weights") as bar:
+            return calibrate_weights(
+                checkpoint, self.tensors, self.sequences, self.recipe.clip, folder, bar.advance
+            )
 
 
 def _verify(

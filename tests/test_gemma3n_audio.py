@@ -24,6 +24,7 @@ from gemma_edge.export.model.gemma3n.gemma3n_audio_tensors import audio_specs, f
 from gemma_edge.export.model.ops import Weights
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.export.weights.recipe import load_recipe
+from gemma_edge.export.weights.rounding import NearestRounding
 from gemma_edge.runtime.errors import BundleError, ConfigError, UsageError
 from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
@@ -105,7 +106,7 @@ def run_onnx(source: AudioSource, name: str, x: Array, valid: Array, folder: Pat
     for value in [v for v in model.graph.input if v.name not in used]:
         model.graph.input.remove(value)
     with open(folder / "block.data", "wb") as file:
-        data.write(file, FoldedWeights(source, source.audio), "none")
+        data.write(file, FoldedWeights(source, source.audio), NearestRounding("none"))
     (folder / "block.onnx").write_bytes(model.SerializeToString())
     session = ort.InferenceSession(folder / "block.onnx", providers=["CPUExecutionProvider"])
     inputs = {"x": x, "valid": valid[None]}

@@ -24,6 +24,7 @@ from gemma_edge.export.model.gemma3n import gemma3n_text as text
 from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
 from gemma_edge.export.model.ops import Weight, Weights
 from gemma_edge.export.weights.recipe import load_recipe
+from gemma_edge.export.weights.rounding import NearestRounding
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.families.config_fields import FULL, SLIDING
@@ -104,7 +105,7 @@ def run_onnx(source: DictSource, block: Block, inputs: list[Array], folder: Path
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     with open(folder / "block.data", "wb") as file:
-        ops.data.write(file, source, "none")
+        ops.data.write(file, source, NearestRounding("none"))
     (folder / "block.onnx").write_bytes(model.SerializeToString())
     session = ort.InferenceSession(folder / "block.onnx", providers=["CPUExecutionProvider"])
 

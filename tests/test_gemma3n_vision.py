@@ -22,6 +22,7 @@ from gemma_edge.export.model.gemma3n.gemma3n_vision_tensors import TOWER, block_
 from gemma_edge.export.model.ops import Weights
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.export.weights.recipe import load_recipe
+from gemma_edge.export.weights.rounding import NearestRounding
 from gemma_edge.runtime.errors import BundleError, ConfigError
 from gemma_edge.runtime.families.gemma3n_vision_config import VisionConfig
 from gemma_edge.runtime.media.image_encoder import VisionEncoder
@@ -64,7 +65,7 @@ def relative(got: Array, expected: Array) -> float:
 def write_vision(folder: Path, source: TowerSource, config: VisionConfig, recipe: str = "fp32") -> Path:
     emitted = emit_vision(config, load_recipe(recipe))
     with open(folder / "vision.onnx.data", "wb") as file:
-        emitted.data.write(file, source, "none")
+        emitted.data.write(file, source, NearestRounding("none"))
     path = folder / "vision.onnx"
     path.write_bytes(emitted.model.SerializeToString())
     return path

@@ -9,7 +9,7 @@ import pytest
 
 from gemma_edge.export.emit.reference.reference_text import evaluate
 from gemma_edge.export.synth.synth_gemma3n import text_config
-from gemma_edge.export.weights.calibrate import KvScales, kv_scales
+from gemma_edge.export.weights.kv_scales import KvScales, kv_scales
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder
 from gemma_edge.runtime.families.config_fields import FULL, SLIDING

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_edge.export.exporter import export_bundle
-from gemma_edge.export.weights.calibrate import kv_scales
+from gemma_edge.export.weights.kv_scales import kv_scales
 from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.engines.decoder import Decoder, can_truncate
 from gemma_edge.runtime.engines.deferred_decoder import DeferredDecoder

@@ -17,6 +17,7 @@ from gemma_edge.export.emit.reference.reference_text import evaluate
 from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
 from gemma_edge.export.model.tensor_spec import PLE_NAME, Part
 from gemma_edge.export.weights.recipe import KvCache, Recipe, load_recipe
+from gemma_edge.export.weights.rounding import NearestRounding
 from gemma_edge.runtime.artifacts.onnx_check import MAX_GRAPH_BYTES, check_windows
 from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder, physical_cores
 from gemma_edge.runtime.errors import BundleError, UsageError
@@ -307,7 +308,7 @@ def test_quantized_decoder_is_near_the_reference(
     emitted = emit_decoder(source.config, loaded, "decoder.onnx.data")
     bundle = write_decoder(source, tmp_path)
     with open(tmp_path / "decoder.onnx.data", "wb") as file:
-        emitted.data.write(file, source, loaded.clip)
+        emitted.data.write(file, source, NearestRounding(loaded.clip))
     (tmp_path / "decoder.onnx").write_bytes(emitted.model.SerializeToString())
     ids = random_ids(source.config, 24)
     expected = evaluate(source, [ids])[0]

@@ -28,6 +28,7 @@ from gemma_edge.export.formats.litertlm.litertlm_sections import emit_audio_adap
 from gemma_edge.export.model.weight_source import WeightSource
 from gemma_edge.export.publish import HashingFile
 from gemma_edge.export.weights.recipe import load_recipe
+from gemma_edge.export.weights.rounding import NearestRounding
 from gemma_edge.runtime.artifacts.tflite_check import check_audio, check_vision
 from gemma_edge.runtime.artifacts.tflite_reader import read_tflite
 from gemma_edge.runtime.errors import BundleError, UsageError
@@ -53,7 +54,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write(file: TfliteFile, source: WeightSource, path: Path) -> Path:
     out = HashingFile(path)
-    file.write(out, source, "none")
+    file.write(out, source, NearestRounding("none"))
     out.close()
     return path
 

@@ -23,8 +23,9 @@ from gemma_edge.export.emit.tflite.tflite_file import TfliteFile, stored_precisi
 from gemma_edge.export.emit.tflite.tflite_text import CacheLayout, emit_decoder, emit_per_layer_embedder
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, Part, head_name
 from gemma_edge.export.publish import HashingFile
-from gemma_edge.export.weights.quantize import dequantize, quantize
+from gemma_edge.export.weights.quantize import Clip, dequantize, quantize
 from gemma_edge.export.weights.recipe import Precision, Recipe, load_recipe
+from gemma_edge.export.weights.rounding import NearestRounding
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.folder_bundle import FolderBundle
 from gemma_edge.runtime.artifacts.manifest import FileRecord
@@ -35,10 +36,10 @@ PROMPT, CONTEXT, PREFILL = 24, 32, (8, 4)
 Decoders = Callable[[DictSource, CacheLayout], LitertDecoder]
 
 
-def write(file: TfliteFile, source: DictSource, path: Path, clip: str = "mse") -> Any:
+def write(file: TfliteFile, source: DictSource, path: Path, clip: Clip = "mse") -> Any:
     """Writes a file; returns the record that the manifest gets."""
     out = HashingFile(path)
-    file.write(out, source, clip)  # type: ignore[arg-type]
+    file.write(out, source, NearestRounding(clip))
     return out.close()
 
 

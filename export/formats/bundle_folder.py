@@ -15,6 +15,7 @@ from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.publish import BundleWriter
 from gemma_edge.export.weights.recipe import FP32
+from gemma_edge.export.weights.rounding import NearestRounding, Rounding
 from gemma_edge.export.weights.row_table_writer import write_row_table
 from gemma_edge.runtime.artifacts.modalities import Kind
 
@@ -34,13 +35,17 @@ class BundleFolder(ABC):
         self.manifest: Json = {}
 
     @abstractmethod
-    def write_decoder(self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], progress: bool) -> Json:
+    def write_decoder(
+        self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], rounding: Rounding, progress: bool
+    ) -> Json:
         """Writes decoder and tables; returns the manifest's `tables`: the layout of each table."""
 
-    def write(self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], progress: bool) -> None:
+    def write(
+        self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], rounding: Rounding, progress: bool
+    ) -> None:
         """Writes every file, and the manifest last."""
         self.write_side_files()
-        tables = self.write_decoder(checkpoint, prompts, progress)
+        tables = self.write_decoder(checkpoint, prompts, rounding, progress)
         modalities = self.write_encoders(checkpoint, progress)
         self.manifest = {
             **self.facts,
@@ -71,7 +76,8 @@ class BundleFolder(ABC):
         with ProgressBar("writing encoders", total, progress, unit="weights") as bar:
             for kind, file in files.items():
                 tower = self.job.towers[kind]
-                file.write(self.writer, FoldedWeights(checkpoint, tower.config), recipe.clip, bar.advance)
+                source, nearest = FoldedWeights(checkpoint, tower.config), NearestRounding(recipe.clip)
+                file.write(self.writer, source, nearest, bar.advance)
                 tokens = self.write_tokens(tower, checkpoint)
                 modalities[kind] = tower.entry(file.graph, tokens, file.resident, file.activations)
         return modalities

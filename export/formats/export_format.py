@@ -21,8 +21,8 @@ from gemma_edge.export.formats.observed_decoder import ObservedDecoder
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.model.weight_source import WeightSource
 from gemma_edge.export.publish import BundleWriter
-from gemma_edge.export.weights.quantize import Clip
 from gemma_edge.export.weights.recipe import KvCache, Recipe
+from gemma_edge.export.weights.rounding import Rounding
 from gemma_edge.export.weights.stored_matrix import StoredMatrix
 from gemma_edge.export.weights.stored_tensor import StoredTensor
 from gemma_edge.runtime.artifacts.artifact_formats import ArtifactFormat
@@ -74,7 +74,7 @@ class EncoderFile:
     layout: WeightLayout
     resident: int
     activations: int
-    write: Callable[[BundleWriter, WeightSource, Clip, Callable[[int], None]], None]
+    write: Callable[[BundleWriter, WeightSource, Rounding, Callable[[int], None]], None]
 
 
 class Artifact(Protocol):
@@ -89,11 +89,14 @@ class Artifact(Protocol):
     @property
     def path(self) -> Path: ...
 
-    def write(self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], progress: bool) -> None:
+    def write(
+        self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], rounding: Rounding, progress: bool
+    ) -> None:
         """Streams the weights, one tensor in memory at a time.
 
         Args:
-            prompts: token ids that calibration may run the model on.
+            prompts: token ids on which the scales of an int8 cache may be measured.
+            rounding: of the decoder's weights.
         """
 
     def record_agreement(self, agreement: Json) -> None:

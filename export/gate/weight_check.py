@@ -27,6 +27,13 @@ errors do correlate. A scale among float16's denormals may be off by 2^-24 more.
 (normal, uniform, heavy-tailed, sparse, ternary, not around zero; 1 to 131,072 weights; every group, scale
 type and clip), by which these terms were chosen, the deviation stayed below that.
 
+**Calibrated weights** (4 bits, `--calibrate`) are rounded up or down instead of to the nearest, over the same
+scales. Within its range a weight is off by a step at most, so the root of a block's squared error is at most
+sqrt(5) times the first term above: what is clipped is off as before. If all were rounded to the nearest and
+the share r of their squares were their error, clip "mse" would give the stored over the checkpoint's weights
+the slope 1 - r. Rounding to the other side adds noise that does not correlate with the weights, so the slope
+may deviate from 1 - r as above. An embedding that is also a calibrated head has the head's slope.
+
 Weights that stay fp32 are the checkpoint's, but for one rounding by a factor that is folded into them.
 """
 
@@ -78,6 +85,7 @@ def check_weights(bundle: Bundle, checkpoint: Checkpoint, *, progress: bool = Fa
         ParityError: a tensor is missing, or is not the checkpoint's; the message names it.
     """
     format, clip = export_format(bundle.format), bundle.member("recipe", dict).get("clip", "mse")
+    calibrated = "calibration" in bundle.manifest
     sums = _Sums()
     graphs = list(_graphs(bundle, checkpoint, format))
     total = sum(tensor.elements for _, layout, _ in graphs for tensor in layout.tensors)
@@ -87,14 +95,15 @@ def check_weights(bundle: Bundle, checkpoint: Checkpoint, *, progress: bool = Fa
             stored = format.stored(bundle, file)
             _check_names(file, layout, stored)
             for tensor in layout.tensors:
-                comparison = _Comparison(f"{file}: {tensor.name}", stored[tensor.name], clip, sums)
+                fed_back = calibrated and file == format.decoder and stored[tensor.name].bits == 4
+                comparison = _Comparison(f"{file}: {tensor.name}", stored[tensor.name], clip, sums, fed_back)
                 for chunk in layout.chunks(source, tensor):
                     comparison.add(chunk)
                     bar.advance(chunk.size)
                 tensors += 1
         for name, layout in bundle.member("tables", dict).items():
             with RowTable(bundle.file(layout["file"]), layout) as table:
-                _check_table(name, table, checkpoint, clip, sums)
+                _check_table(name, table, checkpoint, clip, sums, calibrated)
             tensors += 1
     return StoredWeights(tensors, math.sqrt(sums.error / sums.size) if sums.size else 0.0)
 
@@ -134,8 +143,11 @@ def _check_names(file: str, layout: WeightLayout, stored: Iterable[str]) -> None
 class _Comparison:
     """One stored tensor against the checkpoint's values, which come in the order in which they are stored."""
 
-    def __init__(self, name: str, stored: StoredMatrix, clip: Clip, sums: _Sums) -> None:
+    def __init__(
+        self, name: str, stored: StoredMatrix, clip: Clip, sums: _Sums, calibrated: bool = False
+    ) -> None:
         self.name, self.stored, self.clip, self.sums = name, stored, clip, sums
+        self.calibrated = calibrated
         self.done = 0  # values compared
 
     def add(self, expected: Array) -> None:
@@ -145,17 +157,21 @@ class _Comparison:
             check_exact(self.name, got, expected.reshape(-1))
             return
         row = self.done // stored.columns
+        stop = row + len(expected)
         self.done += expected.size
         check_rounded(
             f"{self.name} from row {row}",
-            stored.rows(row, row + len(expected)),
+            stored.rows(row, stop),
             expected,
             (stored.bits, stored.block, self.clip),
             self.sums,
+            Calibrated(stored.scale_values(row, stop)) if self.calibrated else None,
         )
 
 
-def _check_table(name: str, table: RowTable, checkpoint: Checkpoint, clip: Clip, sums: _Sums) -> None:
+def _check_table(
+    name: str, table: RowTable, checkpoint: Checkpoint, clip: Clip, sums: _Sums, calibrated: bool
+) -> None:
     """Rows of a mapped table, which the runtime multiplies by a factor: at both ends, and at random."""
     tensor = {"embedding": EMBEDDING_NAME, "per_layer": PLE_NAME}[name]
     count, layout = table.rows, table.layout
@@ -168,7 +184,9 @@ def _check_table(name: str, table: RowTable, checkpoint: Checkpoint, clip: Clip,
     if layout.scales is None:
         check_exact(where, got.reshape(-1), expected.reshape(-1))
     else:
-        check_rounded(where, got, expected, (int(layout.encoding[-1]), layout.group, clip), sums)
+        form = (int(layout.encoding[-1]), layout.group, clip)
+        head = calibrated and tensor == EMBEDDING_NAME and form[0] == 4
+        check_rounded(where, got, expected, form, sums, Calibrated(None) if head else None)
 
 
 def check_exact(name: str, got: Array, expected: Array) -> None:
@@ -184,14 +202,27 @@ def check_exact(name: str, got: Array, expected: Array) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """Of calibrated weights, the scales (rows, blocks); None where their slope is not to be judged."""
+
+    scales: Array | None
+
+
 def check_rounded(
-    name: str, got: Array, expected: Array, form: tuple[int, int, Clip], sums: _Sums | None = None
+    name: str,
+    got: Array,
+    expected: Array,
+    form: tuple[int, int, Clip],
+    sums: _Sums | None = None,
+    calibrated: Calibrated | None = None,
 ) -> None:
     """Raises ParityError unless `got` can be the rounding of `expected`, both (rows, columns).
 
     Args:
         form: bits, weights of a row that share a scale, and how the scale was chosen.
         sums: added to.
+        calibrated: None for weights that were rounded to the nearest.
     """
     bits, block, clip = form
     if got.shape != expected.shape:
@@ -202,6 +233,8 @@ def check_rounded(
         for a, b in ((ours - theirs, ours - theirs), (ours, ours), (ours, theirs))
     )
     bound = np.abs(ours).max(axis=2) * math.sqrt(block) / (2 * ((1 << (bits - 1)) - 1))
+    if calibrated:
+        bound *= math.sqrt(5)
     bound = bound + 2.0**-8 * np.sqrt(size) + 2.0**-25 * math.sqrt(block)
     off = ~(np.sqrt(error) <= bound)  # a NaN is off, too
     if off.any():
@@ -216,19 +249,31 @@ def check_rounded(
         sums.error, sums.size = sums.error + total, sums.size + square
     product = float(both.sum())
     stored_square = 2 * product - square + total
-    base = stored_square if clip == "mse" else square
-    if base <= 0:
-        return  # all zero
+    if min(stored_square, square) <= 0 or (calibrated and calibrated.scales is None):
+        return  # all zero, or judged elsewhere
     relative, count = math.sqrt(total / square), expected.size
-    slope = product / base
     few = relative / math.sqrt(count)
     allowed = 2.0**-8 + (2.5 * few if clip == "mse" else 8 * few + 5 * relative**4)
     allowed += 2.0**-24 * (1 << (bits - 1)) / float(np.abs(ours).max(axis=2).mean())
-    if not abs(slope - 1) <= allowed:
+    if clip == "none":
+        excess = product / square - 1
+    elif calibrated and calibrated.scales is not None:
+        excess = product / square - (1 - _nearest_error(ours, calibrated.scales, bits) / square)
+    else:
+        excess = 1 - product / stored_square
+    if not abs(excess) <= allowed:
         raise ParityError(
-            f"the stored weights are not the checkpoint's: {name}: all are {abs(1 - slope):.1%} too "
-            f"{'large' if (slope < 1) == (clip == 'mse') else 'small'}, more than {allowed:.1%}"
+            f"the stored weights are not the checkpoint's: {name}: all are {abs(excess):.1%} too "
+            f"{'large' if excess > 0 else 'small'}, more than {allowed:.1%}"
         )
+
+
+def _nearest_error(blocks: Array, scales: Array, bits: int) -> float:
+    """The squared error of `blocks` (rows, blocks, block) at the nearest multiples of `scales` in range."""
+    steps = np.where(scales == 0, np.float32(1), scales)[..., None]
+    most = 1 << (bits - 1)
+    nearest = np.clip(np.rint(blocks / steps), -most, most - 1) * scales[..., None]
+    return float(np.square(blocks - nearest, dtype=np.float64).sum())
 
 
 def _blocks(rows: Array, block: int) -> Array:

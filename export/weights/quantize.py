@@ -28,7 +28,15 @@ from numpy.typing import NDArray
 
 from gemma_edge.runtime.artifacts.row_table import Bytes, Floats, dequantize_blocks, unpack_nibbles
 
-__all__ = ["BlockQuantized", "dequantize", "pack_nibbles", "quantize", "quantize_stream", "unpack_nibbles"]
+__all__ = [
+    "BlockQuantized",
+    "ScaleForm",
+    "dequantize",
+    "pack_nibbles",
+    "quantize",
+    "quantize_stream",
+    "unpack_nibbles",
+]
 
 Clip = Literal["none", "mse"]
 ScaleType = Literal["float32", "float16", "bfloat16"]
@@ -51,6 +59,17 @@ SMALLEST_POSITIVE = np.float32(2.0**-14)
 # Weights that one pass handles. Smaller tiles suit a core's cache, but each of their operations is so short
 # that two threads spend their time handing over the interpreter's lock.
 TILE = 1 << 18
+
+
+@dataclass(frozen=True)
+class ScaleForm:
+    """What an engine takes as a scale: its precision, and whether it must be above 0, as of `quantize`."""
+
+    type: ScaleType = "float32"
+    positive: bool = False
+
+
+FP32_SCALES = ScaleForm()
 
 
 @dataclass(frozen=True)

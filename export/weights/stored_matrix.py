@@ -59,7 +59,7 @@ class StoredMatrix:
             return raw.view("<f4").astype(np.float32, copy=False)
         if self.signed:
             raw = np.bitwise_xor(raw, SIGN_BITS[f"signed{self.bits}"])
-        scales = self._read(self.scales, start, stop, np.dtype(self.scale_type)).astype(np.float32)
+        scales = self.scale_values(start, stop)
         blocks = raw.reshape(stop - start, scales.shape[1], -1)
         return dequantize_blocks(blocks, scales, self.bits)[:, : self.columns]
 
@@ -67,10 +67,10 @@ class StoredMatrix:
         """Values [start, start + count) of an fp32 weight of any number of axes, flat."""
         return np.fromfile(self.path, "<f4", count, offset=self.data.offset + 4 * start)
 
-    def scale_values(self) -> Array:
-        """All scales, fp32 (rows, blocks); none for an fp32 weight."""
-        region = self.scales or Region(0, 0)
-        return self._read(region, 0, self.row_count, np.dtype(self.scale_type)).astype(np.float32)
+    def scale_values(self, start: int = 0, stop: int | None = None) -> Array:
+        """Scales of rows [start, stop), by default all, fp32 (rows, blocks); none for an fp32 weight."""
+        region, stop = self.scales or Region(0, 0), self.row_count if stop is None else stop
+        return self._read(region, start, stop, np.dtype(self.scale_type)).astype(np.float32)
 
     def _read(self, region: Region, start: int, stop: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         """(stop - start, values of a row) of `dtype`."""

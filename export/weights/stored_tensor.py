@@ -13,6 +13,7 @@ from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.tensor_spec import Part, TensorSpec
 from gemma_edge.export.model.weight_source import WeightSource, read_weight
 from gemma_edge.export.publish import Output
+from gemma_edge.export.weights.quantize import FP32_SCALES, ScaleForm
 from gemma_edge.export.weights.recipe import Precision
 from gemma_edge.runtime.errors import CheckpointError
 
@@ -45,6 +46,7 @@ class StoredTensor:
     precision: Precision
     data: Region
     scales: Region | None
+    scale_form: ScaleForm = FP32_SCALES
 
     @property
     def blocks(self) -> int:

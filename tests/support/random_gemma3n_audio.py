@@ -16,6 +16,7 @@ from gemma_edge.export.emit.reference.encoder_weights import FoldedWeights
 from gemma_edge.export.model.gemma3n.gemma3n_audio_tensors import EMBEDDER, TOWER, audio_specs
 from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.export.weights.recipe import load_recipe
+from gemma_edge.export.weights.rounding import NearestRounding
 from gemma_edge.runtime.families.gemma3n_audio_config import AudioConfig
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from support.random_gemma3n_text import SMALL as SMALL_TEXT
@@ -118,7 +119,7 @@ def write_audio(source: AudioSource, folder: Path, recipe: str = "fp32") -> Path
     """audio.onnx and its data in `folder`."""
     emitted = emit_audio(source.audio, load_recipe(recipe))
     with open(folder / "audio.onnx.data", "wb") as file:
-        emitted.data.write(file, FoldedWeights(source, source.audio), "none")
+        emitted.data.write(file, FoldedWeights(source, source.audio), NearestRounding("none"))
     path = folder / "audio.onnx"
     path.write_bytes(emitted.model.SerializeToString())
     return path

@@ -21,8 +21,9 @@ from gemma_edge.export.emit.reference.reference_text import gather
 from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, HEAD_NAME, PLE_NAME
 from gemma_edge.export.synth.synth_gemma3n import BRANCH_NORMS
-from gemma_edge.export.weights.calibrate import KvScales
+from gemma_edge.export.weights.kv_scales import KvScales
 from gemma_edge.export.weights.recipe import KvCache, load_recipe
+from gemma_edge.export.weights.rounding import NearestRounding
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.folder_bundle import FolderBundle
 from gemma_edge.runtime.artifacts.manifest import FileRecord
@@ -196,7 +197,7 @@ def write_decoder(
     emitted = emit_decoder(source.config, recipe, "decoder.onnx.data", kv_scales)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "decoder.onnx.data", "wb") as file:
-        emitted.data.write(file, source, "none")
+        emitted.data.write(file, source, NearestRounding("none"))
     (folder / "decoder.onnx").write_bytes(emitted.model.SerializeToString())
     files = FolderBundle(folder, {}, {"decoder.onnx": FileRecord(0, "")})
     return Bundle(files, source.config, context, chunk, kv_cache, "onnx")

@@ -18,8 +18,8 @@ from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.tensor_spec import Part, TensorSpec
 from gemma_edge.export.model.weight_source import WeightSource
 from gemma_edge.export.publish import Output
-from gemma_edge.export.weights.quantize import Clip, quantize_stream
 from gemma_edge.export.weights.recipe import Precision
+from gemma_edge.export.weights.rounding import Rounding
 from gemma_edge.export.weights.stored_tensor import (
     PAGE,
     SMALL_ALIGNMENT,
@@ -111,7 +111,11 @@ class ExternalData:
         return row_chunks(source, tensor, self.specs)
 
     def write(
-        self, out: Output, source: WeightSource, clip: Clip, progress: Callable[[int], None] | None = None
+        self,
+        out: Output,
+        source: WeightSource,
+        rounding: Rounding,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         """Streams every tensor to `out`; `progress` is given the elements done since its last call."""
         for tensor in self.tensors:
@@ -122,8 +126,7 @@ class ExternalData:
                     report(progress, chunk.size)
                 continue
             scales: list[NDArray[np.float32]] = []
-            chunks = self.chunks(source, tensor)
-            for block in quantize_stream(chunks, tensor.precision.bits, tensor.precision.group, clip):
+            for block in rounding.blocks(tensor, self.chunks(source, tensor)):
                 out.write(block.data.data)
                 scales.append(block.scales)
                 report(progress, len(block.scales) * tensor.shape[-1])

@@ -41,7 +41,7 @@ from gemma_edge.export.emit.onnx.onnx_package import helper
 from gemma_edge.export.export_families import family_with, tensor_specs
 from gemma_edge.export.model.ops import HeadProjection
 from gemma_edge.export.model.tensor_spec import Part
-from gemma_edge.export.weights.calibrate import KvScales
+from gemma_edge.export.weights.kv_scales import KvScales
 from gemma_edge.export.weights.recipe import FP32, Recipe
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.errors import UsageError

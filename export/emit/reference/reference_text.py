@@ -62,21 +62,26 @@ def evaluate_blocks(
 
     With a vocabulary of 262,400 a row is a megabyte: whoever compares many rows takes them block by block.
     """
-    config = source.config
     lengths = [len(s) for s in sequences]
     wanted = [n if last is None else min(last, n) for n in lengths]
-    ids = np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences])
     ops = ReferenceOps(source, lengths, wanted, progress, {} if caches is None else caches)
+    hidden = final_hidden(ops, sequences)
+    for row in range(0, len(hidden), LOGIT_ROWS):
+        yield family_with(ops.config).text.logits(ops, ops.config, hidden[row : row + LOGIT_ROWS])
+
+
+def final_hidden(ops: ReferenceOps, sequences: Sequence[Sequence[int]]) -> Array:
+    """Hidden states (wanted rows of all sequences, hidden) after the last norm, as the head takes them."""
+    source, config = ops.source, ops.config
+    ids = np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences])
     embeddings = gather(source, EMBEDDING_NAME, ids) * np.float32(config.embed_scale)
     # Ids beyond the per-layer table, those of soft tokens, use row 0.
     in_table = np.where(ids < config.vocab_size_per_layer_input, ids, 0)
     ple = gather(source, PLE_NAME, in_table) * np.float32(config.ple_scale)
     split = config.first_shared_layer * config.hidden_size_per_layer_input
     high = ops.last_rows(ple[:, split:]) if config.num_kv_shared_layers else None
-    text = family_with(config).text
-    hidden = text.hidden_states(ops, config, embeddings, ple[:, :split], high)
-    for row in range(0, len(hidden), LOGIT_ROWS):
-        yield text.logits(ops, config, hidden[row : row + LOGIT_ROWS])
+    hidden = family_with(config).text.hidden_states(ops, config, embeddings, ple[:, :split], high)
+    return np.asarray(hidden, np.float32)
 
 
 def gather(source: WeightSource, name: str, ids: NDArray[np.int64]) -> Array:

@@ -26,8 +26,9 @@ from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.tensor_spec import Part, TensorSpec
 from gemma_edge.export.model.weight_source import WeightSource
 from gemma_edge.export.publish import PatchableOutput
-from gemma_edge.export.weights.quantize import Clip, quantize_stream
+from gemma_edge.export.weights.quantize import BlockQuantized, ScaleForm
 from gemma_edge.export.weights.recipe import FP32, Precision
+from gemma_edge.export.weights.rounding import Rounding
 from gemma_edge.export.weights.stored_tensor import (
     PAGE,
     SMALL_ALIGNMENT,
@@ -255,7 +256,8 @@ class TfliteFile:
                 scales = self._region(2 * shape[0] * precision.blocks(shape[-1]))
                 buffers[1] = len(self._buffers)
                 self._buffers.append(scales)
-            stored = StoredTensor(name, tuple(weights), shape, part, precision, data, scales)
+            form = ScaleForm("bfloat16" if precision.group else "float32", positive=True)
+            stored = StoredTensor(name, tuple(weights), shape, part, precision, data, scales, form)
             self.tensors.append(stored)
             self._shared[name] = SharedWeight(name, stored, *buffers)
         return self._shared[name]
@@ -328,7 +330,7 @@ class TfliteFile:
         self,
         out: PatchableOutput,
         source: WeightSource,
-        clip: Clip,
+        rounding: Rounding,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """Writes the file, one weight in memory at a time; `progress` is given the elements done."""
@@ -343,7 +345,8 @@ class TfliteFile:
                     out.write(np.ascontiguousarray(chunk, dtype="<f4").data)
                     report(progress, chunk.size)
                 continue
-            scales = list(_stream(out, stored, self.chunks(source, stored), clip, progress))
+            blocks = rounding.blocks(stored, self.chunks(source, stored))
+            scales = list(_stream(out, stored, blocks, progress))
             if stored.scales:
                 pad(out, len(self.head) + stored.scales.offset)
                 for scale in scales:
@@ -367,8 +370,7 @@ class TfliteFile:
 def _stream(
     out: PatchableOutput,
     stored: StoredTensor,
-    chunks: Iterator[NDArray[np.float32]],
-    clip: Clip,
+    blocks: Iterator[BlockQuantized],
     progress: Callable[[int], None] | None,
 ) -> Iterator[NDArray[Any]]:
     """Writes the integers of a weight; yields its scales as they will be stored."""
@@ -376,14 +378,7 @@ def _stream(
     # From an unsigned value around the middle of its range to two's complement.
     sign = np.uint8(0x88 if bits == 4 else 0x80)
     columns = stored.shape[-1]
-    for block in quantize_stream(
-        chunks,
-        bits,
-        group,
-        clip,
-        scale_type="bfloat16" if group else "float32",
-        positive=True,
-    ):
+    for block in blocks:
         out.write(
             np.bitwise_xor(block.data.reshape(len(block.data), -1)[:, : columns * bits // 8], sign).data
         )

@@ -33,6 +33,7 @@ from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.publish import FileWriter
 from gemma_edge.export.weights.recipe import KvCache, Recipe
+from gemma_edge.export.weights.rounding import NearestRounding, Rounding
 from gemma_edge.export.weights.stored_matrix import StoredMatrix
 from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.artifacts.bundle import Bundle
@@ -114,16 +115,17 @@ class LitertlmArtifact:
         self.contents = Contents(job.config, tokenizer, llm_metadata(llm, tokenizer), manifest)
         check_header(self.contents, self.types.values(), tokens=bool(job.towers))
 
-    def write(self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], progress: bool) -> None:
-        recipe, writer = self.job.recipe, self.writer
+    def write(
+        self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], rounding: Rounding, progress: bool
+    ) -> None:
+        writer = self.writer
         sections = model_sections(self.job, FORMAT.decoder_layout(self.job), checkpoint)
         total = sum(tensor.elements for section in sections.values() for tensor in section.model.tensors)
         with ProgressBar("writing weights", total, progress, unit="weights") as bar:
             for name, section in sections.items():
-                produce = partial(
-                    section.model.write, source=section.source, clip=recipe.clip, progress=bar.advance
-                )
-                writer.write(name, produce)
+                own = rounding if section.source is checkpoint else NearestRounding(self.job.recipe.clip)
+                write = partial(section.model.write, source=section.source, rounding=own)
+                writer.write(name, partial(write, progress=bar.advance))
         writer.write_bytes(TOKENIZER, self.contents.tokenizer)
         if self.job.towers:
             tables = [token_table(checkpoint, tower.config) for tower in self.job.towers.values()]

@@ -13,8 +13,8 @@ from gemma_edge.export.formats.export_format import EncoderFile
 from gemma_edge.export.model.tower import Inputs, Tower
 from gemma_edge.export.model.weight_source import WeightSource
 from gemma_edge.export.publish import BundleWriter
-from gemma_edge.export.weights.quantize import Clip
 from gemma_edge.export.weights.recipe import Recipe
+from gemma_edge.export.weights.rounding import Rounding
 from gemma_edge.runtime.artifacts.modalities import Kind
 
 GRAPHS: dict[Kind, str] = {"vision": "vision.onnx", "audio": "audio.onnx"}
@@ -34,8 +34,10 @@ def encoder_file(tower: Tower, recipe: Recipe) -> EncoderFile:
     emitted = emit_encoder(tower, recipe)
     data = emitted.data
 
-    def write(writer: BundleWriter, source: WeightSource, clip: Clip, advance: Callable[[int], None]) -> None:
-        writer.write(data.location, lambda file: data.write(file, source, clip, advance))
+    def write(
+        writer: BundleWriter, source: WeightSource, rounding: Rounding, advance: Callable[[int], None]
+    ) -> None:
+        writer.write(data.location, lambda file: data.write(file, source, rounding, advance))
         writer.write_bytes(graph, serialize(emitted.model))
 
     return EncoderFile(graph, data, *encoder_memory(tower, data), write)

@@ -23,8 +23,9 @@ from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, head_name
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.progress_bar import ProgressBar
-from gemma_edge.export.weights.calibrate import kv_scales
+from gemma_edge.export.weights.kv_scales import kv_scales
 from gemma_edge.export.weights.recipe import KvCache, Recipe
+from gemma_edge.export.weights.rounding import Rounding
 from gemma_edge.export.weights.row_table_writer import write_row_table
 from gemma_edge.export.weights.stored_matrix import StoredMatrix
 from gemma_edge.export.weights.stored_tensor import check_magnitude
@@ -87,7 +88,9 @@ class OnnxFormat:
 class OnnxFolder(BundleFolder):
     """A folder with decoder.onnx, its weights, and the tables of rows."""
 
-    def write_decoder(self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], progress: bool) -> Json:
+    def write_decoder(
+        self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], rounding: Rounding, progress: bool
+    ) -> Json:
         config, recipe = self.job.config, self.job.recipe
         scales = None
         if recipe.kv_cache == "int8":
@@ -101,7 +104,7 @@ class OnnxFolder(BundleFolder):
         total = sum(t.elements for t in data.tensors)
         total += sum(checkpoint.specs[name].size for name, _, _ in tables.values())
         with ProgressBar("writing weights", total, progress, unit="weights") as bar:
-            self.writer.write(DECODER_DATA, lambda f: data.write(f, checkpoint, recipe.clip, bar.advance))
+            self.writer.write(DECODER_DATA, lambda f: data.write(f, checkpoint, rounding, bar.advance))
             self.writer.write_bytes(DECODER, serialize(emitted.model))
             layouts = {key: self.write_table(checkpoint, *table, bar) for key, table in tables.items()}
         embedding = head_rows(config, data) if tied else layouts["embedding"]

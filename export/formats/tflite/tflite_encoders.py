@@ -12,8 +12,8 @@ from gemma_edge.export.formats.export_format import EncoderFile
 from gemma_edge.export.model.tower import Inputs, Tower
 from gemma_edge.export.model.weight_source import WeightSource
 from gemma_edge.export.publish import BundleWriter
-from gemma_edge.export.weights.quantize import Clip
 from gemma_edge.export.weights.recipe import Recipe
+from gemma_edge.export.weights.rounding import Rounding
 from gemma_edge.runtime.artifacts.modalities import Kind
 
 GRAPHS: dict[Kind, str] = {"vision": "vision.tflite", "audio": "audio.tflite"}
@@ -31,8 +31,10 @@ def encoder_file(tower: Tower, recipe: Recipe, one_length: bool = False) -> Enco
     """An encoder's model; reads no weight. `one_length` as in `emit_encoder`."""
     graph, model = GRAPHS[tower.kind], emit_encoder(tower, recipe, one_length)
 
-    def write(writer: BundleWriter, source: WeightSource, clip: Clip, advance: Callable[[int], None]) -> None:
-        writer.write(graph, lambda file: model.write(file, source, clip, advance))
+    def write(
+        writer: BundleWriter, source: WeightSource, rounding: Rounding, advance: Callable[[int], None]
+    ) -> None:
+        writer.write(graph, lambda file: model.write(file, source, rounding, advance))
 
     return EncoderFile(graph, model, *encoder_memory(tower), write)
 

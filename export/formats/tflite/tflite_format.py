@@ -24,6 +24,7 @@ from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, head_n
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.weights.recipe import KvCache, Recipe
+from gemma_edge.export.weights.rounding import Rounding
 from gemma_edge.export.weights.stored_matrix import StoredMatrix
 from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.artifacts.bundle import Bundle
@@ -81,7 +82,9 @@ class TfliteFormat:
 class TfliteFolder(BundleFolder):
     """A folder of .tflite files."""
 
-    def write_decoder(self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], progress: bool) -> Json:
+    def write_decoder(
+        self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], rounding: Rounding, progress: bool
+    ) -> Json:
         config, recipe = self.job.config, self.job.recipe
         tied, decoder = config.tie_word_embeddings, FORMAT.decoder_layout(self.job)
         files = {DECODER: decoder, PER_LAYER_EMBEDDER: emit_per_layer_embedder(config, recipe)}
@@ -90,7 +93,7 @@ class TfliteFolder(BundleFolder):
         total = sum(t.elements for file in files.values() for t in file.tensors)
         with ProgressBar("writing weights", total, progress, unit="weights") as bar:
             for name, file in files.items():
-                produce = partial(file.write, source=checkpoint, clip=recipe.clip, progress=bar.advance)
+                produce = partial(file.write, source=checkpoint, rounding=rounding, progress=bar.advance)
                 self.writer.write(name, produce)
         embedding = (DECODER, head_name(config)) if tied else (EMBEDDER, EMBEDDING_NAME)
         per_layer = files[PER_LAYER_EMBEDDER]
