@@ -94,7 +94,7 @@ def test_an_answer(phone: Adbd, pocket: Path, said) -> None:  # type: ignore[no-
     assert code == 0, err
     assert "tok/s; first token" in err and err.strip().endswith("; stop")
     assert said("run", pocket, *GREEDY, QUESTION)[1] == there != ""
-    assert running() == []
+    wait_for(lambda: not running(), "left running there")
 
 
 def test_usage_as_json(phone: Adbd, pocket: Path, said) -> None:  # type: ignore[no-untyped-def]
@@ -138,7 +138,7 @@ def test_what_is_seen_and_heard(phone: Adbd, pocket: Path, said) -> None:  # typ
     for verb in ("transcribe", "translate"):
         code, out, err = said(verb, "--device", DEVICE, pocket, "--max-tokens", "8", SOUND)
         assert code == 0 and out.startswith("[00:00:00,000 --> "), err
-    assert running() == []
+    wait_for(lambda: not running(), "left running there")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_an_answer_that_is_not_read_to_its_end(phone: Adbd, long_winded: Path) -
         answer = model.generate("Hi", stop=stop, **greedy)
         assert (answer.text, answer.finish_reason) == (first.text.partition(stop)[0], "stop")
         model.close()
-    assert running() == []
+    wait_for(lambda: not running(), "left running there")
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
