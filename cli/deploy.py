@@ -26,6 +26,7 @@ from gemma_edge.devices.deployment import (
     launcher_path,
     needs_of,
     serve,
+    tidy,
     uninstall,
 )
 from gemma_edge.devices.live_run import LiveRun
@@ -84,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
         tell(f"{spec}: sent {runtime}, {model}.")
         if args.serve:
             tell(f"The service is {serve(device, ['--port', str(args.port)])}.")
+        for each in tidy(device, found):
+            tell(f"Another environment of gemma-edge stays there, for `bench` or another computer: {each}")
         _doctor(device, found)
         _tell_how(device, found, args.port if args.serve else None)
     return 0

@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import mimetypes
 import os
 import shlex
 import sys
 from pathlib import Path
 
 from gemma_edge.cli.pull import pull_shown
+from gemma_edge.runtime.artifacts.artifact_formats import FILE_SUFFIXES
 from gemma_edge.runtime.artifacts.manifest import MANIFEST
 from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import UsageError
@@ -80,7 +82,9 @@ def is_checkpoint(name: str) -> bool:
     path = Path(name)
     if path.is_dir():
         return (path / "config.json").is_file() and not (path / MANIFEST).is_file()
-    return not path.exists() and not path.suffix and HUB_ID.fullmatch(name) is not None
+    # A dot may belong to a version: owner/model-v1.0.
+    is_file = path.suffix in FILE_SUFFIXES or mimetypes.guess_type(name)[0] is not None
+    return not path.exists() and not is_file and HUB_ID.fullmatch(name) is not None
 
 
 def exported_path(name: str) -> Path:

@@ -39,11 +39,15 @@ _SYSTEMCTL = "export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/run/user/$(id -u)}; sys
 
 @dataclass(frozen=True)
 class Deployed:
-    """What a device has: the bundle's path there, or None, and what its environment needs."""
+    """What a device has: the bundle's path there, or None, and what its environment needs.
+
+    `made` are the environments that `deploy` has made, by their folders.
+    """
 
     model: str | None
     engines: tuple[str, ...] | None
     extras: tuple[str, ...]
+    made: tuple[str, ...] = ()
 
     @property
     def needs(self) -> Needs:
@@ -78,16 +82,44 @@ def deploy(
     # Before anything is sent.
     if device.answer(f"[ ! -e {_LAUNCHER} ] || grep -q {shlex.quote(MARK)} {_LAUNCHER}").exit_code:
         raise device.error("~/.local/bin/gemma-edge is there and is not ours. Remedy: move it away")
-    before = deployed(device)
+    before, had = deployed(device), environments(device)
     python = install(device, needs, on_runtime)
     model = None if bundle is None else device.push(bundle, progress=on_bundle)
-    now = Deployed(model or (before.model if before else None), needs.engines, needs.extras)
+    made = () if before is None else before.made
+    if (venv := _environment_of(python)) not in had:
+        made = (*made, venv)
+    now = Deployed(model or (before.model if before else None), needs.engines, needs.extras, made)
     _write(device, f"{shlex.quote(device.root)}/deployed.json", json.dumps(asdict(now)))
     _write(device, _LAUNCHER, _launcher(device.root, python, now.model), mode="755")
-    for venv in environments(device):
-        if not python.startswith(f"{venv}/"):
-            device.answer(f"rm -rf {shlex.quote(venv)}", timeout=120)
     return now
+
+
+def tidy(device: FileDevice, now: Deployed) -> list[str]:
+    """Removes environments that `deploy` made, but for the one of the command there and those in use.
+
+    Returns:
+        The folders of other environments, which stay: `bench` and other computers may use them.
+
+    Raises:
+        DeviceError: the device is gone.
+    """
+    stay = []
+    command = device.sh(f"cat {_LAUNCHER}")
+    for venv in environments(device):
+        if f"{venv}/" in command:
+            continue
+        # In brackets, or this very script would be found.
+        pattern = f"/{venv.rpartition('/')[2][:-1]}[{venv[-1]}]/bin/"
+        busy = device.answer(f"grep -qsz -e {shlex.quote(pattern)} /proc/[0-9]*/cmdline").exit_code == 0
+        if busy or venv not in now.made:
+            stay.append(venv)
+        else:
+            device.answer(f"rm -rf {shlex.quote(venv)}", timeout=300)
+    return stay
+
+
+def _environment_of(python: str) -> str:
+    return python.removesuffix("/bin/python")
 
 
 def deployed(device: FileDevice) -> Deployed | None:
@@ -99,7 +131,9 @@ def deployed(device: FileDevice) -> Deployed | None:
         said = json.loads(answer.text)
         engines = None if said["engines"] is None else tuple(map(str, said["engines"]))
         model = None if said["model"] is None else str(said["model"])
-        return Deployed(model, engines, tuple(map(str, said["extras"])))
+        return Deployed(
+            model, engines, tuple(map(str, said["extras"])), tuple(map(str, said.get("made", ())))
+        )
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -7,13 +7,21 @@ result with the checkpoint; only then is it published.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from gemma_edge.export.checkpoint.checkpoint import Checkpoint, described, has_weights, resolve
+from gemma_edge.export.checkpoint.checkpoint import (
+    Checkpoint,
+    described,
+    has_weights,
+    public_name,
+    resolve,
+)
 from gemma_edge.export.checkpoint.open_source import open_source
 from gemma_edge.export.checkpoint.side_files import example_prompt, read_side_files, stated_license
 from gemma_edge.export.checkpoint.sliced_checkpoint import sliced_config
@@ -329,7 +337,13 @@ def replaced_by(
 
 
 def _source(checkpoint: Checkpoint, source: str | Path) -> dict[str, str]:
-    return {"name": str(source), "revision": checkpoint.revision()}
+    """The manifest's "source": no path, which may tell whose machine it was, but a hash of it, which tells
+    whether another export is of the same folder.
+    """
+    made = {"name": public_name(str(source)), "revision": checkpoint.revision()}
+    if (folder := Path(source).expanduser()).is_dir():
+        made["folder"] = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    return made
 
 
 def _facts(checkpoint: Checkpoint, recipe: Recipe, plan: Plan, source: str) -> dict[str, Any]:

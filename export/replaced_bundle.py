@@ -18,7 +18,7 @@ def check_replacement(target: Path, source: Json, recipe: str, *, force: bool = 
     """What an export to `target` replaces, for people; "" for nothing.
 
     Args:
-        source: the "source" of the new manifest: the checkpoint's name and revision.
+        source: the "source" of the new manifest.
         recipe: the new recipe's name.
         force: replace any bundle, not only one of the same checkpoint and recipe.
 
@@ -31,7 +31,8 @@ def check_replacement(target: Path, source: Json, recipe: str, *, force: bool = 
     old = old if isinstance(old, dict) else {}
     name = precision.get("name") if isinstance(precision, dict) else None
     text = f"a bundle of {old.get('name')} in recipe {name}" if old and name else "a bundle of unknown origin"
-    same = name == recipe and any(old.get(key) == source[key] for key in source)
+    tells = source.keys() - {"name"} if "folder" in source else source.keys()  # folders share names
+    same = name == recipe and any(old.get(key) == source[key] for key in tells)
     if not same and not force:
         raise UsageError(f"{target} is {text}: --force replaces it; or name another path")
     return text

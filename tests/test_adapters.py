@@ -294,10 +294,10 @@ def test_an_export_with_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture
     )
     assert made.agreement is not None and made.agreement.max_abs < 1e-2
     records = Bundle.open(made.path).manifest["adapters"]
-    assert [(each["name"], each["weight"], len(each["sha256"])) for each in records] == [(str(lora), 1.0, 64)]
+    assert [(each["name"], each["weight"], len(each["sha256"])) for each in records] == [(lora.name, 1.0, 64)]
     assert verify_bundle(made.path, checkpoint, adapters=[str(lora)]).max_abs < 1e-2
     for adapters in ([], [f"{lora}=0.5"]):
-        with pytest.raises(UsageError, match=f"give --adapter {lora}=1.0"):
+        with pytest.raises(UsageError, match=f"give --adapter {lora.name}=1.0"):
             verify_bundle(made.path, checkpoint, adapters=adapters)
     # The other checkpoint is another bundle: it is not replaced by chance.
     assert main(["export", str(checkpoint), str(made.path), "--recipe", "int8", "--context", "64"]) == 2

@@ -106,6 +106,30 @@ def test_what_is_there_is_not_sent_again(deployed: Sshd, bundle: Path, said) -> 
     assert "gemma-edge run --device" in err
 
 
+def test_environments_in_use_or_of_others_stay(deployed: Sshd, bundle: Path, said) -> None:  # type: ignore[no-untyped-def]
+    """What `deploy` made earlier goes, once nothing runs in it."""
+    root = home(deployed) / ".gemma-edge"
+    (current,) = root.glob("python-*")
+    others, busy, idle = (root / f"python-00000000000{letter}" for letter in "abc")
+    for each in (others, busy, idle):
+        (each / "bin").mkdir(parents=True)
+        (each / "ready").write_text("something older\n")
+        (each / "bin" / "python").symlink_to(shutil.which("sleep") or "")
+    record = root / "deployed.json"
+    noted = json.loads(record.read_text())
+    assert noted["made"] == [str(current)]
+    record.write_text(json.dumps({**noted, "made": [str(current), str(busy), str(idle)]}))
+    with subprocess.Popen([busy / "bin" / "python", "600"]) as process:
+        code, _, err = said("deploy", bundle, deployed.url)
+        assert code == 0
+        assert set(root.glob("python-*")) == {current, others, busy}
+        assert str(others) in err and str(busy) in err
+        process.kill()
+    assert said("deploy", bundle, deployed.url)[0] == 0
+    assert set(root.glob("python-*")) == {current, others}
+    shutil.rmtree(others)
+
+
 def test_an_answer_is_the_same_as_here(deployed: Sshd, bundle: Path, said) -> None:  # type: ignore[no-untyped-def]
     options = ("--max-tokens", "8", "--usage")
     _, here, _ = said("run", bundle, QUESTION, *options)

@@ -25,9 +25,9 @@ while "answers with" not in server.stderr.readline():
 body = {"messages": [{"role": "user", "content": sys.argv[2]}], "temperature": 0, "max_tokens": 24}
 head = {"Content-Type": "application/json"}
 request = urllib.request.Request("http://127.0.0.1:8123/v1/chat/completions", json.dumps(body).encode(), head)
-print(json.load(urllib.request.urlopen(request, timeout=300))["choices"][0]["message"]["content"])
+print(json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"])
 server.send_signal(signal.SIGTERM)
-sys.exit(server.wait(60))
+sys.exit(server.wait())
 """
 
 

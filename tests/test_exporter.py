@@ -79,7 +79,9 @@ def test_the_bundles_files_and_manifest(exported: Exported, tiny_checkpoint: Pat
     assert manifest["schema_version"] == 1 and manifest["format"] == "onnx"
     with Checkpoint.open(tiny_checkpoint) as checkpoint:
         assert bundle.config == checkpoint.config
-        assert manifest["source"] == {"name": str(tiny_checkpoint), "revision": checkpoint.revision()}
+        source = {"name": tiny_checkpoint.name, "revision": checkpoint.revision()}
+    assert {**manifest["source"], "folder": ""} == {**source, "folder": ""}
+    assert str(tiny_checkpoint.parent) not in json.dumps(manifest)
     assert manifest["recipe"] == load_recipe("fp32").to_dict()
     assert manifest["plan"] == json.loads(json.dumps(exported.plan.to_dict()))
     assert exported.agreement is not None and manifest["agreement"] == exported.agreement.to_dict()
@@ -247,13 +249,14 @@ def test_another_bundle_is_replaced_only_by_force(
     options = {"recipe": "int8" if change == "recipe" else "int4", "context": 64, "verify": False}
     source = tiny_checkpoint
     if change == "source":
-        source = synthesize(tmp_path / "other", seed=1, progress=False).path
+        # Of the same name.
+        source = synthesize(tmp_path / tiny_checkpoint.name, seed=1, progress=False).path
     elif change == "manifest":
         (out / "manifest.json").write_text("{")
     what = (
         "of unknown origin"
         if change == "manifest"
-        else f"of {re.escape(str(tiny_checkpoint))} in recipe int4"
+        else f"of {re.escape(tiny_checkpoint.name)} in recipe int4"
     )
     with pytest.raises(UsageError, match=f"out is a bundle {what}: --force replaces it"):
         export_bundle(source, out, **options)  # type: ignore[arg-type]

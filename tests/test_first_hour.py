@@ -249,6 +249,10 @@ def test_at_a_terminal_the_export_is_asked_about(home: Path) -> None:
     ("name", "yes"),
     [
         ("google/gemma-3n-E2B-it", True),
+        ("owner/model-v1.0", True),
+        ("owner/model.v2", True),
+        ("pictures/photo.png", False),
+        ("models/m.litertlm", False),
         ("out", False),
         ("a/b/c", False),
         ("m.litertlm", False),

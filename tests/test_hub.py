@@ -427,6 +427,18 @@ def test_a_damaged_bundle_is_not_pushed(writable: Hub, tiny_bundle: Path, tmp_pa
     assert writable.requests == []
 
 
+@pytest.mark.parametrize("name", ["/home/alice/secret/ckpt", "secret/ckpt", "../ckpt"])
+def test_a_path_is_not_published(writable: Hub, tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    assert "/" not in manifest["source"]["name"]
+    manifest["source"]["name"] = name
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match=f"names the folder {name}, .* Export it again"):
+        push_bundle(copy, ID, "card")
+    assert writable.requests == []
+
+
 @pytest.mark.parametrize(
     ("card", "license"),
     [("---\nlicense: gemma\n---\n", "gemma"), ('---\nlicense: "apache-2.0"\n---', "apache-2.0"),

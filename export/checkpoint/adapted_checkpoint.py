@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_edge.export.checkpoint.adapter import OTHER_BASE, Adapter, Change
-from gemma_edge.export.checkpoint.checkpoint import Checkpoint, resolve
+from gemma_edge.export.checkpoint.checkpoint import Checkpoint, public_name, resolve
 from gemma_edge.export.model.tensor_spec import HEAD_NAME
 from gemma_edge.runtime.artifacts.modalities import KINDS, Kind
 from gemma_edge.runtime.errors import UsageError
@@ -103,7 +103,7 @@ class AdaptedCheckpoint(Checkpoint):
     def changes(self) -> dict[str, Any]:
         """Adds the adapters, in the order in which they were merged."""
         records = [
-            {"name": name, "weight": adapter.weight, "sha256": adapter.digest()}
+            {"name": public_name(name), "weight": adapter.weight, "sha256": adapter.digest()}
             for name, adapter in self.applied
         ]
         return {**super().changes(), "adapters": records}

@@ -12,6 +12,7 @@ encoder is there when config.json describes it and any of its tensors is stored;
 from __future__ import annotations
 
 import hashlib
+import os
 import weakref
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -303,6 +304,12 @@ def described(path: Path, encoders: Collection[Kind] = KINDS) -> tuple[TextConfi
 
     kinds = [kind for kind in KINDS if kind in encoders and data.get(f"{kind}_config") is not None]
     return config, {kind: family.read_tower(kind, data, file, processors, config) for kind in kinds}
+
+
+def public_name(source: str) -> str:
+    """What a manifest calls a checkpoint or an adapter: its id, or the name of its folder alone."""
+    folder = Path(source).expanduser()
+    return Path(os.path.abspath(folder)).name if folder.is_dir() else source
 
 
 def resolve(source: str, *, adapter: bool = False) -> Path:

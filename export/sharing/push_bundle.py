@@ -12,9 +12,9 @@ from gemma_edge.export.sharing.model_card import MARK
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.folder_bundle import file_records
 from gemma_edge.runtime.artifacts.manifest import MANIFEST
-from gemma_edge.runtime.errors import BundleError, GemmaEdgeError, UsageError
+from gemma_edge.runtime.errors import BundleError, GemmaEdgeError, UsageError, printable
 from gemma_edge.runtime.files.text_files import parse_json
-from gemma_edge.runtime.hub.hub_address import HubAddress, endpoint
+from gemma_edge.runtime.hub.hub_address import HUB_ID, HubAddress, endpoint
 from gemma_edge.runtime.hub.hub_reader import HubReader, Listing, gated, hub_token
 from gemma_edge.runtime.hub.pull_bundle import CARD
 from gemma_edge.runtime.install_hint import require
@@ -67,6 +67,7 @@ def push_bundle(
     if isinstance(address, str):
         address = HubAddress.parse(address)
     opened = Bundle.open(bundle)
+    _check_private(opened)
     opened.check_hashes(progress)
     if not hub_token():
         raise UsageError("the hub lets nobody publish without a token: hf auth login, or set HF_TOKEN")
@@ -97,6 +98,23 @@ def push_bundle(
         raise _explained(error, address) from error
     _check_published(reader.listing(), {name: path.stat().st_size for name, path in files.items()}, address)
     return Pushed(f"{endpoint()}/{address.id}", str(done.oid), own)
+
+
+def _check_private(bundle: Bundle) -> None:
+    """Raises UsageError if the manifest has the path of a folder, as versions before this one wrote it."""
+    adapters = bundle.manifest.get("adapters")
+    source = [] if "base_model" in bundle.manifest else [bundle.member("source", dict).get("name")]
+    named = (
+        [each.get("name") for each in adapters if isinstance(each, dict)]
+        if isinstance(adapters, list)
+        else []
+    )
+    for name in map(str, [*source, *named]):
+        if "/" in name and (name in source or not HUB_ID.fullmatch(name)):
+            raise UsageError(
+                f"{bundle.path}: its manifest names the folder {printable(name)}, which would be published. "
+                "Export it again: the manifest then has the name alone"
+            )
 
 
 def _root(bundle: Bundle) -> Path:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 from support.device_servers import Sshd
-from support.processes import wait_for
+from support.processes import children, wait_for
 
 FOLDER = Path(os.environ.get("GEMMA_EDGE_BOARD_ROOT", "/var/cache/gemma-edge/board"))
 _MAGIC = (
@@ -65,7 +66,11 @@ class EmulatedBoard(Sshd):
 
     def kill(self) -> None:
         assert self._process is not None
-        self._process.kill()  # the namespace's first process, and with it all others
+        # The namespace's first process, and with it all others. It does not see its parent's end: a change of
+        # users makes the kernel forget --kill-child.
+        for pid in children(self._process.pid):
+            os.kill(pid, signal.SIGKILL)
+        self._process.kill()
         self._process.wait()
 
 
