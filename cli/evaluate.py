@@ -37,11 +37,12 @@ from gemma_edge.benchmarks.measure.questions import (
     to_json,
 )
 from gemma_edge.benchmarks.measure.recipe_quality import FORMATS, RECIPES, measure_quality, read_answers
-from gemma_edge.benchmarks.output.quality_table import render_quality
+from gemma_edge.benchmarks.output.quality_table import render_methods, render_quality
 from gemma_edge.benchmarks.records.results_file import append_record, json_line
 from gemma_edge.cli.bundle_options import add_words, take_bundle
 from gemma_edge.devices.script import progress
 from gemma_edge.export.progress_bar import ProgressBar
+from gemma_edge.export.weights.calibration_text import read_calibration
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.model import Model
 
@@ -75,6 +76,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     recipes.add_argument(
         "--text", type=Path, metavar="FILE", help="compare logits over the beginning of this text too"
     )
+    recipes.add_argument(
+        "--calibrate",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="export every recipe with --calibrate TEXT; repeatable, so that none and auto are compared",
+    )
     recipes.add_argument("--name", help="the model's name in results (default: the checkpoint's folder)")
     recipes.add_argument("--record", type=Path, metavar="FILE", help="append a record to this JSONL file")
 
@@ -89,7 +97,12 @@ def run(args: argparse.Namespace) -> int:
     if (checkpoint / "config.json").is_file() and not (checkpoint / "manifest.json").is_file():
         return _compare(args, checkpoint, questions)
     given = next(
-        (f for f in ("recipe", "format", "answers", "text", "name", "record") if getattr(args, f)), None
+        (
+            f
+            for f in ("recipe", "format", "answers", "text", "calibrate", "name", "record")
+            if getattr(args, f)
+        ),
+        None,
     )
     if given:
         raise UsageError(f"--{given} is for a checkpoint, and {bundle} is none")
@@ -116,6 +129,8 @@ def _compare(args: argparse.Namespace, checkpoint: Path, questions: list[Questio
         text = args.text.read_text(encoding="utf-8") if args.text else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{args.text}: cannot be read as UTF-8 text: {error}") from None
+    for choice in args.calibrate:
+        read_calibration(choice)
     record = measure_quality(
         checkpoint,
         questions,
@@ -123,9 +138,11 @@ def _compare(args: argparse.Namespace, checkpoint: Path, questions: list[Questio
         formats=args.format or FORMATS,
         others=dict(read_answers(named) for named in args.answers),
         text=text,
+        calibrate=args.calibrate,
         name=args.name or checkpoint.resolve().name,
     )
     if args.record:
         append_record(args.record, record)
-    print(json_line(record).rstrip() if args.json else render_quality(record.metrics))
+    table = render_methods([record]) if args.calibrate else render_quality(record.metrics)
+    print(json_line(record).rstrip() if args.json else table)
     return 0

@@ -12,7 +12,7 @@ from gemma_edge.benchmarks.measure import recipe_quality as quality
 from gemma_edge.benchmarks.measure.quality_targets import target_rows
 from gemma_edge.benchmarks.measure.questions import Answered, Question
 from gemma_edge.benchmarks.output import table
-from gemma_edge.benchmarks.output.quality_table import render_quality
+from gemma_edge.benchmarks.output.quality_table import render_methods, render_quality
 from gemma_edge.benchmarks.records.record import Divergence, Quality, QualityColumn, QualityRecord, Score
 from gemma_edge.benchmarks.records.results_file import append_record
 from gemma_edge.runtime.errors import UsageError
@@ -56,6 +56,35 @@ def test_divergence_over_a_text_has_rows_of_its_own() -> None:
     ).splitlines()
     assert "| prose: KL, nats a token |  | 0.25 |" in lines
     assert "| prose: perplexity |  | 12.500 |" in lines
+
+
+def test_methods_of_rounding_have_a_table_of_their_own(tmp_path: Path) -> None:
+    """Their records do not replace the table of recipes."""
+    prose = Divergence(mean_kl=0.03125, top1=0.875, bundle_perplexity=17.0)
+    more: dict[str, Any] = {"prose": prose, "recipe": "int4", "bytes_per_token": 3 << 20, "decode_rate": 99.6}
+    columns = tuple(
+        replace(COLUMNS[1], name=f"int4 {method}, ONNX", method=method, **more)
+        for method in ("nearest", "calibrated")
+    )
+    records = [
+        QualityRecord(kind="quality", name="Pocket", time="2026", metrics=METRICS),
+        QualityRecord(kind="quality", name="methods", time="2027", metrics=replace(METRICS, columns=columns)),
+    ]
+    lines = render_methods(records[1:]).splitlines()
+    assert lines[2] == "| `int4` | to the nearest | ONNX | 0.0312 | 87.5% | 17.000 | 3 MiB | 100 |"
+    assert lines[3].startswith("| `int4` | calibrated | ONNX |") and len(lines) == 4
+    readme, page, results = tmp_path / "README.md", tmp_path / "docs" / "results.md", tmp_path / "7.jsonl"
+    page.parent.mkdir()
+    readme.write_text("<!-- highlights:begin -->\n<!-- highlights:end -->\n")
+    page.write_text(
+        "".join(f"<!-- {n}:begin -->\n<!-- {n}:end -->\n" for n in ("results", "quality", "methods"))
+    )
+    for record in records:
+        append_record(results, record)
+    assert table.update_documents(readme, [results])
+    made = page.read_text()
+    assert f"<!-- quality:begin -->\n{render_quality(METRICS)}\n" in made
+    assert "\n".join(lines) in made
 
 
 def test_bars_with_what_was_measured() -> None:

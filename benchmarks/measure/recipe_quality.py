@@ -22,6 +22,7 @@ from gemma_edge.devices.script import progress
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.gate.parity import verify_sequences
+from gemma_edge.export.weights.calibration_text import NONE
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.engines.cores import physical_cores
 from gemma_edge.runtime.errors import UsageError
@@ -38,14 +39,29 @@ MEMORY_TIMEOUT = 300.0
 
 
 def measure_bundle(
-    source: Path, questions: Sequence[Question], recipe: str, format: str, folder: Path, text: str = ""
+    source: Path,
+    questions: Sequence[Question],
+    recipe: str,
+    format: str,
+    folder: Path,
+    text: str = "",
+    calibrate: str | None = None,
 ) -> tuple[QualityColumn, list[Answered]]:
     """Exports `source` to `folder`/bundle: its column, and its answers.
+
+    `calibrate` is as in `export_bundle`; None where no methods are compared.
 
     The parity gate is off: how far a bundle is from its checkpoint is measured here.
     """
     path = export_bundle(
-        source, folder / "bundle", recipe=recipe, format=format, context=CONTEXT, chunk=CHUNK, verify=False
+        source,
+        folder / "bundle",
+        recipe=recipe,
+        format=format,
+        context=CONTEXT,
+        chunk=CHUNK,
+        verify=False,
+        calibrate=calibrate,
     ).path
     facts = bundle_facts(path)
     model = Model.load(path, keep_encoders=True, log=lambda text: None)
@@ -61,14 +77,20 @@ def measure_bundle(
     workload = Workload((256,), (32,), reps=1, threads=physical_cores(), context=CONTEXT)
     report = LocalTarget(path).work(workload, None, MEMORY_TIMEOUT).report
     peak = report.memory.peak if report and report.memory else PeakMemory()
+    method = {None: None, NONE: "nearest"}.get(calibrate, "calibrated")
+    rates = [test.avg_ts for test in report.tests if test.n_gen] if report and method else []
     column = QualityColumn(
-        f"{recipe}, {facts.engine.removesuffix(' Runtime')}",
+        f"{recipe}{f' {method}' if method else ''}, {facts.engine.removesuffix(' Runtime')}",
         *counts(questions, given),
         divergence=divergence,
         file_bytes=facts.file_bytes,
         peak_rss_anon_bytes=peak.rss_anon,
         peak_rss_file_bytes=peak.rss_file,
         prose=_divergence(source, path, pieces, [0] * len(pieces)),
+        recipe=recipe if method else None,
+        method=method,
+        bytes_per_token=facts.bytes_per_token if method else None,
+        decode_rate=rates[0] if rates else None,
     )
     return column, given
 
@@ -138,6 +160,7 @@ def measure_quality(
     others: Mapping[str, list[Answered]] | None = None,
     text: str = "",
     name: str,
+    calibrate: Sequence[str] = (),
 ) -> QualityRecord:
     """Exports a checkpoint in every recipe and format, and asks every bundle all questions.
 
@@ -145,6 +168,7 @@ def measure_quality(
         others: answers of other programs by their names, each a column of its own.
         text: over which logits are compared too.
         name: of the model, in the record.
+        calibrate: methods of rounding, as in `export_bundle`, in each of which every recipe is exported.
 
     Raises:
         UsageError: `others` has answers to other questions.
@@ -158,13 +182,16 @@ def measure_quality(
     model = ""
     for recipe in recipes:
         for format in formats:
-            with temporary_folder("quality") as folder:
-                column, replies = measure_bundle(checkpoint, questions, recipe, format, folder, text)
-                model = bundle_facts(folder / "bundle").model
-            columns.append(column)
-            given[column.name] = replies
-            right = sum(one.right for one in replies)
-            progress(f"{column.name}: {right} of {len(questions)} right")
+            for method in calibrate or [None]:
+                with temporary_folder("quality") as folder:
+                    column, replies = measure_bundle(
+                        checkpoint, questions, recipe, format, folder, text, method
+                    )
+                    model = bundle_facts(folder / "bundle").model
+                columns.append(column)
+                given[column.name] = replies
+                right = sum(one.right for one in replies)
+                progress(f"{column.name}: {right} of {len(questions)} right")
     metrics = Quality(tuple(columns), agreements(given))
     return QualityRecord(
         kind="quality",
@@ -175,5 +202,5 @@ def measure_quality(
         environment=environment(),
         metrics=metrics,
         raw={program: raw_answers(replies) for program, replies in given.items()},
-        readme=tuple(target_rows(name, metrics)),
+        readme=() if calibrate else tuple(target_rows(name, metrics)),
     )

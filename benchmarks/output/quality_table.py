@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gemma_edge.benchmarks.records.record import Quality, Score
+from collections.abc import Iterable
+
+from gemma_edge.benchmarks.records.record import Quality, QualityRecord, Score
 from gemma_edge.runtime.units import format_size
 
 
@@ -33,6 +35,30 @@ def render_quality(metrics: Quality) -> str:
         ["peak RssAnon", *(_size(column.peak_rss_anon_bytes) for column in columns)],
         [f"answers as {first.name}", *("" if share is None else f"{share:.1%}" for share in same)],
     ]
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def render_methods(records: Iterable[QualityRecord]) -> str:
+    """A row a bundle, of records that compare methods of rounding."""
+    head = ["recipe", "weights rounded", "engine", "KL, nats a token", "same likeliest token", "perplexity"]
+    rows = [[*head, "weights read a token", "tok/s"]]
+    for column in (column for record in records for column in record.metrics.columns):
+        prose, rate = column.prose, column.decode_rate
+        rows.append(
+            [
+                f"`{column.recipe}`",
+                {"nearest": "to the nearest"}.get(column.method or "", column.method or ""),
+                column.name.rpartition(", ")[2],
+                *(
+                    [f"{prose.mean_kl:.3g}", f"{prose.top1:.1%}", f"{prose.bundle_perplexity:.3f}"]
+                    if prose
+                    else [""] * 3
+                ),
+                _size(column.bytes_per_token),
+                "" if rate is None else f"{rate:.0f}",
+            ]
+        )
     lines = [f"| {' | '.join(cells)} |" for cells in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gemma_edge.benchmarks.output.plots import render_plots
-from gemma_edge.benchmarks.output.quality_table import render_quality
+from gemma_edge.benchmarks.output.quality_table import render_methods, render_quality
 from gemma_edge.benchmarks.records.record import Head, QualityRecord, TableRecord, TableRow
 from gemma_edge.benchmarks.records.results_file import read_records
 from gemma_edge.runtime.errors import GemmaEdgeError, UsageError
@@ -22,7 +22,7 @@ from gemma_edge.runtime.files.whole_file import write_whole
 
 PAGE, PLOTS = "docs/results.md", "docs/img"  # beside the README
 # Blocks of the documents, each between comments with :begin and :end.
-SHORT, RESULTS, QUALITY = "highlights", "results", "quality"
+SHORT, RESULTS, QUALITY, METHODS = "highlights", "results", "quality", "methods"
 # The README's rows: the label of a row in the records, and the README's words for it.
 HIGHLIGHTS = {
     "fp32 bundle against transformers; 64 greedy tokens, prefill chunks (1, 7, 32, 90)": (
@@ -115,9 +115,12 @@ def update_documents(readme: Path, results: Sequence[Path], *, check: bool = Fal
     if plots:
         block += "\n\n" + "\n".join(f"![{title}](img/{name})" for name, (title, _) in plots.items())
     blocks = {readme: {SHORT: render_highlights(records)}, page: {RESULTS: block}}
-    if quality := [record for record in records if isinstance(record, QualityRecord)]:
-        latest = max(quality, key=lambda record: record.time)
+    quality = [record for record in records if isinstance(record, QualityRecord)]
+    if recipes := [record for record in quality if not record.compares_methods]:
+        latest = max(recipes, key=lambda record: record.time)
         blocks[page][QUALITY] = render_quality(latest.metrics)
+    if methods := {record.name: record for record in quality if record.compares_methods}:
+        blocks[page][METHODS] = render_methods(methods.values())
     files: dict[Path, str] = {path: path.read_text(encoding="utf-8") for path in folder.glob("*.svg")}
     wanted = {folder / name: svg for name, (_, svg) in plots.items()}
     for path, contents in blocks.items():

@@ -124,7 +124,8 @@ class Divergence:
 class QualityColumn:
     """One bundle: correct answers by task and by medium, divergence, size and memory in bytes.
 
-    `prose` is the divergence over a text.
+    `prose` is the divergence over a text. Where methods of rounding were compared, `method` is "nearest" or
+    "calibrated"; a decoding step reads `bytes_per_token` of weights, and `decode_rate` is in tokens a second.
     """
 
     name: str
@@ -135,6 +136,10 @@ class QualityColumn:
     peak_rss_anon_bytes: int | None = None
     peak_rss_file_bytes: int | None = None
     prose: Divergence | None = None
+    recipe: str | None = None
+    method: str | None = None
+    bytes_per_token: int | None = None
+    decode_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -155,3 +160,8 @@ class QualityRecord(TableRecord):
 
     metrics: Quality
     raw: Any = None
+
+    @property
+    def compares_methods(self) -> bool:
+        """Whether methods of rounding were compared, too."""
+        return any(column.method for column in self.metrics.columns)
