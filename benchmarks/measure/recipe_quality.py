@@ -179,10 +179,10 @@ def measure_quality(
         if [one.answer for one in replies] != [question.answer.strip() for question in questions]:
             raise UsageError(f"--answers {program}: these are answers to other questions")
     columns = [QualityColumn(program, *counts(questions, replies)) for program, replies in given.items()]
-    model = ""
+    model, methods = "", list[str | None](calibrate) or [None]
     for recipe in recipes:
         for format in formats:
-            for method in calibrate or [None]:
+            for method in methods:
                 with temporary_folder("quality") as folder:
                     column, replies = measure_bundle(
                         checkpoint, questions, recipe, format, folder, text, method
