@@ -1,6 +1,6 @@
 """The app of android_demo/ on a phone: install it, give it a model, ask it, measure it.
 
-    gemma-edge android install                       the APK that android_demo/build.sh made
+    gemma-edge android install                       the app, built by android_demo/build.sh if it is not yet
     gemma-edge android push e2b.litertlm             a model; continued after an interruption
     gemma-edge android run "Why is the sky blue?"    the answer streams here
     gemma-edge android run e2b.litertlm "..."        pushes the model first, if it is not there
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.files.typed_json import FieldError
 
+# In a checkout; what pip installed has none.
+BUILD = Path(__file__).resolve().parent.parent / "android_demo" / "build.sh"
 ACTIONS = ("install", "push", "run", "chat", "bench", "logs", "uninstall")
 
 
@@ -38,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="MODEL, PROMPT", help="a .litertlm; what to ask")
     parser.add_argument("--device", default="adb", metavar="DEVICE", help="adb (default) or adb:SERIAL")
     parser.add_argument(
-        "--apk", type=Path, metavar="FILE", help="for install (default: the one in the cache)"
+        "--apk", type=Path, metavar="FILE", help="for install (default: the cache's, or built now)"
     )
     answer = parser.add_argument_group("run and chat")
     answer.add_argument("--max-tokens", type=int, metavar="N", help="at most (default: the app's setting)")
@@ -63,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     with open_device(args.device) as device:
         app = android_app(device)
         if args.action == "install":
-            app.install(args.apk or apk_path(), sending("the app"))
+            app.install(args.apk or _built(), sending("the app"))
             tell(f"{device.spec}: installed. Next: gemma-edge android push MODEL.litertlm")
         elif args.action == "uninstall":
             app.uninstall()
@@ -79,6 +82,17 @@ def run(args: argparse.Namespace) -> int:
             else:
                 _answers(app, there, args, words)
     return 0
+
+
+def _built() -> Path:
+    """The APK in the cache, built now if a checkout is here and has not built it yet."""
+    apk = apk_path()
+    if not apk.exists() and BUILD.is_file():
+        tell(f"building the app: {BUILD} apk")
+        done = subprocess.run([BUILD, "apk", apk], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        if done.returncode:
+            raise UsageError("the app was not built; take an APK from elsewhere with --apk FILE")
+    return apk
 
 
 def _model(args: argparse.Namespace) -> tuple[Path | None, list[str]]:

@@ -241,10 +241,16 @@ def test_eighteen_damaged_files(engine: Path, model: Path, tmp_path: Path) -> No
 def test_a_session_from_load_to_recovery(engine: Path, model: Path, tmp_path: Path) -> None:
     """The app's session, with the engine: chats, a stop, Android's wish for memory, runs by a computer."""
     files = {path.stem: path for path in damaged(model, tmp_path)}
-    done = java(engine, "SessionDesk", model, files["decoder-zeros"], tmp_path)
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    stale = packed / f"{model.name}_1_2.xnnpack_cache"  # of a model of this name that is no more
+    stale.touch()
+    done = java(engine, "SessionDesk", model, files["decoder-zeros"], packed)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert not stale.exists() and list(packed.glob(f"{model.name}_*.xnnpack_cache"))
     steps = {line["step"]: line for line in map(json.loads, done.stdout.splitlines())}
-    assert steps["answered"]["text"] and "tok/s" in steps["answered"]["note"]
+    assert steps["answered"]["text"]
+    assert re.search(r"first token .* tok/s .* tokens? · context \d+ of 256$", steps["answered"]["note"])
     assert steps["answered again"]["turns"] == 4
     assert steps["stopped"]["note"].startswith("stopped · ")
     # The turn that was stopped is part of the conversation, and the next one is answered.

@@ -129,6 +129,22 @@ def test_what_is_no_apk(phone: Phone, tmp_path: Path, capsys: pytest.CaptureFixt
     assert phone.sh("find /data/local/tmp/gemma-edge/files -name '*.apk'") == ""
 
 
+def test_a_checkout_builds_its_app(
+    phone: Phone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path))
+    script = tmp_path / "build.sh"
+    script.write_text('#!/bin/sh\nmkdir -p "${2%/*}" && echo "PK $1" >"$2"\n')
+    script.chmod(0o755)
+    monkeypatch.setattr("gemma_edge.cli.android.BUILD", script)
+    assert android(phone, "install") == 0
+    assert (tmp_path / "android" / "gemma-edge.apk").read_text() == "PK apk\n"
+    (tmp_path / "android" / "gemma-edge.apk").unlink()
+    script.write_text("#!/bin/sh\nexit 1\n")
+    assert android(phone, "install") == 2
+    assert "--apk FILE" in capsys.readouterr().err
+
+
 def test_a_prompt_arrives_and_its_answer_streams(phone: Phone, capsys: pytest.CaptureFixture[str]) -> None:
     pieces = ("Air ", "scatters\n", 'blue "light" ', "überall 😀")
     phone.will_answer(*pieces, **FIGURES)

@@ -42,6 +42,10 @@ public final class App extends Application implements Host {
     /** Where `gemma-edge android push` puts models; apps may read there. */
     static final File PUSHED = new File("/data/local/tmp/gemma-edge");
 
+    /** Attachments of the message that is being written: a screen may be made anew meanwhile. */
+    final ArrayList<String> images = new ArrayList<String>();
+    final ArrayList<String> sounds = new ArrayList<String>();
+
     private final Handler screen = new Handler(Looper.getMainLooper());
     private final ExecutorService writer = Executors.newSingleThreadExecutor();
     private ChatSession session;
@@ -159,6 +163,8 @@ public final class App extends Application implements Host {
         all.add(session.conversation());
         for (File file : earlier()) all.add(shelf().look(file));
         Set<String> used = new HashSet<String>(ConversationShelf.attachments(all));
+        used.addAll(images);
+        used.addAll(sounds);
         File[] files = attachments().listFiles();
         if (files != null) for (File file : files) if (!used.contains(file.getPath())) file.delete();
     }

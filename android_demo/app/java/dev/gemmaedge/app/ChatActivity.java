@@ -2,6 +2,7 @@ package dev.gemmaedge.app;
 
 import android.Manifest;
 import android.content.Intent;
+import android.content.pm.ActivityInfo;
 import android.content.pm.PackageManager;
 import android.net.Uri;
 import android.os.Bundle;
@@ -36,8 +37,7 @@ public final class ChatActivity extends Page {
     private static final int MICROPHONE = 3;
     private static final long MEMORY_PERIOD_MS = 2000;
 
-    private final ArrayList<String> images = new ArrayList<String>();
-    private final ArrayList<String> sounds = new ArrayList<String>();
+    private String shownAttachments = "";
     private String photo = ""; // that the camera is writing
     private TurnList turns;
     private EditText message;
@@ -66,8 +66,8 @@ public final class ChatActivity extends Page {
     protected void onCreate(Bundle state) {
         super.onCreate(state);
         if (state != null) {
-            images.addAll(state.getStringArrayList("images"));
-            sounds.addAll(state.getStringArrayList("sounds"));
+            if (app.images.isEmpty()) app.images.addAll(state.getStringArrayList("images"));
+            if (app.sounds.isEmpty()) app.sounds.addAll(state.getStringArrayList("sounds"));
             photo = state.getString("photo", "");
         }
         turns = new TurnList(this);
@@ -206,8 +206,8 @@ public final class ChatActivity extends Page {
     @Override
     protected void onSaveInstanceState(Bundle state) {
         super.onSaveInstanceState(state);
-        state.putStringArrayList("images", images);
-        state.putStringArrayList("sounds", sounds);
+        state.putStringArrayList("images", app.images);
+        state.putStringArrayList("sounds", app.sounds);
         state.putString("photo", photo);
     }
 
@@ -230,6 +230,7 @@ public final class ChatActivity extends Page {
         choose.setVisibility(session.state().idle() ? View.VISIBLE : View.GONE);
         findViewById(R.id.attach).setVisibility(
             recorder != null || session.state().loaded() && card != null && (card.sees || card.hears) ? View.VISIBLE : View.GONE);
+        if (!shownAttachments.equals(app.images + "" + app.sounds)) showAttachments();
         turns.show(session.conversation().turns, session.state() == ChatState.ANSWERING ? session.words() : "");
         showSend();
         if (shown == ChatState.ANSWERING && session.state() != ChatState.ANSWERING) app.save();
@@ -238,7 +239,7 @@ public final class ChatActivity extends Page {
 
     private void showSend() {
         boolean answering = session.state() == ChatState.ANSWERING;
-        boolean something = message.getText().toString().trim().length() > 0 || !images.isEmpty() || !sounds.isEmpty();
+        boolean something = message.getText().toString().trim().length() > 0 || !app.images.isEmpty() || !app.sounds.isEmpty();
         ImageButton send = (ImageButton) findViewById(R.id.send);
         send.setImageResource(answering ? R.drawable.ic_stop : R.drawable.ic_send);
         send.setContentDescription(getString(answering ? R.string.stop : R.string.send));
@@ -251,9 +252,9 @@ public final class ChatActivity extends Page {
             session.stop();
             return;
         }
-        if (!session.send(message.getText().toString(), new ArrayList<String>(images), new ArrayList<String>(sounds))) return;
-        images.clear();
-        sounds.clear();
+        if (!session.send(message.getText().toString(), new ArrayList<String>(app.images), new ArrayList<String>(app.sounds))) return;
+        app.images.clear();
+        app.sounds.clear();
         showAttachments();
         message.setText("");
         app.save();
@@ -397,9 +398,9 @@ public final class ChatActivity extends Page {
                 app.post(new Runnable() {
                     @Override
                     public void run() {
-                        if (problem == null) images.add(target.getPath());
+                        if (problem == null) app.images.add(target.getPath());
                         else session.complain(problem);
-                        showAttachments();
+                        session.touch(); // this screen may be gone, and another one there
                     }
                 });
             }
@@ -424,13 +425,15 @@ public final class ChatActivity extends Page {
                 message.setHint(R.string.message);
                 ((ImageButton) findViewById(R.id.attach)).setImageResource(R.drawable.ic_attach);
                 findViewById(R.id.attach).setContentDescription(getString(R.string.attach));
-                if (problem == null) sounds.add(target.getPath());
+                if (problem == null) app.sounds.add(target.getPath());
                 else session.complain(problem);
-                showAttachments();
+                session.touch();
+                setRequestedOrientation(ActivityInfo.SCREEN_ORIENTATION_UNSPECIFIED);
             }
         }, app);
         ((ImageButton) findViewById(R.id.attach)).setImageResource(R.drawable.ic_stop);
         findViewById(R.id.attach).setContentDescription(getString(R.string.stop));
+        setRequestedOrientation(ActivityInfo.SCREEN_ORIENTATION_LOCKED); // a screen made anew would not know of it
         recorder.start();
     }
 
@@ -443,9 +446,10 @@ public final class ChatActivity extends Page {
 
     private void showAttachments() {
         LinearLayout strip = (LinearLayout) findViewById(R.id.attachments);
+        shownAttachments = app.images + "" + app.sounds;
         strip.removeAllViews();
-        for (String path : images) strip.addView(chip(getString(R.string.photo), path, images));
-        for (String path : sounds) strip.addView(chip(getString(R.string.sound), path, sounds));
+        for (String path : app.images) strip.addView(chip(getString(R.string.photo), path, app.images));
+        for (String path : app.sounds) strip.addView(chip(getString(R.string.sound), path, app.sounds));
         if (message != null) showSend();
     }
 

@@ -278,14 +278,22 @@ public final class ChatSession {
         inStep = false;
     }
 
-    /** The first load writes packed weights: those of other models go where there is no room beside them. */
+    /**
+     * The first load writes packed weights, as NAME_TIME_SIZE.*: those of an older file of this name go, and those of other
+     * models where there is no room beside them.
+     */
     private void makeRoom(Host.Access access, long packed) throws Problem {
         File folder = host.cacheFolder();
-        String name = new File(access.path()).getName();
-        if (name.isEmpty()) return; // opened in place: nothing is written
+        File model = new File(access.path());
+        if (access.path().isEmpty()) return; // opened in place: nothing is written
+        String present = model.getName() + "_" + model.lastModified() / 1000 + "_" + model.length() + ".";
         File[] files = folder.listFiles();
         boolean there = false;
-        if (files != null) for (File file : files) there |= file.getName().startsWith(name + "_");
+        if (files != null)
+            for (File file : files) {
+                there |= file.getName().startsWith(present);
+                if (file.getName().startsWith(model.getName() + "_") && !file.getName().startsWith(present)) file.delete();
+            }
         if (there || folder.getUsableSpace() > packed + SPARE) return;
         if (files != null) for (File file : files) file.delete();
         if (folder.getUsableSpace() < packed + SPARE)
@@ -401,12 +409,14 @@ public final class ChatSession {
             return;
         }
         sampleMemory();
+        final int used = engine.tokens();
         host.post(new Runnable() {
             @Override
             public void run() {
                 turn.note = (answer.stopped ? "stopped · " : answer.tokens >= settings.maxTokens ? "cut at "
                     + Words.count(settings.maxTokens) + " tokens · " : "")
-                    + Words.speed(answer.firstToken, answer.perSecond, answer.tokens);
+                    + Words.speed(answer.firstToken, answer.perSecond, answer.tokens)
+                    + " · context " + Words.count(used) + " of " + Words.count(card.context);
                 if (answer.stopped) inStep = false; // what was shown counts, not what the engine had in mind
                 move(ChatState.Event.ANSWERED);
                 done();
@@ -652,6 +662,11 @@ public final class ChatSession {
         whenReady = null;
         if (log != null) host.log(log.problem(found.getMessage()));
         log = null;
+        changed();
+    }
+
+    /** Shows the screens anew, for what they show beside the session. */
+    public void touch() {
         changed();
     }
 

@@ -30,11 +30,4 @@ public final class Wav {
         file.seek(0);
         file.write(header((int) bytes));
     }
-
-    /** The loudest of some samples, 0 to 1: a level meter. */
-    public static double level(short[] samples, int count) {
-        int loudest = 0;
-        for (int i = 0; i < count; i++) loudest = Math.max(loudest, Math.abs((int) samples[i]));
-        return loudest / 32768.0;
-    }
 }
