@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 
 from gemma_edge.benchmarks.measure.export_cost import record_export
+from gemma_edge.benchmarks.measure.planned_machine import known_machine
 from gemma_edge.cli.bundle_options import add_max_kl, check_max_kl
-from gemma_edge.cli.plan import add_known_device, known_machine, wishes_of
+from gemma_edge.cli.plan import add_known_device, wishes_of
 from gemma_edge.export.device_plans import rank_plans
 from gemma_edge.export.exporter import (
     DEFAULT_CHUNK,

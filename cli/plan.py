@@ -15,25 +15,21 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gemma_edge.benchmarks.records.results_file import read_records
-from gemma_edge.benchmarks.records.rows import BenchRow
+from gemma_edge.benchmarks.measure.planned_machine import asked_machine, known_machine, measured_speeds
 from gemma_edge.cli.device_options import LOCAL, add_device
 from gemma_edge.cli.text_table import text_table
-from gemma_edge.devices.base import Device
-from gemma_edge.devices.known_devices import formats_for, known_device, known_devices
-from gemma_edge.devices.machine.bandwidth import Bandwidth, bandwidth_argv
+from gemma_edge.devices.known_devices import known_devices
 from gemma_edge.devices.open_device import open_device
 from gemma_edge.export.device_plans import MIN_SPEED, DevicePlan, Machine, Wishes, rank_plans
-from gemma_edge.runtime.console import tell, without_controls
+from gemma_edge.runtime.console import without_controls
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import format_size, parse_size
 
 UNKNOWN, UNMEASURED = "not known", "not measured"
-PROBE_SECONDS = 2.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -91,8 +87,12 @@ def run(args: argparse.Namespace) -> int:
     """Prints the plans and the command of the first."""
     if args.known_device and args.device:
         raise UsageError("--for names a device that is known, --device one that is asked: give one of them")
+    if args.min_quality is not None and not 0 <= args.min_quality <= 100:
+        raise UsageError(f"--min-quality is a percentage from 0 to 100, not {args.min_quality:g}")
+    if not args.min_speed >= 0:
+        raise UsageError(f"--min-speed must be 0 or more, not {args.min_speed:g}")
     wishes = replace(wishes_of(args), min_quality=args.min_quality, min_speed=args.min_speed)
-    speeds = _measured_speeds(args.results) if args.results else {}
+    speeds = measured_speeds(args.results) if args.results else {}
     if args.known_device:
         machine = known_machine(args.known_device)
     else:
@@ -115,37 +115,6 @@ def wishes_of(args: argparse.Namespace) -> Wishes:
     modalities = None if args.modalities is None else [m.strip() for m in args.modalities.split(",")]
     ceiling = parse_size(args.ceiling) if args.ceiling else None
     return Wishes(args.context, modalities, ceiling)
-
-
-def known_machine(name: str) -> Machine:
-    """A device of `known_devices.toml`. Raises UsageError if there is none of this name."""
-    device = known_device(name)
-    usable, memory = format_size(device.usable_bytes), format_size(device.memory_bytes)
-    speed = "bandwidth not known"
-    if device.bandwidth_gb_s:
-        speed = f"{device.bandwidth_gb_s:g} GB/s ({device.kind}: {device.sources[0]})"
-    return Machine(
-        f"{name}, {device.title}: we assume {usable} of {memory} for a model; {speed}",
-        device.usable_bytes,
-        formats_for(device.system, device.arch, device.cpu_flags),
-        device.bandwidth_gb_s,
-    )
-
-
-def asked_machine(device: Device) -> Machine:
-    """A device that tells of itself, and whose bandwidth is measured now if it has Python."""
-    facts = device.facts
-    formats = formats_for(facts.system, facts.arch, facts.cpu_flags)
-    gb_s, speed = None, "bandwidth not known"
-    if facts.python and facts.system != "Android":
-        threads = len(facts.big_cores) or facts.cores or 1
-        tell(f"measuring the bandwidth of {device.spec} with {threads} threads")
-        run = device.run(bandwidth_argv(device.python(), threads, PROBE_SECONDS), timeout=120)
-        gb_s = run.parse(Bandwidth, "the bandwidth probe").median_gb_s
-        speed = f"{gb_s:.1f} GB/s (measured now)"
-    memory = f"{format_size(facts.memory_available_bytes)} of {format_size(facts.memory_bytes)} available"
-    name = f"{facts.name or device.spec}, {facts.cpu}: {memory}; {speed}"
-    return Machine(name, facts.memory_available_bytes, formats, gb_s)
 
 
 def export_command(args: argparse.Namespace, plan: DevicePlan) -> str:
@@ -212,13 +181,3 @@ def _as_json(plan: DevicePlan) -> dict[str, object]:
         "speed_measured": plan.measured,
         "options": plan.options(),
     }
-
-
-def _measured_speeds(path: Path) -> Mapping[tuple[str, str, int], float]:
-    """The decode tests of a results file, by format, recipe and bytes a token; the fastest of each."""
-    found: dict[tuple[str, str, int], float] = {}
-    for row in read_records(path):
-        if isinstance(row, BenchRow) and row.n_gen and row.format and row.recipe and row.bytes_per_token:
-            key = (row.format, row.recipe, row.bytes_per_token)
-            found[key] = max(found.get(key, 0.0), row.median_ts)
-    return found

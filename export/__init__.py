@@ -17,6 +17,7 @@ from gemma_edge.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from gemma_edge.export.checkpoint.checkpoint import Checkpoint
+    from gemma_edge.export.device_plans import DevicePlan, Machine, Wishes, rank_plans
     from gemma_edge.export.exporter import Exported, export_bundle, plan_export
     from gemma_edge.export.gate.parity import Agreement, verify_bundle
     from gemma_edge.export.plan import Plan
@@ -29,14 +30,18 @@ else:
         {
             "Agreement": "gate.parity",
             "Checkpoint": "checkpoint.checkpoint",
+            "DevicePlan": "device_plans",
             "Exported": "exporter",
+            "Machine": "device_plans",
             "Plan": "plan",
             "Recipe": "weights.recipe",
             "Sliced": "slicer",
+            "Wishes": "device_plans",
             "export_bundle": "exporter",
             "list_recipes": "weights.recipe",
             "load_recipe": "weights.recipe",
             "plan_export": "exporter",
+            "rank_plans": "device_plans",
             "slice_checkpoint": "slicer",
             "synthesize": "synth.synth_checkpoint",
             "verify_bundle": "gate.parity",
@@ -46,14 +51,18 @@ else:
 __all__ = [
     "Agreement",
     "Checkpoint",
+    "DevicePlan",
     "Exported",
+    "Machine",
     "Plan",
     "Recipe",
     "Sliced",
+    "Wishes",
     "export_bundle",
     "list_recipes",
     "load_recipe",
     "plan_export",
+    "rank_plans",
     "slice_checkpoint",
     "synthesize",
     "verify_bundle",

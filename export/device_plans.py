@@ -51,11 +51,10 @@ class Machine:
     """What a plan is made for.
 
     Attributes:
-        name: for people.
+        name: for people, with where its numbers come from.
         memory: bytes that a model may take.
         formats: those that run there, the recommended one first.
         bandwidth_gb_s: 10^9 bytes a second that memory gives; None where nobody has measured it.
-        said_by: where that number comes from, for people.
         speeds: measured tokens a second of decoding, by format, recipe and bytes a token.
     """
 
@@ -63,7 +62,6 @@ class Machine:
     memory: int
     formats: tuple[str, ...]
     bandwidth_gb_s: float | None = None
-    said_by: str = ""
     speeds: Mapping[tuple[str, str, int], float] = field(default_factory=dict)
 
 
@@ -142,7 +140,8 @@ def rank_plans(
         bundles: folders that may hold bundles of this checkpoint, whose measured KL counts.
 
     Raises:
-        UsageError: a context or modality that the model does not have, or no slice of the wanted quality.
+        UsageError: a context or modality that the model does not have, no slice of the wanted quality, or no
+            such folder of bundles.
         CeilingError: nothing fits; the message says what comes nearest.
     """
     config, towers = describe_source(source, wishes.modalities)
@@ -285,6 +284,9 @@ def _measured_kl(
     source: str, sizes: Sequence[_Size], folders: Sequence[Path]
 ) -> dict[tuple[str, str, str, str], float]:
     """The mean KL that gates have measured of a checkpoint's bundles, by slice, format, recipe, KV cache."""
+    for folder in folders:
+        if not folder.exists():
+            raise UsageError(f"{folder}: no such folder of bundles")
     if not folders or not has_weights(resolve(source)):
         return {}
     with Checkpoint.open(resolve(source), []) as checkpoint:

@@ -66,6 +66,18 @@ def test_device_behind_ssh_is_measured_like_this_machine(
     assert session["workload"]["threads"] == len(session["device_facts"]["big_cores"])
 
 
+def test_a_device_behind_ssh_is_planned_for(
+    device_url: str,
+    tiny_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("gemma_edge.benchmarks.measure.planned_machine.PROBE_SECONDS", 0.05)
+    assert main(["plan", str(tiny_checkpoint), "--device", device_url, "--context", "64"]) == 0
+    out = capsys.readouterr().out
+    assert "GB/s (measured now)" in out and out.splitlines()[-1].startswith("gemma-edge export ")
+
+
 @limited
 def test_ceiling_is_enforced_on_a_device_that_lets_us(
     device_url: str, tiny_bundle: Path, tmp_path: Path
