@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_edge.export.checkpoint.checkpoint import SLICE_NAME
+from gemma_edge.export.checkpoint.checkpoint import SLICE_NAME, public_name
 from gemma_edge.export.checkpoint.new_checkpoint import check_new, lay_out_shards, new_checkpoint, write_index
 from gemma_edge.export.checkpoint.open_source import open_source
 from gemma_edge.export.checkpoint.shards import INDEX_NAME
@@ -111,7 +111,7 @@ def _cuts(slice: Slice, config: TextConfig) -> bool:
 def _documents(checkpoint: SlicedCheckpoint, source: str | Path) -> Mapping[str, Any]:
     """The files that differ from the whole model's: config.json, and what was cut from which checkpoint."""
     record = checkpoint.changes()["slice"]
-    whole = {"name": str(source), "revision": checkpoint.whole.revision()}
+    whole = {"name": public_name(str(source)), "revision": checkpoint.whole.revision()}
     return {"config.json": checkpoint.config_json, SLICE_NAME: {**record, "of": whole}}
 
 
