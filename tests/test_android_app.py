@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shutil
 import struct
@@ -36,7 +37,8 @@ from support.repository import ROOT
 DEMO = ROOT / "android_demo"
 APP = DEMO / "app"
 ANDROID = "{http://schemas.android.com/apk/res/android}"
-TOOLS = Path("/var/cache/gemma-edge/android-tools/usr/share/java/com.android.dx.jar")
+TOOLS = Path(os.environ.get("ANDROID_TOOLS", "/var/cache/gemma-edge/android-tools"))
+DX = TOOLS / "usr/share/java/com.android.dx.jar"
 POCKET = ROOT / "pocket" / "checkpoint"
 QUESTION = "Why is the sky blue?"
 PAGE = 16_384
@@ -297,8 +299,8 @@ def apk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     needs("aapt", "apksigner", "zipalign", "javac", "readelf", "dexdump")
     if not (shutil.which("clang") or shutil.which("clang-16")):
         pytest.skip("no clang (tests/install.sh)")
-    if not TOOLS.exists():
-        pytest.skip(f"no {TOOLS} (tests/install.sh)")
+    if not DX.exists():
+        pytest.skip(f"no {DX} (tests/install.sh)")
     path = tmp_path_factory.mktemp("apk") / "app.apk"
     build("apk", path)
     return path

@@ -80,6 +80,19 @@ public final class App extends Application implements Host {
         return stored.getString("model", "");
     }
 
+    /** The model that a computer means that names none: that of the last time, or else the newest on this phone; or "". */
+    String likelyModel() {
+        String likely = lastModel();
+        long newest = -1;
+        if (likely.isEmpty())
+            for (String where : models())
+                if (new File(where).lastModified() > newest) {
+                    newest = new File(where).lastModified();
+                    likely = where;
+                }
+        return likely;
+    }
+
     void rememberModel(String where) {
         stored.edit().putString("model", where).apply();
     }

@@ -165,7 +165,8 @@ public final class ChatActivity extends Page {
             return;
         }
         final String run = text(intent, "run");
-        final String model = text(intent, "model");
+        String named = text(intent, "model");
+        final String model = named.isEmpty() && session.where().isEmpty() ? app.likelyModel() : named;
         session.remote(run, model, new Runnable() {
             @Override
             public void run() {
