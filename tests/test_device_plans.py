@@ -58,6 +58,7 @@ def test_every_known_device_has_what_a_plan_needs() -> None:
 # The order. ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_best_slice_that_fits_and_is_fast_enough_comes_first(shapes: Mapping[str, str]) -> None:
     machine = Machine("a board", 2 * GIB, ("onnx",), 10.0)
     wishes = Wishes(min_speed=6.0)
@@ -97,6 +98,7 @@ def test_what_every_plan_holds_at_least(shapes: Mapping[str, str]) -> None:
         assert 0.9 * layout.size < floor <= layout.size
 
 
+@pytest.mark.slow
 def test_mapped_weights_count_for_the_machine_and_not_for_a_ceiling(tiny_checkpoint: Path) -> None:
     machine = Machine("a board", GIB, ("tflite",), 10.0)
     [plan, *_] = rank_plans(str(tiny_checkpoint), machine, Wishes(context=64, modalities=["text"]))
@@ -104,6 +106,7 @@ def test_mapped_weights_count_for_the_machine_and_not_for_a_ceiling(tiny_checkpo
     assert plan.memory_bytes == plan.plan.needed_bytes + plan.mapped_bytes
 
 
+@pytest.mark.slow
 def test_a_shorter_context_is_taken_only_where_it_is_needed(shapes: Mapping[str, str]) -> None:
     fits = rank_plans(shapes["e2b"], ROOMY, Wishes())
     assert {plan.plan.context for plan in fits} == {4096}
@@ -165,6 +168,7 @@ def test_a_quality_that_is_asked_for(shapes: Mapping[str, str], tiny_checkpoint:
         rank_plans(str(tiny_checkpoint), ROOMY, Wishes(min_quality=1.0))
 
 
+@pytest.mark.slow
 def test_a_ceiling_is_of_anonymous_memory(shapes: Mapping[str, str]) -> None:
     plans = rank_plans(shapes["e4b"], ROOMY, Wishes(ceiling=2 * GIB))
     assert plans and all(plan.plan.needed_bytes <= 2 * GIB for plan in plans)
