@@ -19,13 +19,14 @@ class Response:
 
     Attributes:
         body: of a stream: the data of its events; otherwise the JSON.
-        first_s: seconds from the request to the first piece of text.
+        first_s, last_s: seconds from the request to the first and to the last piece of text.
         complete: False for one that was left.
     """
 
     status: int = 0
     body: list[Any] = field(default_factory=list)
     first_s: float | None = None
+    last_s: float = 0.0
     seconds: float = 0.0
     complete: bool = False
 
@@ -67,8 +68,9 @@ class LoadClient:
         else:
             async for item in self._events(reader):
                 response.body.append(item)
-                if response.first_s is None and _has_text(item):
-                    response.first_s = time.perf_counter() - started
+                if _has_text(item):
+                    response.last_s = time.perf_counter() - started
+                    response.first_s = response.first_s or response.last_s
                 if leave_after is not None and len(response.body) >= leave_after:
                     self.close()
                     return response

@@ -40,7 +40,8 @@ class ServeFigures:
 
     Attributes:
         library_ttft_ms, serve_ttft_ms: medians of the same prompts, asked in turn.
-        library_token_ms, serve_token_ms: between tokens, medians of answers.
+        library_token_ms, serve_token_ms: from the first to the last piece of text, for each token but the
+            first; medians of answers.
         times_ms: the samples of these four, by their names.
         sent, wrong: requests of the load by how they were asked; those that got another response.
         lost: requests without a response.
@@ -186,7 +187,7 @@ def _compare(model: Model, port: int, pairs: int, tokens: int, figures: ServeFig
         response = await client.ask(CHAT, body)
         usage = response.body[-1]["usage"]
         first = response.first_s or 0.0
-        add("serve", first, (response.seconds - first) / (usage["completion_tokens"] - 1))
+        add("serve", first, (response.last_s - first) / (usage["completion_tokens"] - 1))
 
     def add(who: str, first_s: float, token_s: float) -> None:
         times[f"{who}_ttft_ms"].append(1000 * first_s)
@@ -197,14 +198,14 @@ def _compare(model: Model, port: int, pairs: int, tokens: int, figures: ServeFig
             # Prompts that begin in another way each time: nothing of them is in a cache.
             messages = [{"role": "user", "content": f"{number} {number * 7} is a number. " * 8}]
             options: dict[str, Any] = {"max_tokens": tokens, "temperature": 0}
-            started, first = time.perf_counter(), 0.0
+            started, first, last = time.perf_counter(), 0.0, 0.0
             stream = model.generate(
                 messages, stream=True, logit_bias=ends, max_tokens=tokens, temperature=0.0
             )
             for _ in stream:
-                first = first or time.perf_counter() - started
-            whole = time.perf_counter() - started
-            add("library", first, (whole - first) / (stream.completion.usage.completion_tokens - 1))
+                last = time.perf_counter() - started
+                first = first or last
+            add("library", first, (last - first) / (stream.completion.usage.completion_tokens - 1))
             extra = {"stream": True, "stream_options": {"include_usage": True}, "logit_bias": by_name}
             await serve(json.dumps({"messages": messages, **options, **extra}).encode())
 
