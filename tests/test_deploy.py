@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -21,7 +24,8 @@ from gemma_edge.devices.install import fetch_wheels
 from gemma_edge.devices.push import FileDevice
 from gemma_edge.runtime.errors import DeviceError
 from support.device_servers import Sshd, sshd_missing
-from support.processes import PATIENCE_S, wait_for
+from support.processes import PATIENCE_S, ended, wait_for
+from support.systemd_server import SystemdServer, systemd_missing
 
 SAMPLES = Path(__file__).parents[1] / "pocket" / "checkpoint" / "samples"
 PICTURE, SOUND = SAMPLES / "image-what-0.png", SAMPLES / "speech-commands-0.wav"
@@ -35,7 +39,8 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("board")
     (folder / "home").mkdir()
-    server, patch = Sshd(folder, folder / "home"), pytest.MonkeyPatch()
+    kind = Sshd if systemd_missing() else SystemdServer
+    server, patch = kind(folder, folder / "home"), pytest.MonkeyPatch()
     server.start()
     patch.setenv("GEMMA_EDGE_SSH_CONFIG", str(server.config))
     yield server
@@ -240,14 +245,30 @@ def test_the_unit_is_one(tmp_path: Path) -> None:
     assert UNIT not in checked.stderr, checked.stderr
 
 
-def test_serve_needs_a_systemd_that_answers(deployed: Sshd, bundle: Path, said) -> None:  # type: ignore[no-untyped-def]
-    """There is none for users in most containers; where there is one, the service runs."""
-    code, _, err = said("deploy", bundle, deployed.url, "--serve", "--port", "8765")
-    assert code in (0, 4), err
-    if code:
-        assert err.strip().splitlines()[-1].startswith("gemma-edge: error: ")
-    else:
-        assert "The service is active" in err
+def test_serve(deployed: Sshd, bundle: Path, said) -> None:  # type: ignore[no-untyped-def]
+    """A living systemd starts the unit, and again after a crash; without one, that is told."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    has = isinstance(deployed, SystemdServer) and deployed.has_systemd()
+    code, _, err = said("deploy", bundle, deployed.url, "--serve", "--port", port)
+    if not has:
+        assert code == 4 and err.strip().splitlines()[-1].startswith("gemma-edge: error: ")
+        return
+    assert code == 0 and "The service is active" in err, err
+
+    def serving() -> list[int]:
+        return [pid for pid in ours(deployed) if b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/v1/models") as answer:
+            return bool(json.load(answer)["data"])
+        return False
+
+    wait_for(answers, "the service does not answer")
+    (before,) = serving()
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: ended(before) and answers(), "systemd does not start it again")
 
 
 # Refusals.
@@ -344,6 +365,7 @@ def test_uninstall_leaves_nothing(deployed: Sshd, said) -> None:  # type: ignore
         path.relative_to(home(deployed)).as_posix() for path in home(deployed).rglob("*") if path.is_file()
     ]
     assert left == [".gemma-edge/mine.txt"]
+    wait_for(lambda: not ours(deployed), "the service goes on")
     (root / "mine.txt").unlink()
     assert said("deploy", deployed.url, "--uninstall")[0] == 0
     assert not root.exists() and not (home(deployed) / ".local" / "bin").exists()
