@@ -89,6 +89,14 @@ def ours(board: Sshd) -> list[int]:
     return found
 
 
+def command_of(pid: int) -> str:
+    """Its words, with zeros between; "" once it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
 def test_what_is_there_after_deploy(deployed: Sshd, bundle: Path) -> None:
     root = home(deployed) / ".gemma-edge"
     assert not list(root.rglob("*.whl"))
@@ -124,12 +132,22 @@ def test_environments_in_use_or_of_others_stay(deployed: Sshd, bundle: Path, sai
     noted = json.loads(record.read_text())
     assert noted["made"] == [str(current)]
     record.write_text(json.dumps({**noted, "made": [str(current), str(busy), str(idle)]}))
-    with subprocess.Popen([busy / "bin" / "python", "600"]) as process:
-        code, _, err = said("deploy", bundle, deployed.url)
-        assert code == 0
-        assert set(root.glob("python-*")) == {current, others, busy}
-        assert str(others) in err and str(busy) in err
-        process.kill()
+    started = f"{busy}/bin/python"
+
+    def at_work() -> list[int]:
+        return [pid for pid in ours(deployed) if command_of(pid).startswith(started)]
+
+    ssh = ["ssh", "-F", str(deployed.config), "-p", str(deployed.port), "127.0.0.1", f"exec {started} 600"]
+    with subprocess.Popen(ssh, stdin=subprocess.DEVNULL):
+        wait_for(at_work, "it does not run there")
+        try:
+            code, _, err = said("deploy", bundle, deployed.url)
+        finally:
+            for pid in at_work():
+                os.kill(pid, signal.SIGKILL)
+    assert code == 0
+    assert set(root.glob("python-*")) == {current, others, busy}
+    assert str(others) in err and str(busy) in err
     assert said("deploy", bundle, deployed.url)[0] == 0
     assert set(root.glob("python-*")) == {current, others}
     shutil.rmtree(others)
@@ -258,7 +276,7 @@ def test_serve(deployed: Sshd, bundle: Path, said) -> None:  # type: ignore[no-u
     assert code == 0 and "The service is active" in err, err
 
     def serving() -> list[int]:
-        return [pid for pid in ours(deployed) if b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [pid for pid in ours(deployed) if "\0serve\0" in command_of(pid)]
 
     def answers() -> bool:
         with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/v1/models") as answer:
@@ -266,7 +284,7 @@ def test_serve(deployed: Sshd, bundle: Path, said) -> None:  # type: ignore[no-u
         return False
 
     wait_for(answers, "the service does not answer")
-    (before,) = serving()
+    before = serving()[0]
     os.kill(before, signal.SIGKILL)
     wait_for(lambda: ended(before) and answers(), "systemd does not start it again")
 
@@ -293,7 +311,7 @@ def test_a_command_of_somebody_else_stays(board: Sshd, bundle: Path, said) -> No
     [
         (["deploy", "ssh://pi"], 2, "name the bundle"),
         (["deploy", "{bundle}", "adb"], 2, "expected"),
-        (["run", "{bundle}", "--device", "adb", "Hi"], 2, "Android takes `bench` alone"),
+        (["run", "{bundle}", "--device", "adb", "--batch", "x.jsonl"], 2, "--batch"),
         (["deploy", "{bundle}", "ssh://-oProxyCommand=x"], 2, "expected ssh://"),
         (["deploy", "{bundle}", "ssh://pi:secret@host"], 2, "keys, not passwords"),
         (["deploy", "{bundle}", "ssh://pi", "--uninstall"], 2, "leave"),
