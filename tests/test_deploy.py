@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from gemma_edge.devices.install import fetch_wheels
 from gemma_edge.devices.push import FileDevice
 from gemma_edge.runtime.errors import DeviceError
 from support.device_servers import Sshd, sshd_missing
+from support.loopback_port import spare_port
 from support.processes import PATIENCE_S, ended, wait_for
 from support.systemd_server import SystemdServer, systemd_missing
 
@@ -265,9 +265,7 @@ def test_the_unit_is_one(tmp_path: Path) -> None:
 
 def test_serve(deployed: Sshd, bundle: Path, said) -> None:  # type: ignore[no-untyped-def]
     """A living systemd starts the unit, and again after a crash; without one, that is told."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = spare_port()
     has = isinstance(deployed, SystemdServer) and deployed.has_systemd()
     code, _, err = said("deploy", bundle, deployed.url, "--serve", "--port", port)
     if not has:
@@ -278,8 +276,10 @@ def test_serve(deployed: Sshd, bundle: Path, said) -> None:  # type: ignore[no-u
     def serving() -> list[int]:
         return [pid for pid in ours(deployed) if "\0serve\0" in command_of(pid)]
 
+    models = f"http://127.0.0.1:{port}/v1/models"
+
     def answers() -> bool:
-        with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/v1/models") as answer:
+        with contextlib.suppress(OSError), urlopen(models, timeout=60) as answer:
             return bool(json.load(answer)["data"])
         return False
 

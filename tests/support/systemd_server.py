@@ -5,6 +5,7 @@ Both run in namespaces of their own, with a /run of their own; the machine's own
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -56,7 +57,15 @@ class SystemdServer(Sshd):
             os.kill(pid, signal.SIGKILL)  # the namespace's first process, and with it all others
         self._process.wait()
         for folder, _, _ in os.walk(self._group, topdown=False):
-            os.rmdir(folder)
+            # It may be in use for a moment after its last process.
+            wait_for(lambda folder=folder: _removed(folder), f"{folder} is in use")
+
+
+def _removed(folder: str) -> bool:
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+        return True
+    return False
 
 
 def _groups() -> list[Path]:
