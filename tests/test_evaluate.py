@@ -95,6 +95,8 @@ def test_counting() -> None:
     )
     # Wilson's interval of 8 in 10, as published: 0.490 to 0.943.
     assert evaluate.interval(Score(8, 10)) == pytest.approx((0.490, 0.943), abs=5e-4)
+    for total in range(1, 100):  # no bound leaves 0 to 1, and none prints as -0.0%
+        assert evaluate.interval(Score(0, total))[0] >= 0 and evaluate.interval(Score(total, total))[1] <= 1
     assert "all      2 of 3      66.7%" in format_scores(scores(given))
 
 

@@ -76,7 +76,8 @@ def interval(score: Score, z: float = 1.96) -> tuple[float, float]:
     """Wilson's interval of 95 % for the share that more such questions would give."""
     n, p = score.total, score.share
     middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+    low, high = (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+    return max(0.0, low), min(1.0, high)  # rounding may leave them
 
 
 def read_questions(path: str | Path) -> list[Question]:
