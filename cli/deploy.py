@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
             tell(f"The service is {serve(device, ['--port', str(args.port)])}.")
         for each in tidy(device, found):
             tell(f"Another environment of gemma-edge stays there, for `bench` or another computer: {each}")
+            tell(f"If nobody uses it, remove it there: rm -r {shlex.quote(each)}")
         _doctor(device, found)
         _tell_how(device, found, args.port if args.serve else None)
     return 0
