@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
@@ -91,6 +92,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[WITHOUT_FAST] = {item.path.stem for item in items} - fast
 
 
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line: its exit code, and what it wrote to stdout and stderr."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        return code, *capsys.readouterr()
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
@@ -130,6 +143,17 @@ def exact_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
     """`tiny_checkpoint` at fp32, whose logits hardly depend on the CPU, context 256. Not to be changed."""
     folder = tmp_path_factory.mktemp("bundle") / "fp32"
     return export_bundle(tiny_checkpoint, folder, recipe="fp32", context=256, chunk=64, verify=False).path
+
+
+@pytest.fixture(scope="session", params=["onnx", "tflite"])
+def engine_bundle(
+    request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """`tiny_checkpoint` at int8, not verified, context 400, for each engine in turn. Not to be changed."""
+    out = tmp_path_factory.mktemp("engine") / request.param
+    return export_bundle(
+        tiny_checkpoint, out, recipe="int8", context=400, verify=False, format=request.param
+    ).path
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from gemma_edge.benchmarks.output.table import render_table
 from gemma_edge.benchmarks.records.measurement import PrefixRun, PrefixStart
 from gemma_edge.benchmarks.records.results_file import parse_record, read_records
 from gemma_edge.cli.main import main
-from gemma_edge.export.exporter import export_bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.files.cache_folder import cache_folder
 from gemma_edge.runtime.files.typed_json import FieldError, to_json
@@ -32,23 +31,13 @@ RUN = PrefixRun(
 )
 
 
-@pytest.fixture(scope="module", params=["onnx", "tflite"])
-def bundle(
-    request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    out = tmp_path_factory.mktemp("prefix") / request.param
-    return export_bundle(
-        tiny_checkpoint, out, recipe="int8", context=400, verify=False, format=request.param
-    ).path
-
-
 def test_a_session_measures_starts_of_both_kinds(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "busy_cores", lambda: None)
     monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "cache"))
     rows, record = tmp_path / "r.jsonl", tmp_path / "table.jsonl"
-    argv = ["bench", str(bundle), *SMALL, "--prefix", "300", "-o", str(rows), "--record", str(record)]
+    argv = ["bench", str(engine_bundle), *SMALL, "--prefix", "300", "-o", str(rows), "--record", str(record)]
     assert main([*argv, "--name", "tiny"]) == 0
     (row,) = (row for row in read_rows(rows) if row["kind"] == "prefix")
     assert (row["prefix_tokens"], row["test"], row["name"]) == (300, "prefix 300", "tiny")
@@ -76,16 +65,16 @@ def test_a_row_survives_the_file_and_is_shown() -> None:
 
 
 def test_a_cache_that_keeps_nothing_is_an_error_and_no_figure(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "cache"))  # the limit would empty the usual one
     monkeypatch.setenv("GEMMA_EDGE_CACHE_LIMIT", "1KiB")
     with pytest.raises(DeviceError, match="did not keep the prefix"):
-        prefix_times.measure_prefix(bundle, Workload(prefix=200, reps=1, threads=1))
+        prefix_times.measure_prefix(engine_bundle, Workload(prefix=200, reps=1, threads=1))
 
 
-def test_what_does_not_fit_is_refused_before_anything_runs(bundle: Path) -> None:
+def test_what_does_not_fit_is_refused_before_anything_runs(engine_bundle: Path) -> None:
     with pytest.raises(UsageError, match="do not fit a context of 400"):
         Workload(prefix=400).check(400)
-    assert main(["bench", str(bundle), "--prefix", "390"]) == 2
-    assert main(["bench", str(bundle), "--prefix", "20"]) == 2
+    assert main(["bench", str(engine_bundle), "--prefix", "390"]) == 2
+    assert main(["bench", str(engine_bundle), "--prefix", "20"]) == 2

@@ -25,22 +25,22 @@ SMALL = ["-p", "16", "-n", "0", "-r", "2", "-t", "1", "--requests", "0", "--band
 RUN = SpeculationRun("copied", 65, (8.0, 6.0, 7.0), (2.0, 1.0, 1.75), 60, 56, {"2": 1.2})
 
 
-@pytest.fixture(scope="module", params=["onnx", "tflite"])
-def bundle(
-    request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    out = tmp_path_factory.mktemp("speculation") / request.param
-    return export_bundle(
-        tiny_checkpoint, out, recipe="int8", context=256, verify=False, format=request.param
-    ).path
-
-
 def test_a_session_measures_each_text_both_ways(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "busy_cores", lambda: None)
     rows, record = tmp_path / "r.jsonl", tmp_path / "table.jsonl"
-    argv = ["bench", str(bundle), *SMALL, "--speculate", "64", "-o", str(rows), "--record", str(record)]
+    argv = [
+        "bench",
+        str(engine_bundle),
+        *SMALL,
+        "--speculate",
+        "64",
+        "-o",
+        str(rows),
+        "--record",
+        str(record),
+    ]
     assert main([*argv, "--name", "tiny"]) == 0
     measured = {row["text"]: row for row in read_rows(rows) if row["kind"] == "speculation"}
     assert set(measured) == {"copied", "edited", "shuffled"}
@@ -69,13 +69,13 @@ def test_a_row_survives_the_file_and_is_shown() -> None:
 
 
 def test_what_cannot_be_measured_is_refused(
-    bundle: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UsageError, match="do not fit a context of 256"):
         Workload(speculate=128).check(256)
-    assert main(["bench", str(bundle), *SMALL, "--speculate", "200"]) == 2
-    assert "401 tokens do not fit a context of 256" in capsys.readouterr().err
-    assert main(["bench", str(bundle), *SMALL, "--speculate", "1"]) == 2
+    assert main(["bench", str(engine_bundle), *SMALL, "--speculate", "200"]) == 2
+    assert "401 tokens do not fit a context of 400" in capsys.readouterr().err
+    assert main(["bench", str(engine_bundle), *SMALL, "--speculate", "1"]) == 2
     plain = export_bundle(tiny_checkpoint, tmp_path / "plain", context=64, chunk=1, verify=False).path
     with pytest.raises(UsageError, match="verifies no drafts"):
         measure_speculation(plain, Workload(speculate=16, reps=1, threads=1))

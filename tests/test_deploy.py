@@ -60,19 +60,6 @@ def deployed(board: Sshd, bundle: Path) -> Sshd:
     return board
 
 
-Said = tuple[int, str, str]
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Iterator[object]:
-    def call(*words: object) -> Said:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        return code, *capsys.readouterr()
-
-    return call  # type: ignore[return-value]
-
-
 def home(board: Sshd) -> Path:
     return board.folder / "home"
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from gemma_edge.cli.main import main
 from gemma_edge.devices import open_device
 from gemma_edge.devices.native_model import NativeModel
 from gemma_edge.devices.push import FileDevice
@@ -62,19 +61,6 @@ def phone(linux_runner: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     yield server
     patch.undo()
     server.close()
-
-
-Said = tuple[int, str, str]
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Iterator[object]:
-    def call(*words: object) -> Said:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        return code, *capsys.readouterr()
-
-    return call  # type: ignore[return-value]
 
 
 def running() -> list[int]:

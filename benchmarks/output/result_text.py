@@ -12,6 +12,7 @@ from gemma_edge.benchmarks.records.record import Head
 from gemma_edge.benchmarks.records.results_file import append_record, json_line
 from gemma_edge.benchmarks.records.rows import (
     BenchRow,
+    BundleRow,
     EncodeRow,
     PrefixRow,
     Row,
@@ -93,18 +94,10 @@ def to_markdown(rows: Sequence[Head]) -> str:
         several = len({row.device for row in tests}) > 1
         head = ["model", "engine", "threads", "test", "tok/s", "median", "of bandwidth"]
         lines += _table(_with_device(head, "device", several), (_test_cells(row, several) for row in tests))
-    if encoders := [row for row in rows if isinstance(row, EncodeRow)]:
-        several = len({row.device for row in encoders}) > 1
-        cells = (_with_device(encode_cells(row), row.device, several) for row in encoders)
-        lines += ["", *_table(_with_device(ENCODE_HEAD, "device", several), cells)]
-    if prefixes := [row for row in rows if isinstance(row, PrefixRow)]:
-        several = len({row.device for row in prefixes}) > 1
-        cells = (_with_device(prefix_cells(row), row.device, several) for row in prefixes)
-        lines += ["", *_table(_with_device(PREFIX_HEAD, "device", several), cells)]
-    if speculated := [row for row in rows if isinstance(row, SpeculationRow)]:
-        several = len({row.device for row in speculated}) > 1
-        cells = (_with_device(speculation_cells(row), row.device, several) for row in speculated)
-        lines += ["", *_table(_with_device(SPECULATION_HEAD, "device", several), cells)]
+    lines += _table_of(ENCODE_HEAD, [(row, encode_cells(row)) for row in rows if isinstance(row, EncodeRow)])
+    lines += _table_of(PREFIX_HEAD, [(row, prefix_cells(row)) for row in rows if isinstance(row, PrefixRow)])
+    speculated = [row for row in rows if isinstance(row, SpeculationRow)]
+    lines += _table_of(SPECULATION_HEAD, [(row, speculation_cells(row)) for row in speculated])
     for session in (row for row in rows if isinstance(row, SessionRow)):
         title = ", ".join(filter(None, (f"{session.name} on {session.device}", threads_of(session))))
         lines += ["", *_table([title, ""], session_lines(session))]
@@ -121,15 +114,24 @@ def plus_minus(mean: float, deviation: float) -> str:
 def _test_cells(row: BenchRow, device: bool) -> list[str]:
     share = row.bandwidth_share
     cells = [
-        _name(row, row.recipe),
-        row.engine,
-        str(row.n_threads),
-        row.test,
+        *_measured(row, row.test),
         plus_minus(row.avg_ts, row.stddev_ts),
         f"{row.median_ts:.2f}" if row.median_ts >= 1 else f"{row.median_ts:.3g}",
         f"{share:.0%} of {row.bandwidth_gb_s:.1f} GB/s" if share and row.bandwidth_gb_s else "",
     ]
     return _with_device(cells, row.device, device)
+
+
+def _table_of(head: Sequence[str], rows: Sequence[tuple[BundleRow, Sequence[str]]]) -> list[str]:
+    """Rows with their cells as a table behind an empty line; the device is named where there are several."""
+    several = len({row.device for row, _ in rows}) > 1
+    cells = (_with_device(cells, row.device, several) for row, cells in rows)
+    return ["", *_table(_with_device(head, "device", several), cells)] if rows else []
+
+
+def _measured(row: BenchRow | BundleRow, test: str) -> list[str]:
+    """The first cells of a row: what was measured, and with what."""
+    return [_name(row, row.recipe), row.engine, str(row.n_threads), test]
 
 
 ENCODE_HEAD = ["model", "engine", "threads", "encode", "seconds", "median", "load", "RssAnon", "RssFile"]
@@ -139,10 +141,7 @@ def encode_cells(row: EncodeRow) -> list[str]:
     """An encoder for people, below ENCODE_HEAD; sizes are peaks."""
     speed = f", {row.real_time:.1f}x real time" if row.real_time else ""
     return [
-        _name(row, row.recipe),
-        row.engine,
-        str(row.n_threads),
-        row.test,
+        *_measured(row, row.test),
         plus_minus(row.avg_ns / 1e9, row.stddev_ns / 1e9),
         f"{row.median_s:.3g}{speed}",
         f"{row.load_s:.2f} s",
@@ -167,10 +166,7 @@ PREFIX_HEAD = [
 def prefix_cells(row: PrefixRow) -> list[str]:
     """Starts behind a prefix for people, below PREFIX_HEAD."""
     return [
-        _name(row, row.recipe),
-        row.engine,
-        str(row.n_threads),
-        row.test,
+        *_measured(row, row.test),
         f"{row.without_s:.2f} s",
         f"{row.restored_s:.2f} s",
         f"{row.sooner:.1f}x",
@@ -185,10 +181,7 @@ SPECULATION_HEAD = ["model", "engine", "threads", "answer", "plain", "with draft
 def speculation_cells(row: SpeculationRow) -> list[str]:
     """Answers with drafts for people, below SPECULATION_HEAD."""
     return [
-        _name(row, row.recipe),
-        row.engine,
-        str(row.n_threads),
-        row.test,
+        *_measured(row, row.test),
         f"{row.plain_tps:.2f} tok/s",
         f"{row.speculated_tps:.2f} tok/s",
         f"{row.speedup:.2f}x",

@@ -137,17 +137,10 @@ class PrefixRow(BundleRow, PrefixRun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeculationRow(Row, SpeculationRun):
+class SpeculationRow(BundleRow, SpeculationRun):
     """A forced answer, decoded one token at a time and with drafts."""
 
     kind: str = "speculation"
-    model_filename: str | None = None
-    n_threads: int = 0
-    engine: str = ""
-    model: str | None = None
-    recipe: str | None = None
-    format: str | None = None
-    test_time: str | None = None
 
     def __post_init__(self) -> None:
         Row.__post_init__(self)

@@ -1,9 +1,6 @@
 package dev.gemmaedge;
 
 import java.io.File;
-import java.io.IOException;
-import java.io.RandomAccessFile;
-import java.nio.channels.FileChannel;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.Map;
@@ -176,37 +173,7 @@ public final class SessionDesk implements Host, ChatSession.Screen {
 
     @Override
     public Access open(final String where) throws Problem {
-        try {
-            final RandomAccessFile file = new RandomAccessFile(where, "r");
-            return new Access() {
-                @Override
-                public FileChannel channel() {
-                    return file.getChannel();
-                }
-
-                @Override
-                public String path() {
-                    return where;
-                }
-
-                @Override
-                public int takeDescriptor() {
-                    throw new IllegalStateException();
-                }
-
-                @Override
-                public String fingerprint() {
-                    return "1";
-                }
-
-                @Override
-                public void close() throws IOException {
-                    file.close();
-                }
-            };
-        } catch (IOException error) {
-            throw new Problem(Problem.Kind.MISSING, "");
-        }
+        return new OpenedFile(where);
     }
 
     @Override
