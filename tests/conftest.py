@@ -37,6 +37,14 @@ settings.load_profile("any machine")
 # A shell's background job ignores Ctrl-C, one of nohup a hang-up; so would what a test starts and ends.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_stays_blocked() -> Iterator[None]:
+    """What a test blocks, the programs of every later test would inherit."""
+    yield
+    assert not signal.pthread_sigmask(signal.SIG_SETMASK, []), "the test left signals blocked"
 
 
 # What makes a test slow: its file, a fixture, or a name that tells of another program or of true size. A

@@ -172,6 +172,23 @@ def test_ctrl_c_while_the_process_starts_is_not_lost(tmp_path: Path, monkeypatch
     assert started[0].returncode == -signal.SIGKILL
 
 
+def test_ctrl_c_as_soon_as_the_process_has_started_blocks_no_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_handler = signal.signal
+
+    def interrupted(number: int, handler: Any) -> Any:
+        previous = set_handler(number, handler)
+        if handler is signal.default_int_handler:
+            raise KeyboardInterrupt
+        return previous
+
+    monkeypatch.setattr(signal, "signal", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_isolated(tmp_path, os.listdir)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def fail(path: Path, size: int) -> None:
     raise BundleError(path, "field", "x" * size, "y")
 

@@ -90,15 +90,15 @@ def _death(path: Path, code: int | None) -> BundleError:
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[None]:
     """Ctrl-C waits until the block ends; a process that is started within never gets one."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    came: list[int] = []  # by way of an engine's thread, which does not block SIGINT
+    came: list[int] = []  # through the mask as well: an engine's thread does not block SIGINT
     main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, lambda number, frame: came.append(number)) if main else None
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # before anything here can be interrupted
         if main:
             signal.signal(signal.SIGINT, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if came:
         signal.raise_signal(signal.SIGINT)
