@@ -64,8 +64,7 @@ class SystemdServer(Sshd):
 def _removed(folder: str) -> bool:
     with contextlib.suppress(OSError):
         os.rmdir(folder)
-        return True
-    return False
+    return not os.path.exists(folder)
 
 
 def _groups() -> list[Path]:
