@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -27,7 +26,7 @@ from gemma_edge.runtime.artifacts.litertlm_reader import read_litertlm
 from gemma_edge.runtime.errors import BundleError, DeviceError
 from gemma_edge.runtime.host import cpu_fingerprint
 from gemma_edge.runtime.model import Model
-from support.processes import PATIENCE_S
+from support.processes import PATIENCE_S, limited
 
 LOAD = """
 import sys
@@ -179,18 +178,15 @@ def test_a_cold_load_drops_packed_weights(format: str, copies: dict[str, Path], 
         assert drop_page_cache(bundle_files(copies[format])) >= packed.stat().st_size, "pages that stay count"
 
 
-def run_in(folder: Path, bundle: Path, **limits: object) -> subprocess.CompletedProcess[str]:
+def run_in(folder: Path, bundle: Path, **limits: int) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"GEMMA_EDGE_CACHE": str(folder)}
-    argv = [sys.executable, "-c", LOAD, str(bundle)]
-    return subprocess.run(argv, env=environment, capture_output=True, encoding="utf-8", **limits)  # type: ignore[call-overload, no-any-return]
+    argv = [*limited(LOAD, **limits), str(bundle)]
+    return subprocess.run(argv, env=environment, capture_output=True, encoding="utf-8")
 
 
 def test_a_file_that_may_not_grow_ends_in_a_warning(made: dict[str, Path], tmp_path: Path) -> None:
     """The engine aborts its process when a write fails."""
-    limit = 100_000
-    run = run_in(
-        tmp_path, made["tflite"], preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    )
+    run = run_in(tmp_path, made["tflite"], FSIZE=100_000)
     assert run.returncode == 0, run.stderr
     assert "GEMMA_EDGE_CACHE" in run.stderr and run.stdout.startswith("answered:")
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]

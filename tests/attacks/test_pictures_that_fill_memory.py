@@ -6,7 +6,6 @@ The files have the headers of large pictures; reading them is refused by the hea
 from __future__ import annotations
 
 import io
-import resource
 import struct
 import subprocess
 import sys
@@ -18,6 +17,8 @@ import pytest
 
 pytest.importorskip("PIL")
 from PIL import Image
+
+from support.processes import limited
 
 BOUND = 300 << 20  # the documented 256 MiB, and the interpreter's own growth
 CHILD = """
@@ -74,12 +75,11 @@ def progressive_jpeg(width: int, height: int) -> bytes:
 
 def run(path: Path, small: Path) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(small), str(path)],
+        [*limited(CHILD, AS=8 << 30), str(small), str(path)],
         capture_output=True,
         text=True,
         timeout=600,
         check=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)),
     )
     peak, _, said = done.stdout.strip().partition(" ")
     return int(peak), said

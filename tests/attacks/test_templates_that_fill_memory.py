@@ -8,7 +8,6 @@ may take more than was charged for it.
 from __future__ import annotations
 
 import itertools
-import resource
 import subprocess
 import sys
 import textwrap
@@ -17,6 +16,7 @@ import pytest
 
 from gemma_edge.runtime.prompt import template_sandbox
 from gemma_edge.runtime.prompt.template_sandbox import compile_template
+from support.processes import limited
 
 GROW = "{% set n = namespace(v='ab') %}{% for i in range(99) %}{% set n.v = n.v ~ n.v %}{% endfor %}"
 LARGE = "{% set s = 'a' * 10**6 %}"
@@ -128,18 +128,12 @@ peaks = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/s
 
 def run(child: str, lines: list[str], seconds: int) -> list[str]:
     """What `child` prints for each line that it reads, with so many seconds of CPU for all."""
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(child)],
+        limited(textwrap.dedent(child), AS=4 << 30, CPU=seconds),
         input="".join(f"{line!r}\n" for line in lines),
         capture_output=True,
         text=True,
         timeout=1200,
-        preexec_fn=limited,
     )
     printed = done.stdout.splitlines()
     assert len(printed) == len(lines), (lines[len(printed)], done.stderr[-300:])

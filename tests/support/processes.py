@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,15 @@ def wait_for(condition: Callable[[], object], otherwise: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.02)
+
+
+def limited(code: str, **limits: int) -> list[str]:
+    """Arguments that run Python code within limits of setrlimit: `AS=` bytes, `CPU=` seconds, `FSIZE=` bytes.
+
+    The new process sets them itself: between fork and exec a process with threads may hang.
+    """
+    limiting = "".join(f"resource.setrlimit(resource.RLIMIT_{n}, ({v}, {v}))\n" for n, v in limits.items())
+    return [sys.executable, "-c", f"import resource\n{limiting}{code}"]
 
 
 def sleeping(seconds: str) -> list[int]:
