@@ -12,6 +12,8 @@ import pytest
 
 from gemma_edge.export.exporter import export_bundle, export_job, plan_export
 from gemma_edge.export.formats.registry import export_format
+from gemma_edge.export.formats.tflite.tflite_format import whole_decoder
+from gemma_edge.export.formats.tflite.tflite_stored import tflite_matrices
 from gemma_edge.export.model.gemma3n.gemma3n_text_tensors import tensor_specs
 from gemma_edge.export.model.tensor_spec import Part
 from gemma_edge.export.plan import WORKING_FILE_BYTES, Plan, check_ceiling, make_plan
@@ -25,6 +27,7 @@ from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.reuse.snapshot_pool import SNAPSHOTS
 from gemma_edge.runtime.units import format_size, parse_size
 from support.random_gemma3n_text import SMALL, VARIANTS, Json
+from support.repository import ROOT
 
 ONNX = export_format("onnx")
 GIB, MIB = 1 << 30, 1 << 20
@@ -84,6 +87,28 @@ def test_sizes_are_those_of_the_written_files(name: str, config: Json, tmp_path:
     resident = sum(p.file_bytes for p in plan.parts if p.residency == "resident")
     # Tensors start on pages: what lies between them is in the file and in no part.
     assert resident <= sizes["decoder.onnx.data"] < resident * 1.35
+
+
+@pytest.mark.slow
+def test_sizes_of_a_tflite_are_those_behind_its_flatbuffer(tmp_path: Path) -> None:
+    """A plan packs none."""
+    options: dict[str, Any] = {"format": "tflite", "context": 64, "modalities": ["text"], "verify": False}
+    exported = export_bundle(ROOT / "pocket" / "checkpoint", tmp_path / "out", **options)
+    plan = exported.plan
+    path = exported.path / "decoder.tflite"
+    begin = min(weight.data.offset for weight in tflite_matrices(path).values())
+    assert plan.file_bytes - part(plan, "ple").file_bytes == path.stat().st_size - begin
+
+
+@pytest.mark.parametrize("form", ["tflite", "litertlm"])
+@pytest.mark.parametrize("size", ["tiny", "e2b"])
+def test_one_signature_lays_out_the_weights_of_all(size: str, form: str) -> None:
+    for name in ("int4", "int4_channelwise"):
+        job = export_job(Gemma3nConfig.from_dict(text_config(size)), recipe(name), 512, 128)
+        planned = export_format(form).decoder_layout(job)
+        written = whole_decoder(job, "litertlm" if form == "litertlm" else "windowed")
+        assert (planned.tensors, planned.size) == (written.tensors, written.size)
+        assert "head" not in vars(planned), "a plan packs no FlatBuffer"
 
 
 @pytest.mark.parametrize("name", VARIANTS)

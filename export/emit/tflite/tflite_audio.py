@@ -62,7 +62,6 @@ def emit_audio(config: LogMelConfig, recipe: Recipe, lengths: Sequence[int] | No
         graph.outputs[FEATURES] = ops.reshape(rows, (1, config.soft_tokens, config.text_hidden_size))
         kept = ops.reshape(ops.filled, (1, config.soft_tokens))
         graph.outputs[MASK] = ops.op("GREATER", [kept, graph.constant([0.5])], dtype="bool")
-    file.layout()
     return file
 
 

@@ -11,6 +11,7 @@ a row in fp32, or for int4 one for a block of a row in fp16, which it cuts to bf
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -203,7 +204,7 @@ class Graph:
 
 
 class TfliteFile:
-    """One .tflite: add graphs, then `layout` it, then `write` it. A plan needs `tensors` and `size`.
+    """One .tflite: add graphs, then `write` it. A plan needs `tensors` and `size`, and packs no FlatBuffer.
 
     Args:
         specs: the tensors that its weights come from.
@@ -215,7 +216,6 @@ class TfliteFile:
         self.graphs: list[Graph] = []
         self.tensors: list[StoredTensor] = []
         self.size = 0  # bytes behind the FlatBuffer
-        self.head = bytearray()
         self._shared: dict[str, SharedWeight] = {}
         self._buffers: list[bytes | Region] = [b""]
         self._constants: dict[bytes, int] = {}
@@ -270,8 +270,12 @@ class TfliteFile:
 
     # Packing. -------------------------------------------------------------------------------------
 
-    def layout(self) -> None:
-        """Packs the FlatBuffer; after it every place in the file is known. No graph may be added then."""
+    @functools.cached_property
+    def head(self) -> bytearray:
+        """The FlatBuffer, packed when it is first asked for, with every place in the file; ends with a page.
+
+        No graph may be added then.
+        """
         model = schema.ModelT()
         model.version, model.description = SCHEMA_VERSION, "gemma-edge"
         model.subgraphs = [graph.finish() for graph in self.graphs]
@@ -281,27 +285,28 @@ class TfliteFile:
         builder = flatbuffers.Builder(1 << 20)
         builder.Finish(model.Pack(builder), IDENTIFIER)
         packed = builder.Output()
-        self.head = bytearray(math.ceil(len(packed) / PAGE) * PAGE)
-        self.head[: len(packed)] = packed
-        root = schema.Model.GetRootAs(self.head)
+        head = bytearray(math.ceil(len(packed) / PAGE) * PAGE)
+        head[: len(packed)] = packed
+        root = schema.Model.GetRootAs(head)
         for index, content in enumerate(self._buffers):
             if isinstance(content, Region):
                 table = root.Buffers(index)._tab
                 for field, value in (
-                    (BUFFER_OFFSET, len(self.head) + content.offset),
+                    (BUFFER_OFFSET, len(head) + content.offset),
                     (BUFFER_SIZE, content.length),
                 ):
-                    struct.pack_into("<Q", self.head, table.Pos + table.Offset(field), value)
+                    struct.pack_into("<Q", head, table.Pos + table.Offset(field), value)
         for index, graph in enumerate(self.graphs):
             for edge, weight in graph.weights.items():
                 if weight.stored.precision.channelwise:
                     table = root.Subgraphs(index).Tensors(edge).Quantization()._tab
                     place = table.Vector(table.Offset(QUANTIZATION_SCALE))
                     self._scale_places.setdefault(weight.name, []).append(place)
+        return head
 
     @property
     def file_bytes(self) -> int:
-        """Size of the whole file, once it is laid out."""
+        """Size of the whole file."""
         return len(self.head) + self.size
 
     def row_layout(self, name: str, file: str, scale: float) -> dict[str, Any]:
@@ -334,8 +339,6 @@ class TfliteFile:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """Writes the file, one weight in memory at a time; `progress` is given the elements done."""
-        if not self.head:
-            self.layout()
         out.write(self.head)
         for name, shared in self._shared.items():
             stored = shared.stored

@@ -56,7 +56,7 @@ def emit_decoder(
     recipe: Recipe,
     *,
     context: int,
-    prefill: Sequence[int],
+    prefill: Sequence[int] = (),
     verify: Sequence[int] = (),
     layout: CacheLayout = "windowed",
 ) -> TfliteFile:
@@ -64,7 +64,7 @@ def emit_decoder(
 
     Args:
         context: tokens of KV cache; fixed in the file.
-        prefill, verify: numbers of tokens, each a signature.
+        prefill, verify: numbers of tokens, each a signature beside `decode`.
     """
     file = TfliteFile(tensor_specs(config))
     silent = {f"prefill_{tokens}": tokens for tokens in sorted(set(prefill))}
@@ -75,7 +75,6 @@ def emit_decoder(
         logits = ops.emit()
         if name in speaking:
             graph.outputs["logits"] = ops.reshape(logits, (1, tokens, config.vocab_size))
-    file.layout()
     return file
 
 
@@ -108,7 +107,6 @@ def _emit_lookup(
     rows = graph.op("MUL", [rows, graph.constant([scale])], (1, spec.shape[1]), "MulOptions")
     out = graph.op("RESHAPE", [rows, graph.constant(shape, "int32")], shape)
     graph.outputs["embeddings"] = out
-    file.layout()
     return file
 
 

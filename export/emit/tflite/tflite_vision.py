@@ -35,7 +35,6 @@ def emit_vision(config: PixelsConfig, recipe: Recipe) -> TfliteFile:
     images = graph.input(IMAGES, (1, config.image_size, config.image_size, 3))
     rows = encoder.soft_tokens(ops, config, images)
     graph.outputs[FEATURES] = ops.reshape(rows, (1, config.soft_tokens, config.text_hidden_size))
-    file.layout()
     return file
 
 

@@ -25,9 +25,9 @@ from gemma_edge.export.formats.litertlm.litertlm_sections import (
 )
 from gemma_edge.export.formats.litertlm.llm_metadata import LlmFacts, llm_metadata, pad_tokenizer
 from gemma_edge.export.formats.observed_decoder import ObservedDecoder
-from gemma_edge.export.formats.tflite.litert_facts import LITERT_BASE_BYTES, prefill_sizes, verify_sizes
+from gemma_edge.export.formats.tflite.litert_facts import LITERT_BASE_BYTES
 from gemma_edge.export.formats.tflite.tflite_encoders import GRAPHS, encoder_file, encoder_memory
-from gemma_edge.export.formats.tflite.tflite_format import EMBEDDER, PER_LAYER_EMBEDDER
+from gemma_edge.export.formats.tflite.tflite_format import EMBEDDER, PER_LAYER_EMBEDDER, whole_decoder
 from gemma_edge.export.formats.tflite.tflite_stored import tflite_matrices
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.progress_bar import ProgressBar
@@ -57,14 +57,7 @@ class LitertlmFormat:
         return None
 
     def decoder_layout(self, job: ExportJob) -> TfliteFile:
-        return emit_decoder(
-            job.config,
-            job.recipe,
-            context=job.context,
-            prefill=prefill_sizes(job.chunk),
-            verify=verify_sizes(job.context),
-            layout="litertlm",
-        )
+        return emit_decoder(job.config, job.recipe, context=job.context, layout="litertlm")
 
     def encoder_file(self, tower: Tower, recipe: Recipe) -> EncoderFile:
         return encoder_file(tower, recipe, one_length=True)
@@ -119,7 +112,7 @@ class LitertlmArtifact:
         self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], rounding: Rounding, progress: bool
     ) -> None:
         writer = self.writer
-        sections = model_sections(self.job, FORMAT.decoder_layout(self.job), checkpoint)
+        sections = model_sections(self.job, whole_decoder(self.job, "litertlm"), checkpoint)
         total = sum(tensor.elements for section in sections.values() for tensor in section.model.tensors)
         with ProgressBar("writing weights", total, progress, unit="weights") as bar:
             for name, section in sections.items():

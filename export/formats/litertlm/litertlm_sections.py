@@ -90,7 +90,6 @@ def emit_end_row(rows: int, end: NDArray[np.float32]) -> TfliteFile:
     graph.outputs["rows"] = graph.op(
         "CONCATENATION", [features, below], shape, "ConcatenationOptions", axis=1
     )
-    file.layout()
     return file
 
 
@@ -102,7 +101,6 @@ def emit_audio_adapter(rows: int, hidden: int) -> TfliteFile:
     kept = graph.op("CAST", [mask], (1, rows), "CastOptions", inDataType=BOOL, outDataType=FLOAT)
     kept = graph.op("RESHAPE", [kept, graph.constant((1, rows, 1), "int32")], (1, rows, 1))
     graph.outputs["rows"] = graph.op("MUL", [features, kept], (1, rows, hidden), "MulOptions")
-    file.layout()
     return file
 
 
@@ -114,5 +112,4 @@ def emit_row(row: NDArray[np.float32]) -> TfliteFile:
     constant = graph.constant(row.reshape(shape))
     # An output must be computed.
     graph.outputs["rows"] = graph.op("MUL", [constant, graph.constant([1.0])], shape, "MulOptions")
-    file.layout()
     return file

@@ -13,7 +13,12 @@ from pathlib import Path
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.checkpoint.side_files import SideFiles
 from gemma_edge.export.emit.tflite.tflite_file import TfliteFile
-from gemma_edge.export.emit.tflite.tflite_text import emit_decoder, emit_embedder, emit_per_layer_embedder
+from gemma_edge.export.emit.tflite.tflite_text import (
+    CacheLayout,
+    emit_decoder,
+    emit_embedder,
+    emit_per_layer_embedder,
+)
 from gemma_edge.export.formats.bundle_folder import BundleFolder
 from gemma_edge.export.formats.export_format import Artifact, EncoderFile, ExportJob, Json
 from gemma_edge.export.formats.observed_decoder import ObservedDecoder
@@ -47,13 +52,7 @@ class TfliteFormat:
         return None
 
     def decoder_layout(self, job: ExportJob) -> TfliteFile:
-        return emit_decoder(
-            job.config,
-            job.recipe,
-            context=job.context,
-            prefill=prefill_sizes(job.chunk),
-            verify=verify_sizes(job.context),
-        )
+        return emit_decoder(job.config, job.recipe, context=job.context)
 
     def encoder_file(self, tower: Tower, recipe: Recipe) -> EncoderFile:
         return encoder_file(tower, recipe)
@@ -79,6 +78,12 @@ class TfliteFormat:
         return TfliteFolder(self, job, files, facts, target)
 
 
+def whole_decoder(job: ExportJob, layout: CacheLayout = "windowed") -> TfliteFile:
+    """The decoder with all signatures. Each reads the same weights, so one is enough to lay them out."""
+    sizes = {"prefill": prefill_sizes(job.chunk), "verify": verify_sizes(job.context)}
+    return emit_decoder(job.config, job.recipe, context=job.context, layout=layout, **sizes)
+
+
 class TfliteFolder(BundleFolder):
     """A folder of .tflite files."""
 
@@ -86,7 +91,7 @@ class TfliteFolder(BundleFolder):
         self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], rounding: Rounding, progress: bool
     ) -> Json:
         config, recipe = self.job.config, self.job.recipe
-        tied, decoder = config.tie_word_embeddings, FORMAT.decoder_layout(self.job)
+        tied, decoder = config.tie_word_embeddings, whole_decoder(self.job)
         files = {DECODER: decoder, PER_LAYER_EMBEDDER: emit_per_layer_embedder(config, recipe)}
         if not tied:
             files[EMBEDDER] = emit_embedder(config, recipe)
