@@ -4,7 +4,7 @@
     gemma-edge doctor --device ssh://pi@raspberrypi    a board; nothing is installed there
     gemma-edge doctor out/                             does this bundle fit?
     gemma-edge doctor google/gemma-3n-E2B-it --device ssh://pi
-                                                       which recipe and context would fit?
+                                                       which exports would fit?
 
 Each line is ok, slow or missing, with the remedy. Ends with 4 when something is missing that keeps gemma-edge
 from running, else with 0.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
@@ -22,12 +23,13 @@ from gemma_edge.cli.device_options import LOCAL, add_device
 from gemma_edge.cli.exported_once import is_checkpoint
 from gemma_edge.devices.base import DeviceFacts
 from gemma_edge.devices.doctor import ENGINES, Finding, cannot_install, examine, judge_need
-from gemma_edge.devices.known_devices import formats_for
 from gemma_edge.devices.open_device import open_device
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.console import without_controls
-from gemma_edge.runtime.errors import BundleError, DeviceError
+from gemma_edge.runtime.errors import BundleError, CeilingError, DeviceError
 from gemma_edge.runtime.units import format_size
+
+RECIPES = 3  # of which the best plan is shown
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def fits(facts: DeviceFacts, model: str) -> Iterator[Finding]:
-    """Whether a bundle fits into a machine's memory, or which recipes and contexts of a checkpoint do.
+    """Whether a bundle fits into a machine's memory, or which exports of a checkpoint do, the best first.
 
     Raises:
         BundleError, CheckpointError, ConfigError: the model cannot be read.
@@ -75,20 +77,22 @@ def fits(facts: DeviceFacts, model: str) -> Iterator[Finding]:
         yield judge_need(facts, f"{bundle.path.name}, context {bundle.context},", needed, remedy)
         return
     # A board that runs bundles has no exporter.
-    from gemma_edge.export.exporter import describe_source
-    from gemma_edge.export.fitting import fitting_plans
+    from gemma_edge.benchmarks.measure.planned_machine import described_machine
+    from gemma_edge.export.device_plans import Wishes, rank_plans
 
-    config, towers = describe_source(model, None)
-    format = formats_for(facts.system, facts.arch, facts.cpu_flags)[0]
-    plans = fitting_plans(config, facts.memory_available_bytes, format, towers)
-    for plan in plans:
-        size = format_size(plan.needed_bytes)
-        said = f"--format {format} --recipe {plan.recipe} --context {plan.context}: {size}"
-        yield Finding("fits", "ok", said)
-    if not plans:
-        free = format_size(facts.memory_available_bytes)
+    try:
+        plans = rank_plans(model, described_machine(facts), Wishes())
+    except CeilingError as error:
         remedy = "end other programs, or take a machine with more memory"
-        yield Finding("fits", "missing", f"{format}: no recipe fits into {free}", remedy)
+        yield Finding("fits", "missing", str(error), remedy)
+        return
+    best = {plan.recipe.name: plan for plan in reversed(plans)}
+    shown = [plan for plan in plans if plan is best[plan.recipe.name]][:RECIPES]
+    for plan in shown:
+        yield Finding("fits", "ok", f"{' '.join(plan.options())}: {format_size(plan.memory_bytes)}")
+    if len(plans) > len(shown):
+        remedy = f"see all with `{shlex.join(['gemma-edge', 'plan', model, '--device', facts.spec])}`"
+        yield Finding("fits", "ok", f"{len(plans) - len(shown)} more plans", remedy)
 
 
 def _packages_here() -> tuple[tuple[str, str], ...]:

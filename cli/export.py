@@ -97,7 +97,6 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     add_max_kl(parser)
     parser.add_argument(
         "--calibrate",
-        default="none",
         metavar="TEXT",
         help="round 4-bit weights so that their errors cancel on a text: a file like what the model will "
         "meet, or auto for a built-in one (default: none, to the nearest)",
@@ -136,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("name the folder of the bundle: gemma-edge export SOURCE OUT")
     if args.known_device:
         _plan_for_device(args)
+    elif args.bundles:
+        raise UsageError("--bundles is for --for: name a device that the export is planned for")
     args.recipe = args.recipe or DEFAULT_RECIPE
     given = list(dict.fromkeys(args.format or [None]))
     formats = [export_format(format_of_target(args.out, name)) for name in given]
@@ -159,11 +160,12 @@ def _plan_for_device(args: argparse.Namespace) -> None:
     for option in ("format", "recipe", "kv_cache", "slice"):
         if getattr(args, option):
             raise UsageError(f"--for chooses --{option.replace('_', '-')}: leave out one of them")
-    first = rank_plans(args.source, known_machine(args.known_device), wishes_of(args))[0]
+    first = rank_plans(args.source, known_machine(args.known_device), wishes_of(args), args.bundles)[0]
     tell(f"{args.known_device}: {' '.join(first.options())}; `gemma-edge plan` explains the choice")
     args.format, args.recipe = [first.plan.format], first.recipe.name
     args.kv_cache, args.context = first.recipe.kv_cache, first.plan.context
     args.slice = str(first.slice) if first.slice else None
+    args.calibrate = args.calibrate or first.calibrate
 
 
 def _check_targets(args: argparse.Namespace, recipes: Sequence[Recipe], targets: Sequence[str]) -> None:

@@ -57,14 +57,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="tokens a second at least, where a speed is known: plans below it come last (default: 5)",
     )
     parser.add_argument(
-        "--bundles",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FOLDER",
-        help="show the KL that the gate measured of this checkpoint's bundles in this folder; repeatable",
-    )
-    parser.add_argument(
         "--results",
         type=Path,
         metavar="FILE",
@@ -74,12 +66,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def add_known_device(parser: argparse.ArgumentParser) -> None:
-    """Adds --for."""
+    """Adds --for and --bundles."""
     parser.add_argument(
         "--for",
         dest="known_device",
         metavar="NAME",
         help=f"plan for this device: {', '.join(known_devices())}",
+    )
+    parser.add_argument(
+        "--bundles",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="plan with the KL that the gate measured of this checkpoint's bundles in this folder, and with "
+        "--calibrate auto where it was measured; repeatable",
     )
 
 
@@ -136,7 +137,7 @@ def _row(plan: DevicePlan) -> tuple[str, ...]:
     return (
         str(plan.slice or "whole"),
         plan.plan.format,
-        plan.recipe.name,
+        f"{plan.recipe.name}{', calibrated' if plan.calibrate else ''}",
         plan.recipe.kv_cache,
         str(plan.plan.context),
         format_size(plan.memory_bytes),
@@ -161,6 +162,8 @@ def _reasons(wishes: Wishes, plans: Sequence[DevicePlan]) -> list[str]:
         notes.append("MMLU: published, of the pre-trained model before quantization; not measured here.")
     if any(plan.mean_kl is None for plan in plans):
         notes.append("KL: what a recipe costs this checkpoint; `export` and `verify` measure it (--bundles).")
+        if not any(plan.calibrate for plan in plans):
+            notes.append("`export --calibrate auto` is planned with where its KL was measured, too.")
     if any(plan.speed is not None and not plan.measured for plan in plans):
         notes.append("tok/s: bandwidth over the bytes of a step with a full context; engines reach less.")
     return notes
@@ -172,6 +175,7 @@ def _as_json(plan: DevicePlan) -> dict[str, object]:
         "format": plan.plan.format,
         "recipe": plan.recipe.name,
         "kv_cache": plan.recipe.kv_cache,
+        "calibrate": plan.calibrate,
         "context": plan.plan.context,
         "memory_bytes": plan.memory_bytes,
         "file_bytes": plan.plan.file_bytes,

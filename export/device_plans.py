@@ -7,9 +7,10 @@ engine exceeds, or a measured row.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint, has_weights, resolve
@@ -29,6 +30,7 @@ from gemma_edge.export.model.model_slice import Slice
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan import WORKING_FILE_BYTES, Plan, base_bytes, make_plan
+from gemma_edge.export.weights.calibration_text import AUTO, NONE, OURS
 from gemma_edge.export.weights.recipe import Recipe, list_recipes, load_recipe
 from gemma_edge.runtime.artifacts.bundle_list import find_bundles, peek_manifest
 from gemma_edge.runtime.artifacts.modalities import Kind
@@ -41,6 +43,7 @@ MEASURED_SHAPE = {
     "source": {"revision": "text"},
     "kv_cache": "text",
     "agreement": {"mean_kl": "number"},
+    "calibration?": {"sha256": "text"},
 }
 SHORTER = (2048, 1024, 512)  # contexts, where a longer one does not fit
 MIN_SPEED = 5.0  # tokens a second: about as fast as people read
@@ -91,9 +94,10 @@ class DevicePlan:
     Attributes:
         slice: None for the whole model.
         mmlu: published of the slice of the unquantized pre-trained model, in percent; None if nothing is.
-        mean_kl: of a bundle of this checkpoint, slice and recipe, as its gate has measured it; or None.
+        mean_kl: of a bundle of this checkpoint, slice, recipe and rounding, as its gate has measured; or None.
         speed: tokens a second with a full context; None where no bandwidth is known.
         measured: whether `speed` was measured; else no engine exceeds it.
+        calibrate: as in `export_bundle`. Such a plan is made only where a bundle has shown what it gains.
     """
 
     slice: Slice | None
@@ -104,6 +108,7 @@ class DevicePlan:
     mean_kl: float | None
     speed: float | None
     measured: bool
+    calibrate: str | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -115,7 +120,8 @@ class DevicePlan:
         """The options of `gemma-edge export` that make it."""
         found = ["--slice", str(self.slice)] if self.slice else []
         found += ["--format", self.plan.format, "--recipe", self.recipe.name]
-        return [*found, "--context", str(self.plan.context), "--kv-cache", self.recipe.kv_cache]
+        found += ["--context", str(self.plan.context), "--kv-cache", self.recipe.kv_cache]
+        return [*found, *(["--calibrate", self.calibrate] if self.calibrate else [])]
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,8 @@ class _Size:
 def rank_plans(
     source: str, machine: Machine, wishes: Wishes, bundles: Sequence[Path] = ()
 ) -> list[DevicePlan]:
-    """The plans that fit, the best first: one for each format, recipe and KV cache.
+    """The plans that fit, the best first: one for each format, recipe and KV cache, and a calibrated one
+    where its KL is known.
 
     Plans of the wanted context come first; of these, those with a usable recipe that reach the wanted speed;
     of these, the slice with the best published MMLU, then the recipe that is nearest the checkpoint, then the
@@ -156,7 +163,7 @@ def rank_plans(
                     found += search.best(format, resolve_recipe(recipe, cache, format.runtime.name), sizes)
     if not found:
         raise CeilingError(search.nothing_fits())
-    return sorted(found, key=search.order)
+    return sorted([*found, *filter(None, map(search.calibrated, found))], key=search.order)
 
 
 def _sizes(source: str, config: TextConfig, least: float | None) -> list[_Size]:
@@ -191,7 +198,7 @@ class _Search:
     towers: Mapping[Kind, Tower]
     machine: Machine
     wishes: Wishes
-    measured: Mapping[tuple[str, str, str, str], float]
+    measured: Mapping[tuple[str, ...], float]
     least: int = sys.maxsize
 
     def best(self, format: ExportFormat, recipe: Recipe, sizes: Sequence[_Size]) -> list[DevicePlan]:
@@ -208,7 +215,7 @@ class _Search:
     def _fitting(self, format: ExportFormat, recipe: Recipe, size: _Size, *, last: bool) -> DevicePlan | None:
         """The plan of the longest context that fits, up to the wanted one; a slow one of the last size only.
 
-        What a plan holds at least says of most that none is to be made: that of LiteRT takes a second.
+        What a plan holds at least says of most that none is to be made: each takes a tenth of a second.
         """
         weights = weight_floor(size.config, recipe)
         for context in self._contexts(size.config):
@@ -240,8 +247,19 @@ class _Search:
         measured = self.machine.speeds.get(key)
         speed = self._speed(plan.bytes_per_token + plan.kv_cache_bytes) if measured is None else measured
         mapped = plan.bytes_per_token if format.mapped else 0
-        kl = self.measured.get((str(size.slice or ""), plan.format, recipe.name, recipe.kv_cache))
-        return DevicePlan(size.slice, recipe, plan, mapped, size.mmlu, kl, speed, measured is not None)
+        found = DevicePlan(size.slice, recipe, plan, mapped, size.mmlu, None, speed, measured is not None)
+        return replace(found, mean_kl=self._kl(found, NONE))
+
+    def calibrated(self, plan: DevicePlan) -> DevicePlan | None:
+        """The plan with calibrated weights; None where no bundle has shown what they gain."""
+        kl = self._kl(plan, AUTO)
+        return None if kl is None else replace(plan, mean_kl=kl, calibrate=AUTO)
+
+    def _kl(self, plan: DevicePlan, calibrate: str) -> float | None:
+        recipe = plan.recipe
+        return self.measured.get(
+            (str(plan.slice or ""), plan.plan.format, recipe.name, recipe.kv_cache, calibrate)
+        )
 
     def _speed(self, step_bytes: int) -> float | None:
         gb_s = self.machine.bandwidth_gb_s
@@ -282,8 +300,10 @@ def weight_floor(config: TextConfig, recipe: Recipe) -> int:
 
 def _measured_kl(
     source: str, sizes: Sequence[_Size], folders: Sequence[Path]
-) -> dict[tuple[str, str, str, str], float]:
-    """The mean KL that gates have measured of a checkpoint's bundles, by slice, format, recipe, KV cache."""
+) -> dict[tuple[str, ...], float]:
+    """The mean KL that gates have measured of a checkpoint's bundles, by slice, format, recipe, KV cache, and
+    whether they were calibrated on the built-in text: AUTO or NONE. Those on other texts do not count.
+    """
     for folder in folders:
         if not folder.exists():
             raise UsageError(f"{folder}: no such folder of bundles")
@@ -292,13 +312,15 @@ def _measured_kl(
     with Checkpoint.open(resolve(source), []) as checkpoint:
         whole = checkpoint.revision()
     revisions = {slice_revision(whole, size.slice) if size.slice else whole: size.slice for size in sizes}
-    found = {}
+    texts = {None: NONE, hashlib.sha256(OURS.read_bytes()).hexdigest(): AUTO}
+    found: dict[tuple[str, ...], float] = {}
     for listed in (bundle for folder in folders for bundle in find_bundles(folder)):
         manifest = peek_manifest(listed.path)
         if misfit(manifest, MEASURED_SHAPE) or manifest is None:
             continue
         revision, cache = manifest["source"]["revision"], manifest["kv_cache"]
-        if revision in revisions:
-            key = (str(revisions[revision] or ""), listed.format, listed.recipe, cache)
+        text = (manifest.get("calibration") or {}).get("sha256")
+        if revision in revisions and text in texts:
+            key = (str(revisions[revision] or ""), listed.format, listed.recipe, cache, texts[text])
             found[key] = float(manifest["agreement"]["mean_kl"])
     return found

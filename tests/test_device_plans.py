@@ -11,12 +11,14 @@ import pytest
 
 from gemma_edge.benchmarks.records.results_file import append_record
 from gemma_edge.benchmarks.records.rows import BenchRow
+from gemma_edge.cli import export as cli_export
 from gemma_edge.cli.main import main
 from gemma_edge.devices.known_devices import formats_for, known_device, known_devices
 from gemma_edge.export.device_plans import DevicePlan, Machine, Wishes, rank_plans, weight_floor
-from gemma_edge.export.exporter import export_job
+from gemma_edge.export.exporter import export_bundle, export_job
 from gemma_edge.export.formats.registry import export_format
 from gemma_edge.export.synth.synth_gemma3n import text_config
+from gemma_edge.export.weights import calibration_text
 from gemma_edge.export.weights.recipe import load_recipe
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import CeilingError, UsageError
@@ -136,6 +138,49 @@ def test_a_bundle_of_another_checkpoint_says_nothing(shapes: Mapping[str, str], 
     assert all(plan.mean_kl is None for plan in plans)
 
 
+@pytest.mark.slow
+def test_a_calibrated_plan_is_made_where_a_bundle_shows_what_it_gains(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration_text, "MOST", 128)
+    source, folder = str(tiny_checkpoint), tmp_path / "out"
+    options: dict[str, Any] = {"recipe": "int4_g128", "context": 64, "modalities": ["text"]}
+    bundle = Bundle.open(export_bundle(source, folder, calibrate="auto", **options).path)
+    wanted = ["--for", "pi4", "--context", "64", "--modalities", "text", "--bundles", str(folder)]
+
+    def planned() -> dict[str, Any]:
+        assert main(["plan", source, *wanted, "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert all(plan["mean_kl"] is None for plan in found["plans"] if not plan["calibrate"])
+        return found
+
+    def alter(part: str, **fields: Any) -> None:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest[part] |= fields
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    [calibrated] = [plan for plan in planned()["plans"] if plan["calibrate"]]
+    assert (calibrated["recipe"], calibrated["kv_cache"]) == ("int4_g128", bundle.kv_cache)
+    assert calibrated["mean_kl"] == bundle.manifest["agreement"]["mean_kl"]
+
+    # Where it is the best, `plan` prints its command, and `export --for` calibrates.
+    alter("agreement", mean_kl=1e-9)
+    assert planned()["command"].endswith("--calibrate auto --modalities text")
+    seen: dict[str, Any] = {}
+
+    def exported(*args: object, **options: Any) -> None:
+        seen.update(options)
+        raise UsageError("seen")
+
+    monkeypatch.setattr(cli_export, "export_bundle", exported)
+    assert main(["export", source, str(tmp_path / "new"), *wanted]) == 2
+    assert (seen["calibrate"], seen["recipe"].name) == ("auto", "int4_g128")
+
+    # One that was calibrated on another text says nothing.
+    alter("calibration", sha256="0" * 64)
+    assert not any(plan["calibrate"] for plan in planned()["plans"])
+
+
 def test_measured_speeds(
     shapes: Mapping[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +270,7 @@ def test_this_machine_is_asked(tiny_checkpoint: Path, capsys: pytest.CaptureFixt
         (["plan", "CKPT", "--for", "pi4", "--min-speed", "-1"], "--min-speed must be 0 or more"),
         (["export", "CKPT", "OUT", "--for", "pi4", "--recipe", "int8"], "--for chooses --recipe"),
         (["export", "CKPT", "OUT", "--for", "pi4", "--slice", "E2B"], "--for chooses --slice"),
+        (["export", "CKPT", "OUT", "--bundles", "."], "--bundles is for --for"),
     ],
 )
 def test_requests_that_are_refused(

@@ -6,17 +6,20 @@ The machines below were written from what such boards' /proc and /sys hold; none
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gemma_edge.benchmarks.measure.planned_machine import described_machine
 from gemma_edge.cli.doctor import fits
 from gemma_edge.cli.main import main
 from gemma_edge.devices.base import DeviceFacts
 from gemma_edge.devices.doctor import cannot_install, examine, judge_need
 from gemma_edge.devices.facts import parse_facts
 from gemma_edge.devices.known_devices import formats_for
+from gemma_edge.export.device_plans import Wishes, rank_plans
 
 A72 = "fp asimd evtstrm crc32 cpuid"
 A76 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
@@ -162,8 +165,12 @@ def test_what_a_bundle_needs() -> None:
 def test_recipes_that_fit(tiny_checkpoint: Path) -> None:
     small, large = (replace(PI_5, memory_available_bytes=size) for size in (1 << 20, 4 << 30))
     assert [finding.verdict for finding in fits(small, str(tiny_checkpoint))] == ["missing"]
-    found = [finding.found for finding in fits(large, str(tiny_checkpoint))]
-    assert "--format tflite --recipe int8 --context 4096" in found[0] and "int4" in found[1]
+    found = list(fits(large, str(tiny_checkpoint)))
+    # As `plan` ranks them.
+    plans = rank_plans(str(tiny_checkpoint), described_machine(large), Wishes())
+    assert found[0].found.startswith(" ".join(plans[0].options()))
+    assert [re.search(r"--recipe (\w+)", each.found)[1] for each in found[:3]] == ["fp32", "int8", "int4_g32"]  # type: ignore[index]
+    assert found[-1].found == f"{len(plans) - 3} more plans" and "gemma-edge plan" in found[-1].remedy
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gemma_edge.benchmarks.records.results_file import read_records
 from gemma_edge.benchmarks.records.rows import BenchRow
-from gemma_edge.devices.base import Device
+from gemma_edge.devices.base import Device, DeviceFacts
 from gemma_edge.devices.known_devices import formats_for, known_device
 from gemma_edge.devices.machine.bandwidth import Bandwidth, bandwidth_argv
 from gemma_edge.export.device_plans import Machine
@@ -34,17 +34,21 @@ def known_machine(name: str) -> Machine:
 
 def asked_machine(device: Device) -> Machine:
     """A device that tells of itself, and whose bandwidth is measured now if it has Python."""
-    facts = device.facts
-    formats = formats_for(facts.system, facts.arch, facts.cpu_flags)
-    gb_s, speed = None, "bandwidth not known"
+    facts, gb_s = device.facts, None
     if facts.python and facts.system != "Android":
         threads = len(facts.big_cores) or facts.cores or 1
         tell(f"measuring the bandwidth of {device.spec} with {threads} threads")
         run = device.run(bandwidth_argv(device.python(), threads, PROBE_SECONDS), timeout=120)
         gb_s = run.parse(Bandwidth, "the bandwidth probe").median_gb_s
-        speed = f"{gb_s:.1f} GB/s (measured now)"
+    return described_machine(facts, gb_s)
+
+
+def described_machine(facts: DeviceFacts, gb_s: float | None = None) -> Machine:
+    """A machine of these facts, of whose memory a model may take what is available."""
+    speed = f"{gb_s:.1f} GB/s (measured now)" if gb_s else "bandwidth not known"
+    formats = formats_for(facts.system, facts.arch, facts.cpu_flags)
     memory = f"{format_size(facts.memory_available_bytes)} of {format_size(facts.memory_bytes)} available"
-    name = f"{facts.name or device.spec}, {facts.cpu}: {memory}; {speed}"
+    name = f"{facts.name or facts.spec}, {facts.cpu}: {memory}; {speed}"
     return Machine(name, facts.memory_available_bytes, formats, gb_s)
 
 
