@@ -94,7 +94,7 @@ class DevicePlan:
     Attributes:
         slice: None for the whole model.
         mmlu: published of the slice of the unquantized pre-trained model, in percent; None if nothing is.
-        mean_kl: of a bundle of this checkpoint, slice, recipe and rounding, as its gate has measured; or None.
+        mean_kl: of a bundle of this checkpoint, slice, recipe and rounding, as the gate measured it; or None.
         speed: tokens a second with a full context; None where no bandwidth is known.
         measured: whether `speed` was measured; else no engine exceeds it.
         calibrate: as in `export_bundle`. Such a plan is made only where a bundle has shown what it gains.
