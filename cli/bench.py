@@ -36,7 +36,7 @@ from gemma_edge.benchmarks.peers.interleaved import Peer, find_peers
 from gemma_edge.benchmarks.records.bundle_facts import BundleFacts, bundle_facts
 from gemma_edge.benchmarks.records.record import Head
 from gemma_edge.benchmarks.records.results_file import append_record
-from gemma_edge.cli.bundle_options import add_words, take_bundle
+from gemma_edge.cli.bundle_options import add_words, take_bundles
 from gemma_edge.devices.machine.cpu_features import LITERT_LM
 from gemma_edge.devices.script import progress
 from gemma_edge.runtime.errors import DeviceError, UsageError
@@ -60,7 +60,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         tests.add_argument(
             *flags, type=_numbers, default=_numbers(default), metavar="N", help=f"{text} (default: {default})"
         )
-    tests.add_argument("-t", "--threads", type=_numbers, metavar="N", help="threads (default: one a core)")
+    tests.add_argument(
+        "-t", "--threads", type=_numbers, metavar="N", help="threads (default: tuned, or one a core)"
+    )
     tests.add_argument("-r", "--reps", type=int, default=5, metavar="N", help="repetitions (default: 5)")
     tests.add_argument("--context", type=int, metavar="N", help="tokens of KV cache (default: the bundle's)")
     ends = parser.add_argument_group("end to end, with tokenizer and sampling")
@@ -177,7 +179,9 @@ def run(args: argparse.Namespace) -> int:
         DeviceError, ChildError: a run failed.
         CeilingError: a ceiling is exceeded or a bar missed.
     """
-    bundles = _bundles(args)
+    bundles = take_bundles(args)
+    if args.name and len(bundles) > 1:
+        raise UsageError("--name is for one bundle")
     if args.fleet and args.device:
         raise UsageError("--device and --fleet: give one of them")
     if args.serve:
@@ -264,19 +268,6 @@ def _serve(args: argparse.Namespace) -> int:
         wrong = sum(figures.wrong.values())
         raise DeviceError(f"{figures.lost} requests were lost, {wrong} got another response than expected")
     return 0
-
-
-def _bundles(args: argparse.Namespace) -> list[Path]:
-    """The bundles to measure, one after the other; their names tell them apart in results."""
-    words = list(args.words)
-    if len(words) < 2 and not (words and args.model):
-        return [Path(take_bundle(args, 0)[0])]
-    bundles = [Path(word) for word in ([args.model] if args.model else []) + words]
-    if len({bundle.resolve().name for bundle in bundles}) < len(bundles):
-        raise UsageError("several bundles of one name: their results could not be told apart")
-    if args.name:
-        raise UsageError("--name is for one bundle")
-    return bundles
 
 
 def _job(args: argparse.Namespace, run_id: str, emit: Emit, record: Emit | None) -> Job:

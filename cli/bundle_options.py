@@ -36,7 +36,12 @@ def add_words(parser: argparse.ArgumentParser, name: str = "", text: str = "") -
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """How the bundle is loaded."""
-    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per core)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="worker threads (default: tuned, or one per core)"
+    )
+    parser.add_argument(
+        "--chunk", type=int, metavar="N", help="tokens of a prefill call (default: tuned, or the bundle's)"
+    )
     parser.add_argument("--context", type=int, metavar="N", help="tokens of KV cache (default: the bundle's)")
     parser.add_argument(
         "--keep-encoders",
@@ -102,6 +107,21 @@ def take_bundle(args: argparse.Namespace, others: int | None = None) -> tuple[st
     return bundle, words
 
 
+def take_bundles(args: argparse.Namespace) -> list[Path]:
+    """The paths of one bundle or several; their names tell them apart in results.
+
+    Raises:
+        UsageError: nothing names a bundle, or two have the same name.
+    """
+    words = list(args.words)
+    if len(words) < 2 and not (words and args.model):
+        return [Path(take_bundle(args, 0)[0])]
+    bundles = [Path(word) for word in ([args.model] if args.model else []) + words]
+    if len({bundle.resolve().name for bundle in bundles}) < len(bundles):
+        raise UsageError("several bundles of one name: their results could not be told apart")
+    return bundles
+
+
 def is_bundle(path: str) -> bool:
     """Whether a path looks like a bundle; `Bundle.open` checks it."""
     with contextlib.suppress(OSError):  # a prompt may be too long for a name
@@ -118,6 +138,7 @@ def loading(args: argparse.Namespace, snapshots: int | None = 0) -> dict[str, An
     return {
         "threads": args.threads,
         "context": args.context,
+        "chunk": args.chunk,
         "keep_encoders": args.keep_encoders,
         "video_tokens": getattr(args, "video_tokens", None),
         "snapshots": snapshots,

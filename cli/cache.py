@@ -5,8 +5,8 @@
     gemma-edge cache --clear            remove all of it
 
 The runtime makes these files again when it needs them. $GEMMA_EDGE_CACHE names another folder and
-$GEMMA_EDGE_CACHE_LIMIT another limit. What `bench` keeps for devices, and the
-bundles that `run` exported, lie in folders beside them and stay.
+$GEMMA_EDGE_CACHE_LIMIT another limit. What `bench` keeps for devices, the bundles
+that `run` exported, and what `tune` found lie in folders beside them and stay.
 """
 
 from __future__ import annotations

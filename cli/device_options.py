@@ -23,3 +23,8 @@ def is_native(args: argparse.Namespace) -> bool:
 def is_elsewhere(args: argparse.Namespace) -> bool:
     """Whether the verb is to run on another machine, behind ssh."""
     return args.device not in (None, LOCAL) and not is_native(args)
+
+
+def is_tunable(device: str) -> bool:
+    """Whether `gemma-edge tune --device` takes a name: this machine, or one behind ssh."""
+    return device == LOCAL or device.startswith("ssh://")

@@ -17,7 +17,9 @@ from pathlib import Path
 from gemma_edge.benchmarks.measure.export_cost import record_export
 from gemma_edge.benchmarks.measure.planned_machine import known_machine
 from gemma_edge.cli.bundle_options import add_max_kl, check_max_kl
+from gemma_edge.cli.device_options import BEHIND_SSH, LOCAL, is_tunable
 from gemma_edge.cli.plan import add_known_device, wishes_of
+from gemma_edge.export.checkpoint.checkpoint import revision_of
 from gemma_edge.export.device_plans import rank_plans
 from gemma_edge.export.exporter import (
     DEFAULT_CHUNK,
@@ -38,6 +40,7 @@ from gemma_edge.export.weights.recipe import KV_CACHES, Recipe
 from gemma_edge.runtime.artifacts.bundle_list import peek_manifest
 from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.tuned_settings import tuned_settings
 from gemma_edge.runtime.units import as_bytes, parse_size
 
 DEFAULT_RECIPE = "int4"
@@ -64,7 +67,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
         "LiteRT-LM runs (default for an OUT that ends so); repeatable, then OUT holds one bundle per format",
     )
     parser.add_argument("--recipe", metavar="NAME", help="a recipe or a .json file (default: int4)")
-    add_known_device(parser)
+    add_known_device(parser, f"; or the quickest that `gemma-edge tune` found for {LOCAL} or {BEHIND_SSH}")
     parser.add_argument(
         "--context",
         type=int,
@@ -156,16 +159,31 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan_for_device(args: argparse.Namespace) -> None:
-    """Sets the options of the first plan for the device that --for names."""
-    for option in ("format", "recipe", "kv_cache", "slice"):
+    """Sets the options for the device that --for names: those of its first plan, or tuned ones."""
+    tuned = is_tunable(args.known_device)
+    for option in ("format", "recipe") if tuned else ("format", "recipe", "kv_cache", "slice"):
         if getattr(args, option):
             raise UsageError(f"--for chooses --{option.replace('_', '-')}: leave out one of them")
+    if tuned:
+        _take_tuned(args)
+        return
     first = rank_plans(args.source, known_machine(args.known_device), wishes_of(args), args.bundles)[0]
     tell(f"{args.known_device}: {' '.join(first.options())}; `gemma-edge plan` explains the choice")
     args.format, args.recipe = [first.plan.format], first.recipe.name
     args.kv_cache, args.context = first.recipe.kv_cache, first.plan.context
     args.slice = str(first.slice) if first.slice else None
     args.calibrate = args.calibrate or first.calibrate
+
+
+def _take_tuned(args: argparse.Namespace) -> None:
+    """Sets the format and recipe that `gemma-edge tune` found quickest where --for says."""
+    place = None if args.known_device == LOCAL else args.known_device
+    found = tuned_settings(revision_of(args.source), place)
+    if found is None or not (found.format and found.recipe):
+        there = f"gemma-edge tune {args.source}" + (f" --device {place}" if place else "")
+        raise UsageError(f"--for {args.known_device}: nothing was tuned there for {args.source}: run {there}")
+    tell(f"{args.known_device}: --format {found.format} --recipe {found.recipe}, tuned {found.time}")
+    args.format, args.recipe = [found.format], found.recipe
 
 
 def _check_targets(args: argparse.Namespace, recipes: Sequence[Recipe], targets: Sequence[str]) -> None:

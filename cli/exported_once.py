@@ -15,6 +15,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from gemma_edge.cli.pull import pull_shown
 from gemma_edge.runtime.artifacts.artifact_formats import FILE_SUFFIXES
@@ -24,6 +25,7 @@ from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.files.cache_folder import cache_folder
 from gemma_edge.runtime.hub.hub_address import HUB_ID
 from gemma_edge.runtime.hub.pull_bundle import CheckpointThereError
+from gemma_edge.runtime.tuned_settings import tuned_settings
 
 BUNDLES = "bundles"  # in the cache folder; `gemma-edge cache` leaves it alone
 
@@ -68,10 +70,17 @@ def ready_bundle(name: str, yes: bool) -> str:
 
 
 def _exported(name: str, out: Path) -> str:
-    from gemma_edge.export.exporter import export_bundle  # a board that has bundles needs none of it
+    # A board that has bundles needs none of these.
+    from gemma_edge.export.checkpoint.checkpoint import revision_of
+    from gemma_edge.export.exporter import export_bundle
 
-    tell(f"$ gemma-edge export {shlex.quote(name)} {shlex.quote(str(out))}")
-    made = export_bundle(name, out, progress=True)
+    tuned = tuned_settings(revision_of(name))
+    options: dict[str, Any] = {}
+    if tuned and tuned.format and tuned.recipe:
+        options = {"format": tuned.format, "recipe": tuned.recipe}
+    said = "".join(f" --{option} {value}" for option, value in options.items())
+    tell(f"$ gemma-edge export {shlex.quote(name)} {shlex.quote(str(out))}{said}")
+    made = export_bundle(name, out, progress=True, **options)
     if made.agreement:
         tell(made.agreement.in_words())
     return str(made.path)

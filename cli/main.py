@@ -42,6 +42,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("gemma_edge.cli.serve", "serve a bundle over HTTP, with a chat page"),
     "eval": ("gemma_edge.cli.evaluate", "score a bundle on questions with one right answer"),
     "bench": ("gemma_edge.cli.bench", "measure speed, memory and latency, here or on a device"),
+    "tune": ("gemma_edge.cli.tune", "find the quickest settings of a bundle on a machine"),
     "deploy": ("gemma_edge.cli.deploy", "put a bundle and what runs it on a board"),
     "android": ("gemma_edge.cli.android", "install, feed, ask and measure the app on a phone"),
     "doctor": ("gemma_edge.cli.doctor", "look over a machine: what runs, what is slow or missing"),

@@ -65,13 +65,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the plans as JSON")
 
 
-def add_known_device(parser: argparse.ArgumentParser) -> None:
-    """Adds --for and --bundles."""
+def add_known_device(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Adds --for and --bundles; `more` says what else --for may name."""
     parser.add_argument(
         "--for",
         dest="known_device",
         metavar="NAME",
-        help=f"plan for this device: {', '.join(known_devices())}",
+        help=f"plan for this device: {', '.join(known_devices())}{more}",
     )
     parser.add_argument(
         "--bundles",

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gemma_edge.export.checkpoint.checkpoint import Checkpoint, has_weights, resolve
+from gemma_edge.export.checkpoint.checkpoint import has_weights, resolve, revision_of
 from gemma_edge.export.checkpoint.sliced_checkpoint import slice_revision, sliced_config
 from gemma_edge.export.export_families import family_with, tensor_specs
 from gemma_edge.export.exporter import (
@@ -309,8 +309,7 @@ def _measured_kl(
             raise UsageError(f"{folder}: no such folder of bundles")
     if not folders or not has_weights(resolve(source)):
         return {}
-    with Checkpoint.open(resolve(source), []) as checkpoint:
-        whole = checkpoint.revision()
+    whole = revision_of(source)
     revisions = {slice_revision(whole, size.slice) if size.slice else whole: size.slice for size in sizes}
     texts = {None: NONE, hashlib.sha256(OURS.read_bytes()).hexdigest(): AUTO}
     found: dict[tuple[str, ...], float] = {}

@@ -38,6 +38,7 @@ from gemma_edge.runtime.model_parts import (
     bundle_tables,
     bundle_template,
     bundle_tokenizer,
+    with_settings,
 )
 from gemma_edge.runtime.prompt.answer_form import AnswerForm, answer_form
 from gemma_edge.runtime.prompt.call_finder import CallFinder
@@ -139,6 +140,7 @@ class Model:
         *,
         threads: int | None = None,
         context: int | None = None,
+        chunk: int | None = None,
         defer_decoder: bool = False,
         keep_encoders: bool = False,
         video_tokens: int | None = None,
@@ -150,8 +152,10 @@ class Model:
         """Loads the bundle in folder `path`.
 
         Args:
-            threads: worker threads; None for one a physical core.
+            threads: worker threads; None for what `gemma-edge tune` found here, or one a physical core.
             context: tokens of KV cache; None for what the bundle was planned for.
+            chunk: tokens of one prefill call, at most the bundle's; None for what `gemma-edge tune` found
+                here, or the bundle's.
             defer_decoder: load the decoder with the first prompt, once the attachments of that are encoded
                 and their encoders released: what both need does not add up. Later, it is released for the
                 time that takes, if there is not enough memory for both.
@@ -167,13 +171,14 @@ class Model:
 
         Raises:
             BundleError, TokenizerError: the bundle is damaged.
-            UsageError: `threads`, `context`, `video_tokens`, `snapshots` or `prefix_cache` is out of range.
+            UsageError: `threads`, `context`, `chunk`, `video_tokens`, `snapshots` or `prefix_cache` is out of
+                range.
         """
         for name, value in (("threads", threads), ("context", context)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be 1 or more, not {value}")
         started = time.perf_counter()
-        bundle = Bundle.open(path)
+        bundle, threads = with_settings(Bundle.open(path), threads, chunk)
         tokenizer, template = bundle_tokenizer(bundle), bundle_template(bundle)
         sampling, end_ids = bundle_sampling(bundle)
         embeddings, per_layer = bundle_tables(bundle)

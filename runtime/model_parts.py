@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+from gemma_edge.runtime.answer_log import log as log_event
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.manifest import is_token_id
 from gemma_edge.runtime.artifacts.ple_table import PleTable
@@ -33,9 +35,32 @@ from gemma_edge.runtime.reuse.prefix_files import PrefixFiles
 from gemma_edge.runtime.reuse.snapshot_pool import SNAPSHOTS
 from gemma_edge.runtime.sampling import Sampling
 from gemma_edge.runtime.speculation.cost_curve import CostFile, MachineCosts
+from gemma_edge.runtime.tuned_settings import tuned_for_another_machine, tuned_settings
 from gemma_edge.runtime.units import as_bytes
 
 CHAT_TEMPLATE = "chat_template.jinja"
+
+
+def with_settings(bundle: Bundle, threads: int | None, chunk: int | None) -> tuple[Bundle, int | None]:
+    """The bundle with the chunk to load it with, and the threads: as given, or tuned for this machine.
+
+    Raises:
+        UsageError: `chunk` is larger than the bundle's, for which its memory was planned.
+    """
+    if chunk is not None and not 1 <= chunk <= bundle.chunk:
+        raise UsageError(
+            f"chunk must be 1 to {bundle.chunk}, for which this bundle was exported, not {chunk}"
+        )
+    if threads is None or chunk is None:
+        if found := tuned_settings(bundle.identity):
+            used = {} if threads is not None else {"threads": found.threads}
+            used |= {} if chunk is not None else {"chunk": min(found.chunk, bundle.chunk)}
+            log_event("tuned", {"bundle": str(bundle.path), **used, "measured": found.time})
+            threads, chunk = used.get("threads", threads), used.get("chunk", chunk)
+        elif tuned_for_another_machine(bundle.identity):
+            told = "tuned for another CPU or number of cores: not used"
+            log_event("tuned", {"bundle": str(bundle.path), "settings": told})
+    return (bundle if chunk in (None, bundle.chunk) else replace(bundle, chunk=chunk)), threads
 
 
 def bundle_tokenizer(bundle: Bundle) -> Tokenizer:

@@ -55,6 +55,7 @@ COMMANDS = {
     "translate": "translate {litertlm} {pocket}/" + SOUND,
     "eval": "eval {onnx} {pocket}/samples/questions.jsonl",
     "bench": "bench {onnx} " + SIZES + " --device local -o {out}/results.jsonl",
+    "tune": "tune {onnx} -p 16 -n 2 -r 1 --rounds 2",
     "serve": "serve {onnx} --port 0 --check",
     "cache": "cache --limit 1GiB",
     "deploy": "deploy --help",  # beyond that it is ssh which reaches the device that was named

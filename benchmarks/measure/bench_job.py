@@ -13,7 +13,9 @@ from gemma_edge.benchmarks.records.bundle_facts import BundleFacts, bundle_facts
 from gemma_edge.devices import Device, cool_down, open_device
 from gemma_edge.devices.fleet import FleetError, Member, read_fleet, run_fleet
 from gemma_edge.devices.script import progress
+from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import DeviceError
+from gemma_edge.runtime.tuned_settings import tuned_settings
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Job:
 def bench_device(spec: str, job: Job) -> list[str]:
     """Measures on one device, "local" being this machine; returns what was exceeded or missed."""
     if spec == "local":
-        return _measure_on(LocalTarget(job.bundle), job, None)
+        return _measure_on(LocalTarget(job.bundle), _as_tuned(job, None), None)
     with open_device(spec) as device:
         return _bench_on(device, job)
 
@@ -93,7 +95,18 @@ def _bench_on(device: Device, job: Job, name: str | None = None) -> list[str]:
             progress(f"{device.spec}: bringing the bundle there")
             target = DeviceTarget(device, job.bundle)
         target.name = name or target.name
-        return _measure_on(target, job, len(facts.big_cores) or None)
+        tuned = _as_tuned(job, None if device.spec == "local" else device.spec)
+        return _measure_on(target, tuned, len(facts.big_cores) or None)
+
+
+def _as_tuned(job: Job, device: str | None) -> Job:
+    """The job with what `gemma-edge tune` found on a device; None is this machine. Options win."""
+    found = tuned_settings(Bundle.open(job.bundle).identity, device)
+    if job.threads_given or found is None:
+        return job
+    progress(f"{job.name}: {found.threads} threads, chunk {found.chunk}: tuned, {found.time}")
+    workloads = [replace(each, threads=found.threads, chunk=found.chunk) for each in job.workloads]
+    return replace(job, workloads=workloads, threads_given=True)
 
 
 def _measure_on(target: Target, job: Job, cores: int | None) -> list[str]:

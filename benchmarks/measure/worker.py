@@ -134,7 +134,9 @@ def measure(path: Path, workload: Workload) -> RunReport:
     timeline = MemoryTimeline(origin)
     with PeakSampler(interval=SAMPLE_S, timeline=timeline) as sampler:
         start = time.perf_counter()
-        model = Model.load(path, threads=workload.threads, context=workload.context, snapshots=0)
+        model = Model.load(
+            path, threads=workload.threads, context=workload.context, chunk=workload.chunk, snapshots=0
+        )
         load_s = time.perf_counter() - start
         workload.check(model.decoder.context)
         run = _Run(model, workload, bundle.config.vocab_size_per_layer_input, origin)

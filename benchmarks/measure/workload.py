@@ -42,6 +42,7 @@ class Workload:
     reps: int = 5
     threads: int = 2
     context: int | None = None  # None: what the bundle was planned for
+    chunk: int | None = None  # tokens of a prefill call; None: as `Model.load` has it
     cold: bool = False
     import_time: bool = False
     requests: int = 0

@@ -133,6 +133,7 @@ def interleave(
     sizes: TurnSizes,
     rounds: int,
     bandwidth: Callable[[], Bandwidth | None] = lambda: None,
+    name: str = "gemma-edge",
 ) -> tuple[list[Round], list[str]]:
     """Runs `rounds` times the bandwidth probe and then everything in turn (`in_turn`).
 
@@ -155,7 +156,7 @@ def interleave(
         for peer in in_turn(order, index):
             if peer is None:
                 mine = ours()
-                progress(f"{label}: gemma-edge: {', '.join(map(str, mine.tests))}")
+                progress(f"{label}: {name}: {', '.join(map(str, mine.tests))}")
             elif peer.name not in failed:
                 try:
                     runs[peer.name] = peer.run(sizes)

@@ -454,3 +454,9 @@ def _locate(
             "Check that config.json belongs to these weights.",
         )
     return where
+
+
+def revision_of(source: str) -> str:
+    """The revision of a checkpoint, a folder or an id. Raises as `resolve` and `Checkpoint.open`."""
+    with Checkpoint.open(resolve(source), []) as checkpoint:
+        return checkpoint.revision()

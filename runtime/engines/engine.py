@@ -21,6 +21,7 @@ class Engine(Protocol):
         graph_suffix: of its files of graphs.
         packs_weights: the first load writes packed weights into the cache folder, and they are mapped from
             then on; otherwise weights are resident.
+        any_chunk: whether a prefill call may have any number of tokens.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Engine(Protocol):
     module: str
     graph_suffix: str
     packs_weights: bool
+    any_chunk: bool
 
     def largest_context(self, bundle: Bundle) -> int:
         """Tokens of KV cache that the bundle can be loaded with at most."""

@@ -18,6 +18,7 @@ class LitertEngine:
     module = "ai_edge_litert.compiled_model"
     graph_suffix = ".tflite"
     packs_weights = True
+    any_chunk = False  # signatures have fixed shapes
 
     def largest_context(self, bundle: Bundle) -> int:
         return bundle.context  # in the shapes of the graph

@@ -17,6 +17,7 @@ class OnnxEngine:
     distribution = module = "onnxruntime"
     graph_suffix = ".onnx"
     packs_weights = False
+    any_chunk = True
 
     def largest_context(self, bundle: Bundle) -> int:
         return bundle.config.max_position_embeddings

@@ -36,6 +36,19 @@ def _cpuinfo() -> str:
 
 
 @cache
+def cpu_name() -> str:
+    """The processor's name, as its maker wrote it; on Arm the numbers of its core designs."""
+    named = dict.fromkeys(_values("model name")) or dict.fromkeys(_values("CPU part"))
+    return ", ".join(named) or platform.machine()
+
+
+def _values(key: str) -> list[str]:
+    """Those of a field of /proc/cpuinfo, one a core."""
+    lines = [line.partition(":") for line in _cpuinfo().splitlines()]
+    return [value.strip() for name, _, value in lines if name.strip() == key]
+
+
+@cache
 def cpu_fingerprint() -> str:
     """Eight hex digits that differ where architecture or instruction sets do, as after an SD card moved."""
     flags = {line for line in _cpuinfo().splitlines() if line.split(":")[0].strip() in _FLAGS}
