@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gemma_edge.benchmarks.measure.export_cost import record_export
 from gemma_edge.benchmarks.measure.planned_machine import known_machine
-from gemma_edge.cli.bundle_options import add_max_kl, check_max_kl
+from gemma_edge.cli.bundle_options import add_image_size, add_max_kl, check_max_kl
 from gemma_edge.cli.device_options import BEHIND_SSH, LOCAL, is_tunable
 from gemma_edge.cli.plan import add_known_device, wishes_of
 from gemma_edge.export.checkpoint.checkpoint import revision_of
@@ -85,6 +85,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="inputs of the bundle, from text,image,audio (default: all that the checkpoint has)",
     )
+    add_image_size(parser)
     add_changes(parser)
     parser.add_argument("--ceiling", metavar="SIZE", help="refuse a plan above this size, such as 2GiB")
     parser.add_argument(
@@ -144,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     given = list(dict.fromkeys(args.format or [None]))
     formats = [export_format(format_of_target(args.out, name)) for name in given]
     modalities = None if args.modalities is None else [m.strip() for m in args.modalities.split(",")]
-    config, towers = describe_source(args.source, modalities, args.adapter, args.slice)
+    config, towers = describe_source(args.source, modalities, args.adapter, args.slice, args.image_size)
     jobs = []
     for format in formats:
         recipe = resolve_recipe(args.recipe, args.kv_cache, format.runtime.name)
@@ -244,6 +245,7 @@ def _run_format(
         max_kl=args.max_kl,
         calibrate=args.calibrate,
         slice=args.slice,
+        image_size=args.image_size,
     )
     result = record_export(export, args.record) if args.record else export()
     if args.json:

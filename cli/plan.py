@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gemma_edge.benchmarks.measure.planned_machine import asked_machine, known_machine, measured_speeds
+from gemma_edge.cli.bundle_options import add_image_size
 from gemma_edge.cli.device_options import LOCAL, add_device
 from gemma_edge.cli.text_table import text_table
 from gemma_edge.devices.known_devices import known_devices
@@ -46,6 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="inputs of the bundle, from text,image,audio (default: all that the checkpoint has)",
     )
+    add_image_size(parser)
     parser.add_argument(
         "--min-quality", type=float, metavar="MMLU", help="published MMLU of a slice at least, in percent"
     )
@@ -115,7 +117,7 @@ def wishes_of(args: argparse.Namespace) -> Wishes:
     """What the options that `plan` and `export` share ask for."""
     modalities = None if args.modalities is None else [m.strip() for m in args.modalities.split(",")]
     ceiling = parse_size(args.ceiling) if args.ceiling else None
-    return Wishes(args.context, modalities, ceiling)
+    return Wishes(args.context, modalities, ceiling, image_size=args.image_size)
 
 
 def export_command(args: argparse.Namespace, plan: DevicePlan) -> str:
@@ -123,6 +125,7 @@ def export_command(args: argparse.Namespace, plan: DevicePlan) -> str:
     words = ["gemma-edge", "export", args.source, "OUT", *plan.options()]
     words += ["--modalities", args.modalities] if args.modalities else []
     words += ["--ceiling", args.ceiling] if args.ceiling else []
+    words += ["--image-size", str(args.image_size)] if args.image_size else []
     return shlex.join(words)
 
 

@@ -78,6 +78,7 @@ class Wishes:
         ceiling: bytes of anonymous memory at most; None for what the machine has.
         min_quality: the published MMLU of a slice at least, in percent; None takes those without one, too.
         min_speed: tokens a second at least, where a speed is known.
+        image_size: as of `export_bundle`.
     """
 
     context: int | None = None
@@ -85,6 +86,7 @@ class Wishes:
     ceiling: int | None = None
     min_quality: float | None = None
     min_speed: float = MIN_SPEED
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def rank_plans(
             such folder of bundles.
         CeilingError: nothing fits; the message says what comes nearest.
     """
-    config, towers = describe_source(source, wishes.modalities)
+    config, towers = describe_source(source, wishes.modalities, image_size=wishes.image_size)
     sizes = _sizes(source, config, wishes.min_quality)
     search = _Search(towers, machine, wishes, _measured_kl(source, sizes, bundles))
     recipes = {recipe.name: recipe for recipe in map(load_recipe, list_recipes())}  # without other names

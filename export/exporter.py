@@ -30,7 +30,7 @@ from gemma_edge.export.formats.export_format import Artifact, ExportFormat, Expo
 from gemma_edge.export.formats.registry import DEFAULT_FORMAT, export_format, format_of_target
 from gemma_edge.export.gate.gate_prompts import prompt_ids
 from gemma_edge.export.gate.parity import Agreement, check_quality, verify_opened
-from gemma_edge.export.model.tower import Tower
+from gemma_edge.export.model.tower import Tower, with_image_size
 from gemma_edge.export.plan import Plan, check_ceiling, make_plan
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.replaced_bundle import check_replacement
@@ -92,6 +92,7 @@ def export_bundle(
     max_kl: float | None = None,
     slice: str | None = None,
     calibrate: str | None = None,
+    image_size: int | None = None,
 ) -> Exported:
     """Exports a checkpoint to a bundle.
 
@@ -118,6 +119,8 @@ def export_bundle(
         max_kl: refuse a bundle whose mean KL from the checkpoint is larger, in nats a token; None for any.
         calibrate: the text on which the rounding of 4-bit weights is calibrated: "auto" for a built-in one,
             or the path of a file; None or "none" rounds to the nearest.
+        image_size: pixels of a side that images are scaled to, one of `VisionConfig.image_sizes`; None for
+            the checkpoint's own. An image is as many tokens at each.
 
     Raises:
         CheckpointError, ConfigError, TokenizerError: the checkpoint is bad; the message names the file.
@@ -130,7 +133,7 @@ def export_bundle(
     chosen = export_format(format_of_target(out, format))
     recipe = resolve_recipe(recipe, kv_cache, chosen.runtime.name)
     text = read_calibration(calibrate)
-    with open_checkpoint(source, modalities, adapters, slice) as checkpoint:
+    with open_checkpoint(source, modalities, adapters, slice, image_size) as checkpoint:
         job = export_job(checkpoint.config, recipe, context, chunk, checkpoint.towers, snapshots)
         plan = make_plan(job, chosen)
         if ceiling is not None:
@@ -205,8 +208,9 @@ def open_checkpoint(
     modalities: Collection[str] | None,
     adapters: Sequence[str] = (),
     slice: str | None = None,
+    image_size: int | None = None,
 ) -> Checkpoint:
-    """The checkpoint with the encoders of `modalities`, its adapters and its slice, as in `export_bundle`.
+    """The checkpoint with the encoders of `modalities`, its changes and its image size, see `export_bundle`.
 
     Raises:
         CheckpointError: the checkpoint is bad, or an adapter cannot be merged into it.
@@ -220,6 +224,11 @@ def open_checkpoint(
             raise UsageError(
                 f"{source}: the checkpoint has no {name} encoder: leave {name} out of the modalities"
             )
+    try:
+        checkpoint.towers = with_image_size(checkpoint.towers, image_size)
+    except UsageError:
+        checkpoint.close()
+        raise
     return checkpoint
 
 
@@ -238,17 +247,18 @@ def describe_source(
     modalities: Collection[str] | None,
     adapters: Sequence[str] = (),
     slice: str | None = None,
+    image_size: int | None = None,
 ) -> tuple[TextConfig, Mapping[Kind, Tower]]:
     """What a plan needs. Where there are no weights yet, config.json is taken at its word."""
     folder = resolve(source)
     if has_weights(folder):
-        with open_checkpoint(source, modalities, adapters, slice) as checkpoint:
+        with open_checkpoint(source, modalities, adapters, slice, image_size) as checkpoint:
             return checkpoint.config, checkpoint.towers
     config, towers = described(folder, _kinds(modalities))
     if slice is not None:
         family = export_family(folder)
         config = sliced_config(family, folder, config, slice)[2]
-    return config, towers
+    return config, with_image_size(towers, image_size)
 
 
 def export_job(

@@ -212,9 +212,24 @@ def test_litert_lm_sees_what_we_see(
     name: str, picture: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """The same tokens, the end of the image among them, which LiteRT-LM itself leaves out."""
-    path: Path = request.getfixturevalue(name)
+    compare_answers(request.getfixturevalue(name), picture, tmp_path)
+
+
+@pytest.mark.usefixtures("litert_lm")
+def test_litert_lm_takes_another_image_size(folder: Path, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(1).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    image.fromarray(pixels).save(tmp_path / "larger.png")
+    options: dict[str, Any] = {"recipe": "fp32", "context": CONTEXT, "chunk": CHUNK, "verify": False}
+    options |= {"format": "litertlm", "modalities": ("text", "image"), "image_size": 128}
+    made = export_bundle(folder / "tiny", tmp_path / "larger.litertlm", **options).path
+    compare_answers(made, tmp_path / "larger.png", tmp_path)
+
+
+def compare_answers(path: Path, picture: Path, cache: Path) -> None:
+    """LiteRT-LM's answer and ours are the same, and the picture changes them."""
     parts = [{"type": "image", "path": str(picture)}, {"type": "text", "text": "hello"}]
-    theirs = run_chat(path, parts, COUNT, tmp_path)
+    theirs = run_chat(path, parts, COUNT, cache)
     model = Model.load(path, threads=1)
     with recorded(model) as logits:
         ours: Any = model.generate("hello", attach=[picture], temperature=0, max_tokens=COUNT)

@@ -30,6 +30,7 @@ from gemma_edge.export.gate.engine_process import run_isolated
 from gemma_edge.export.gate.gate_prompts import prompt_ids
 from gemma_edge.export.gate.graph_check import check_graph
 from gemma_edge.export.gate.weight_check import check_weights
+from gemma_edge.export.model.tower import with_image_size
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.weights.recipe import Bounds
 from gemma_edge.runtime.artifacts.bundle import Bundle
@@ -174,6 +175,8 @@ def verify_bundle(
     kinds = [kind for kind in KINDS if kind in opened.modalities]
     with open_source(source, adapters, kinds, slice) as checkpoint:
         check_changes(checkpoint, opened.manifest, opened.container.manifest_path)
+        if opened.vision:
+            checkpoint.towers = with_image_size(checkpoint.towers, opened.vision.config.image_size)
         same = [opened.modalities[k].config == e.config for k, e in checkpoint.towers.items()]
         if checkpoint.config != opened.config or not all(same) or len(same) != len(opened.modalities):
             raise ConfigError(

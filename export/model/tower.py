@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gemma_edge.export.model.tensor_spec import TensorSpec
 from gemma_edge.runtime.artifacts.modalities import Kind
-from gemma_edge.runtime.families.model_family import EncoderConfig
+from gemma_edge.runtime.errors import UsageError
+from gemma_edge.runtime.families.model_family import EncoderConfig, PixelsConfig
 
 Json = dict[str, Any]
 # What an encoder reads. Each engine, the reference and the gate have a table with a line for each of these.
@@ -91,3 +92,19 @@ class Tower:
             "tokens": {**tokens, "first_id": self.config.vocab_offset},
             "memory": {"resident": resident, "activations": activations},
         }
+
+
+def with_image_size(towers: Mapping[Kind, Tower], image_size: int | None) -> dict[Kind, Tower]:
+    """The towers, that of images for pixels of another size; None for its own. No weight depends on it.
+
+    Raises:
+        UsageError: the encoder does not take this size, or there is none.
+    """
+    if image_size is None:
+        return dict(towers)
+    tower = towers.get("vision")
+    if tower is None or not isinstance(tower.config, PixelsConfig):
+        raise UsageError(f"there is no image encoder here: leave out the image size of {image_size}")
+    config = tower.config.resized(image_size)
+    processor = config.to_dict()["image_processor"]
+    return {**towers, "vision": replace(tower, config=config, preprocessor=processor, size=image_size)}

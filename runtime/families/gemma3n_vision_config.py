@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.families.config_fields import MAX_SOFT_TOKENS, Fields, is_int, is_number
 
 ARCHITECTURE = "mobilenetv5_300m_enc"  # timm's name of the only encoder that Gemma 3n has
@@ -20,6 +21,7 @@ ENCODER_WIDTH = 2048  # of what comes out of timm's encoder, whatever its channe
 STRIDE = 16  # pixels of the image in one of the fused feature map, in each direction
 LAST_STRIDE = 32  # and of the coarsest one
 MAX_IMAGE_SIZE = 4096
+POOLS = (1, 2, 3)  # of the sizes that MobileNetV5 is published for: 256, 512 and 768 for 16 x 16 soft tokens
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as preprocessor_config.json has them
 
 
@@ -53,6 +55,19 @@ class VisionConfig:
     def pool(self) -> int:
         """Pixels of the fused feature map in a soft token, in each direction."""
         return self.image_size // STRIDE // self.grid
+
+    @property
+    def image_sizes(self) -> tuple[int, ...]:
+        """The sizes of pixels that the encoder can be given: they become equally many soft tokens."""
+        unit = _size_unit(self.grid)
+        return tuple(sorted({*(unit * pool for pool in POOLS), self.image_size}))
+
+    def resized(self, image_size: int) -> VisionConfig:
+        """The same encoder for pixels of another of `image_sizes`. Raises UsageError for other sizes."""
+        if image_size not in self.image_sizes:
+            sizes = ", ".join(map(str, self.image_sizes))
+            raise UsageError(f"the image size of this encoder must be one of {sizes}, not {image_size}")
+        return replace(self, image_size=image_size)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, for a manifest; `from_dict` of them gives an equal config."""
@@ -113,7 +128,7 @@ class VisionConfig:
         grid = arguments.size("msfa_output_resolution", 16)
         if soft_tokens != grid * grid:
             fields.fail("vision_soft_tokens_per_image", f"{grid} x {grid} = {grid * grid}", soft_tokens)
-        unit = math.lcm(STRIDE * grid, LAST_STRIDE)
+        unit = _size_unit(grid)
         if image_size % unit:
             Fields({}, source).fail("size", f"a multiple of {unit}", image_size)
         return cls(
@@ -126,6 +141,11 @@ class VisionConfig:
             image_size=image_size,
             resample=resample,
         )
+
+
+def _size_unit(grid: int) -> int:
+    """What an image's size must be a multiple of, so that every feature map is whole."""
+    return math.lcm(STRIDE * grid, LAST_STRIDE)
 
 
 def _pixels(data: object, path: Path) -> tuple[int, str]:
