@@ -60,7 +60,7 @@ SLOW_FILES = frozenset(
     tflite_encoders turn_editor completion litertlm_tools structured_engines
     emulated_board native_answers
     applications serve serve_clients serve_load page_chat page_attachments page_markdown page_faults
-    page_tabs speculation_engines adapters graph_check tune image_sizes
+    page_tabs speculation_engines adapters graph_check tune image_sizes fine_tuning
     """.split()
 )
 SLOW_FIXTURES = frozenset(
