@@ -26,6 +26,7 @@ from gemma_edge.export.model.model_slice import parse_layers, parse_widths
 from gemma_edge.export.slicer import best_slice, slice_checkpoint
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.export.synth.synth_gemma3n import random_tensors, text_config
+from gemma_edge.export.weights import calibration_text
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import CeilingError, CheckpointError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
@@ -180,6 +181,22 @@ def test_an_export_of_a_slice_is_the_export_of_its_copy(tiny: Path, copy: Path, 
             verify_bundle(made.path, tiny, slice=given)
     with pytest.raises(UsageError, match="is a bundle of"):
         export_bundle(tiny, made.path, recipe="int4", context=64, slice="ffn=128")
+
+
+@pytest.mark.slow
+def test_a_slice_is_calibrated_in_every_format(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate demands that each weight is one of the slice's, rounded up or down."""
+    monkeypatch.setattr(calibration_text, "MOST", 64)
+    out, forms = tmp_path / "out", ("onnx", "tflite")
+    options = ["--recipe", "int4_g128", "--context", "64", "--modalities", "text", "--calibrate", "auto"]
+    formats = [word for form in forms for word in ("--format", form)]
+    assert main(["export", str(tiny), str(out), "--slice", CUT, *options, *formats]) == 0
+    for form in forms:
+        manifest = Bundle.open(out / form).manifest
+        assert manifest["slice"]["skipped_layers"] == [1, 8, 9] and manifest["format"] == form
+        assert manifest["calibration"]["text"] == "auto" and manifest["agreement"]["tensors"] > 80
 
 
 @pytest.mark.slow
