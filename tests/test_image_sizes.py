@@ -64,13 +64,7 @@ def test_the_reference_at_each_size_is_transformers(source: Path, size: int) -> 
 )
 def test_a_bundle_at_each_size_is_the_reference(source: Path, tmp_path: Path, format: str, size: int) -> None:
     out = tmp_path / ("m.litertlm" if format == "litertlm" else "bundle")
-    options: dict[str, Any] = {
-        "recipe": "fp32",
-        "context": 64,
-        "chunk": 32,
-        "verify": False,
-        "format": format,
-    }
+    options: dict[str, Any] = {"recipe": "fp32", "context": 64, "chunk": 32, "verify": False}
     bundle = Bundle.open(export_bundle(source, out, format=format, image_size=size, **options).path)
     vision = bundle.vision
     assert vision is not None and vision.config.image_size == size and vision.soft_tokens == 16
