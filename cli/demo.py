@@ -209,8 +209,8 @@ def _print_next(kept: str) -> None:
     if kept:
         print(f"Checkpoint and bundle are in {kept}. Try: gemma-edge chat {kept}out")
     _say("With a real checkpoint - a folder, or a Hugging Face id such as google/gemma-3n-E2B-it:")
-    print("  gemma-edge export CHECKPOINT out/ --recipe int4 --dry-run     # the plan, before any work")
-    print("  gemma-edge export CHECKPOINT out/ --recipe int4 --ceiling 2GiB")
+    print("  gemma-edge export CHECKPOINT out/ --dry-run     # the plan, before any work")
+    print("  gemma-edge export CHECKPOINT out/ --ceiling 2GiB")
     print('  gemma-edge run out/ "Why is the sky blue?"')
 
 

@@ -35,15 +35,14 @@ from gemma_edge.export.formats.registry import FORMAT_NAMES, export_format, form
 from gemma_edge.export.gate.parity import unusual
 from gemma_edge.export.plan import check_ceiling, make_plan
 from gemma_edge.export.plan_table import format_plan
-from gemma_edge.export.weights.calibration_text import read_calibration
-from gemma_edge.export.weights.recipe import KV_CACHES, Recipe
+from gemma_edge.export.weights.calibration_text import NONE, read_calibration
+from gemma_edge.export.weights.recipe import DEFAULT_RECIPE, KV_CACHES, Recipe
 from gemma_edge.runtime.artifacts.bundle_list import peek_manifest
 from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.tuned_settings import tuned_settings
 from gemma_edge.runtime.units import as_bytes, parse_size
 
-DEFAULT_RECIPE = "int4"
 EXAMPLE = "Why is the sky blue?"  # for a checkpoint that names no example of its own
 
 
@@ -66,7 +65,9 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
         help="onnx for ONNX Runtime (default), tflite for LiteRT, litertlm for one file that Google's "
         "LiteRT-LM runs (default for an OUT that ends so); repeatable, then OUT holds one bundle per format",
     )
-    parser.add_argument("--recipe", metavar="NAME", help="a recipe or a .json file (default: int4)")
+    parser.add_argument(
+        "--recipe", metavar="NAME", help=f"a recipe or a .json file (default: {DEFAULT_RECIPE})"
+    )
     add_known_device(parser, f"; or the quickest that `gemma-edge tune` found for {LOCAL} or {BEHIND_SSH}")
     parser.add_argument(
         "--context",
@@ -103,7 +104,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
         "--calibrate",
         metavar="TEXT",
         help="round 4-bit weights so that their errors cancel on a text: a file like what the model will "
-        "meet, or auto for a built-in one (default: none, to the nearest)",
+        "meet, or auto for a built-in one (default); none rounds to the nearest",
     )
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="append the export's time and memory to this JSONL file"
@@ -132,7 +133,7 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the plan, exports, prints how well the bundle agrees."""
     check_max_kl(args.max_kl)
-    read_calibration(args.calibrate)
+    read_calibration(args.calibrate or NONE)
     if args.max_kl is not None and args.no_verify:
         raise UsageError("--max-kl needs the gate: leave out --no-verify")
     if not args.dry_run and args.out is None:

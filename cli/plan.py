@@ -82,7 +82,7 @@ def add_known_device(parser: argparse.ArgumentParser, more: str = "") -> None:
         type=Path,
         metavar="FOLDER",
         help="plan with the KL that the gate measured of this checkpoint's bundles in this folder, and with "
-        "--calibrate auto where it was measured; repeatable",
+        "--calibrate none where it was measured; repeatable",
     )
 
 
@@ -140,7 +140,7 @@ def _row(plan: DevicePlan) -> tuple[str, ...]:
     return (
         str(plan.slice or "whole"),
         plan.plan.format,
-        f"{plan.recipe.name}{', calibrated' if plan.calibrate else ''}",
+        f"{plan.recipe.name}{', to the nearest' if plan.calibrate else ''}",
         plan.recipe.kv_cache,
         str(plan.plan.context),
         format_size(plan.memory_bytes),
@@ -165,8 +165,6 @@ def _reasons(wishes: Wishes, plans: Sequence[DevicePlan]) -> list[str]:
         notes.append("MMLU: published, of the pre-trained model before quantization; not measured here.")
     if any(plan.mean_kl is None for plan in plans):
         notes.append("KL: what a recipe costs this checkpoint; `export` and `verify` measure it (--bundles).")
-        if not any(plan.calibrate for plan in plans):
-            notes.append("`export --calibrate auto` is planned with where its KL was measured, too.")
     if any(plan.speed is not None and not plan.measured for plan in plans):
         notes.append("tok/s: bandwidth over the bytes of a step with a full context; engines reach less.")
     return notes

@@ -14,6 +14,7 @@ from gemma_edge.export.export_families import tensor_specs
 from gemma_edge.export.model.model_slice import Slice, parse_layers, parse_widths
 from gemma_edge.export.plan_table import format_count, needed_size
 from gemma_edge.export.slicer import best_slice, slice_checkpoint
+from gemma_edge.export.weights.recipe import DEFAULT_RECIPE
 from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import parse_size
@@ -34,8 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
         metavar="SIZE",
-        help="the published slice that scores best among those whose export in int4, with all encoders and a "
-        "context of 4096, needs no more memory than this, such as 2GiB",
+        help=f"the published slice that scores best among those whose export in {DEFAULT_RECIPE}, with all "
+        "encoders and a context of 4096, needs no more memory than this, such as 2GiB",
     )
 
 

@@ -30,6 +30,7 @@ from gemma_edge.export.model.model_slice import Slice
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan import WORKING_FILE_BYTES, Plan, base_bytes, make_plan
+from gemma_edge.export.weights.calibrated_weights import can_calibrate
 from gemma_edge.export.weights.calibration_text import AUTO, NONE, OURS
 from gemma_edge.export.weights.recipe import Recipe, list_recipes, load_recipe
 from gemma_edge.runtime.artifacts.bundle_list import find_bundles, peek_manifest
@@ -99,7 +100,7 @@ class DevicePlan:
         mean_kl: of a bundle of this checkpoint, slice, recipe and rounding, as the gate measured it; or None.
         speed: tokens a second with a full context; None where no bandwidth is known.
         measured: whether `speed` was measured; else no engine exceeds it.
-        calibrate: as in `export_bundle`. Such a plan is made only where a bundle has shown what it gains.
+        calibrate: as in `export_bundle`. "none" is planned only where a bundle has shown what it costs.
     """
 
     slice: Slice | None
@@ -138,7 +139,7 @@ class _Size:
 def rank_plans(
     source: str, machine: Machine, wishes: Wishes, bundles: Sequence[Path] = ()
 ) -> list[DevicePlan]:
-    """The plans that fit, the best first: one for each format, recipe and KV cache, and a calibrated one
+    """The plans that fit, the best first: one for each format, recipe and KV cache, and an uncalibrated one
     where its KL is known.
 
     Plans of the wanted context come first; of these, those with a usable recipe that reach the wanted speed;
@@ -165,7 +166,7 @@ def rank_plans(
                     found += search.best(format, resolve_recipe(recipe, cache, format.runtime.name), sizes)
     if not found:
         raise CeilingError(search.nothing_fits())
-    return sorted([*found, *filter(None, map(search.calibrated, found))], key=search.order)
+    return sorted([*found, *filter(None, map(search.uncalibrated, found))], key=search.order)
 
 
 def _sizes(source: str, config: TextConfig, least: float | None) -> list[_Size]:
@@ -250,12 +251,12 @@ class _Search:
         speed = self._speed(plan.bytes_per_token + plan.kv_cache_bytes) if measured is None else measured
         mapped = plan.bytes_per_token if format.mapped else 0
         found = DevicePlan(size.slice, recipe, plan, mapped, size.mmlu, None, speed, measured is not None)
-        return replace(found, mean_kl=self._kl(found, NONE))
+        return replace(found, mean_kl=self._kl(found, AUTO if can_calibrate(recipe) else NONE))
 
-    def calibrated(self, plan: DevicePlan) -> DevicePlan | None:
-        """The plan with calibrated weights; None where no bundle has shown what they gain."""
-        kl = self._kl(plan, AUTO)
-        return None if kl is None else replace(plan, mean_kl=kl, calibrate=AUTO)
+    def uncalibrated(self, plan: DevicePlan) -> DevicePlan | None:
+        """The plan with weights rounded to the nearest; None where no bundle has shown what that costs."""
+        kl = self._kl(plan, NONE) if can_calibrate(plan.recipe) else None
+        return None if kl is None else replace(plan, mean_kl=kl, calibrate=NONE)
 
     def _kl(self, plan: DevicePlan, calibrate: str) -> float | None:
         recipe = plan.recipe

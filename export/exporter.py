@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,14 +39,16 @@ from gemma_edge.export.weights.calibrated_weights import (
     CALIBRATED_BITS,
     calibrate_weights,
     calibration_bytes,
+    can_calibrate,
 )
-from gemma_edge.export.weights.calibration_text import CalibrationText, read_calibration
-from gemma_edge.export.weights.recipe import KV_CACHES, Bounds, Recipe, load_recipe
+from gemma_edge.export.weights.calibration_text import AUTO, CalibrationText, read_calibration
+from gemma_edge.export.weights.recipe import DEFAULT_RECIPE, KV_CACHES, Bounds, Recipe, load_recipe
 from gemma_edge.export.weights.rounding import NearestRounding, Rounding
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.bundle_list import peek_manifest
 from gemma_edge.runtime.artifacts.manifest import SCHEMA_VERSION
 from gemma_edge.runtime.artifacts.modalities import Kind
+from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import ParityError, UsageError
 from gemma_edge.runtime.families.model_family import TextConfig
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
@@ -77,7 +80,7 @@ def export_bundle(
     source: str | Path,
     out: str | Path,
     *,
-    recipe: str | Path | Recipe = "int4",
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
     context: int | None = None,
     chunk: int = DEFAULT_CHUNK,
     kv_cache: str | None = None,
@@ -118,7 +121,7 @@ def export_bundle(
             such as "ffn=8192/skip=20-24"; None for the whole model. Adapters are merged before the cut.
         max_kl: refuse a bundle whose mean KL from the checkpoint is larger, in nats a token; None for any.
         calibrate: the text on which the rounding of 4-bit weights is calibrated: "auto" for a built-in one,
-            or the path of a file; None or "none" rounds to the nearest.
+            or the path of a file; "none" rounds to the nearest. None: "auto" if the recipe has such weights.
         image_size: pixels of a side that images are scaled to, one of `VisionConfig.image_sizes`; None for
             the checkpoint's own. An image is as many tokens at each.
 
@@ -132,7 +135,9 @@ def export_bundle(
     """
     chosen = export_format(format_of_target(out, format))
     recipe = resolve_recipe(recipe, kv_cache, chosen.runtime.name)
-    text = read_calibration(calibrate)
+    text = read_calibration(calibrate or AUTO)
+    if calibrate is None and not can_calibrate(recipe):
+        text = None
     with open_checkpoint(source, modalities, adapters, slice, image_size) as checkpoint:
         job = export_job(checkpoint.config, recipe, context, chunk, checkpoint.towers, snapshots)
         plan = make_plan(job, chosen)
@@ -166,7 +171,7 @@ class _Calibration:
     def __init__(
         self, text: CalibrationText, tokenizer: Tokenizer, job: ExportJob, format: ExportFormat
     ) -> None:
-        self.tensors, self.recipe = format.decoder_layout(job).tensors, job.recipe
+        self.tensors, self.recipe, self.text = format.decoder_layout(job).tensors, job.recipe, text.name
         self.bytes = calibration_bytes(self.tensors)
         if not self.bytes:
             raise UsageError(
@@ -178,11 +183,17 @@ class _Calibration:
 
     def run(self, checkpoint: Checkpoint, folder: Path, progress: bool) -> Rounding:
         """Rounds the weights, which lie in `folder` until they are written."""
-        total = sum(tensor.elements for tensor in self.tensors)
+        total, began = sum(tensor.elements for tensor in self.tensors), time.perf_counter()
+        if progress:
+            text = "the built-in text" if self.text == AUTO else self.text
+            tell(f"calibrating 4-bit weights on {text}; --calibrate none rounds them to the nearest instead")
         with ProgressBar("calibrating", total, progress, unit="weights") as bar:
-            return calibrate_weights(
+            rounding = calibrate_weights(
                 checkpoint, self.tensors, self.sequences, self.recipe.clip, folder, bar.advance
             )
+        if progress:
+            tell(f"calibrated in {time.perf_counter() - began:.0f} s")
+        return rounding
 
 
 def _verify(

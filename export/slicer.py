@@ -20,14 +20,13 @@ from gemma_edge.export.model.model_slice import Slice
 from gemma_edge.export.plan import Plan
 from gemma_edge.export.plan_table import needed_size
 from gemma_edge.export.progress_bar import ProgressBar
-from gemma_edge.export.weights.recipe import load_recipe
+from gemma_edge.export.weights.recipe import DEFAULT_RECIPE, load_recipe
 from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.families.model_family import TextConfig
 from gemma_edge.runtime.units import format_size
 
 KEPT_FILES = ("*.json", "*.model", "*.jinja", "*.md", "LICENSE*")  # beside config, index and weights
 CHUNK_BYTES = 8 << 20
-BUDGET_RECIPE = "int4"
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def best_slice(source: str, budget: int) -> tuple[Slice, Plan]:
     """The published slice of a model that scores best among those whose export fits; reads no weight.
 
     Args:
-        budget: bytes of memory for a bundle in `BUDGET_RECIPE` with all encoders and the default context.
+        budget: bytes of memory for a bundle in `DEFAULT_RECIPE` with all encoders and the default context.
 
     Raises:
         UsageError: no slices of such a model are published.
@@ -94,14 +93,14 @@ def best_slice(source: str, budget: int) -> tuple[Slice, Plan]:
     smallest = None
     for each in published:
         cut, _ = describe_source(source, None, slice=str(each))
-        plan = plan_export(cut, load_recipe(BUDGET_RECIPE), None, DEFAULT_CHUNK, towers=towers)
+        plan = plan_export(cut, load_recipe(DEFAULT_RECIPE), None, DEFAULT_CHUNK, towers=towers)
         if plan.needed_bytes <= budget:
             return each, plan
         if smallest is None or plan.needed_bytes < smallest[1].needed_bytes:
             smallest = each, plan
     assert smallest
     needs = f"{smallest[0]}, the smallest, needs {needed_size(smallest[1].needed_bytes)}"
-    raise CeilingError(f"no published slice fits into {format_size(budget)}: {needs} in {BUDGET_RECIPE}")
+    raise CeilingError(f"no published slice fits into {format_size(budget)}: {needs} in {DEFAULT_RECIPE}")
 
 
 def _cuts(slice: Slice, config: TextConfig) -> bool:

@@ -140,9 +140,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny_checkpoint` at int4, verified, context 256. Not to be changed: copy it first."""
+    """`tiny_checkpoint` at int4, not calibrated, verified, context 256. Not to be changed: copy it first."""
     return export_bundle(
-        tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "int4", context=256, chunk=64
+        tiny_checkpoint,
+        tmp_path_factory.mktemp("bundle") / "int4",
+        recipe="int4",
+        context=256,
+        chunk=64,
+        calibrate="none",
     ).path
 
 
@@ -181,9 +186,10 @@ def gate_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def gate_bundles(gate_source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`gate_source` at int4, not verified, by format. Not to be changed: copy it first."""
+    """`gate_source` at int4, neither calibrated nor verified, by format. Not to be changed: copy it first."""
     folder = tmp_path_factory.mktemp("gate")
-    options: dict[str, Any] = {"context": 64, "chunk": 16, "verify": False}
+    options: dict[str, Any] = {"recipe": "int4", "context": 64, "chunk": 16}
+    options |= {"verify": False, "calibrate": "none"}
     return {
         form: export_bundle(gate_source, folder / name, format=form, **options).path
         for form, name in (("onnx", "onnx"), ("tflite", "tflite"), ("litertlm", "made.litertlm"))
@@ -192,9 +198,9 @@ def gate_bundles(gate_source: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def pocket_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Pocket at int4, context 512, by format: one of each engine. Not to be changed: copy it first."""
+    """Pocket at int4, not calibrated, context 512, for each engine. Not to be changed: copy it first."""
     folder = tmp_path_factory.mktemp("pocket")
-    options: dict[str, Any] = {"recipe": "int4", "context": 512, "verify": False}
+    options: dict[str, Any] = {"recipe": "int4", "context": 512, "verify": False, "calibrate": "none"}
     return {
         form: export_bundle(POCKET, folder / f"pocket-{form}", format=form, **options).path
         for form in ("onnx", "tflite")

@@ -411,9 +411,8 @@ def test_ctrl_c_says_how_to_go_on(
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "tflite"])
 def test_a_killed_batch_goes_on(tiny_checkpoint: Path, tmp_path: Path, form: str) -> None:
-    bundle = export_bundle(
-        tiny_checkpoint, tmp_path / "bundle", context=256, chunk=64, verify=False, format=form
-    ).path
+    options: dict[str, Any] = {"recipe": "int8", "context": 256, "chunk": 64, "verify": False}
+    bundle = export_bundle(tiny_checkpoint, tmp_path / "bundle", format=form, **options).path
     prompts = write(
         tmp_path / "p.jsonl",
         *(json.dumps({"prompt": f"the long road, mile {number}", "id": number}) for number in range(8)),

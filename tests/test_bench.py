@@ -49,16 +49,21 @@ def _no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "busy_cores", lambda: None)
 
 
+def plain_bundle(checkpoint: Path, out: Path, format: str) -> Path:
+    options: dict[str, Any] = {"context": 256, "chunk": 64, "verify": False, "calibrate": "none"}
+    return export_bundle(checkpoint, out, format=format, **options).path
+
+
 @pytest.fixture(scope="module")
 def litertlm(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("litertlm") / "tiny.litertlm"
-    return export_bundle(tiny_checkpoint, out, context=256, chunk=64, format="litertlm", verify=False).path
+    return plain_bundle(tiny_checkpoint, out, "litertlm")
 
 
 @pytest.fixture(scope="module")
 def tflite(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tflite") / "tiny"
-    return export_bundle(tiny_checkpoint, out, context=256, chunk=64, format="tflite", verify=False).path
+    return plain_bundle(tiny_checkpoint, out, "tflite")
 
 
 @pytest.fixture(scope="module")

@@ -159,7 +159,8 @@ def litertlm(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A .litertlm with a context of 256."""
     pytest.importorskip("litert_lm")
     path = tmp_path_factory.mktemp("litertlm") / "tiny.litertlm"
-    return export_bundle(tiny_checkpoint, path, context=256, chunk=64, format="litertlm", verify=False).path
+    options: dict[str, Any] = {"context": 256, "chunk": 64, "verify": False, "calibrate": "none"}
+    return export_bundle(tiny_checkpoint, path, format="litertlm", **options).path
 
 
 def test_real_litert_lm(litertlm: Path, tmp_path: Path) -> None:

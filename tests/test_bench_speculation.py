@@ -76,6 +76,7 @@ def test_what_cannot_be_measured_is_refused(
     assert main(["bench", str(engine_bundle), *SMALL, "--speculate", "200"]) == 2
     assert "401 tokens do not fit a context of 400" in capsys.readouterr().err
     assert main(["bench", str(engine_bundle), *SMALL, "--speculate", "1"]) == 2
-    plain = export_bundle(tiny_checkpoint, tmp_path / "plain", context=64, chunk=1, verify=False).path
+    options: dict[str, Any] = {"recipe": "int8", "context": 64, "chunk": 1, "verify": False}
+    plain = export_bundle(tiny_checkpoint, tmp_path / "plain", **options).path
     with pytest.raises(UsageError, match="verifies no drafts"):
         measure_speculation(plain, Workload(speculate=16, reps=1, threads=1))

@@ -21,7 +21,7 @@ from gemma_edge.export.weights import calibrated_weights, calibration_text
 from gemma_edge.export.weights.calibrated_weights import calibrate_weights
 from gemma_edge.export.weights.calibration_text import read_calibration, token_limit
 from gemma_edge.export.weights.quantize import dequantize
-from gemma_edge.export.weights.recipe import load_recipe
+from gemma_edge.export.weights.recipe import DEFAULT_RECIPE, load_recipe
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import ParityError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
@@ -43,8 +43,8 @@ def few_tokens() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def calibrated(gate_source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`gate_source` at int4, calibrated on our text and not verified, by format."""
-    options: dict[str, Any] = {"context": 64, "chunk": 16, "verify": False, "calibrate": "auto"}
+    """`gate_source` at int4, calibrated on our text, as is usual, and not verified, by format."""
+    options: dict[str, Any] = {"recipe": "int4", "context": 64, "chunk": 16, "verify": False}
     return {
         form: export_bundle(gate_source, tmp_path_factory.mktemp(form) / name, format=form, **options).path
         for form, name in FORMATS.items()
@@ -81,10 +81,21 @@ def test_defects_are_noticed(form: str, calibrated: dict[str, Path], gate_source
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_is_exported_by_default(form: str, gate_source: Path, tmp_path: Path) -> None:
+    """The faster and smaller recipe, calibrated; what has no 4-bit weights is not."""
+    options: dict[str, Any] = {"format": form, "context": 64, "chunk": 16, "verify": False}
+    usual = export_bundle(gate_source, tmp_path / FORMATS[form], **options).path
+    manifest = Bundle.open(usual).manifest
+    assert manifest["recipe"]["name"] == DEFAULT_RECIPE and manifest["calibration"]["text"] == "auto"
+    exact = export_bundle(gate_source, tmp_path / "int8" / FORMATS[form], recipe="int8", **options).path
+    assert "calibration" not in Bundle.open(exact).manifest
+
+
+@pytest.mark.slow
 def test_two_exports_are_equal(calibrated: dict[str, Path], gate_source: Path, tmp_path: Path) -> None:
-    again = export_bundle(
-        gate_source, tmp_path / "out", context=64, chunk=16, verify=False, calibrate="auto"
-    ).path
+    options: dict[str, Any] = {"recipe": "int4", "context": 64, "chunk": 16, "verify": False}
+    again = export_bundle(gate_source, tmp_path / "out", calibrate="auto", **options).path
     for name in Bundle.open(again).files:
         assert (again / name).read_bytes() == (calibrated["onnx"] / name).read_bytes(), name
 
@@ -141,7 +152,7 @@ def test_a_text_that_is_not_there_is_refused(tmp_path: Path) -> None:
     for name in ("absent.txt", ".", "aut"):
         with pytest.raises(UsageError, match=r"--calibrate: .*auto"):
             read_calibration(str(tmp_path / name))
-    assert read_calibration("none") is None and read_calibration(None) is None
+    assert read_calibration("none") is None
 
 
 def test_few_words_and_recipes_without_4_bits_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

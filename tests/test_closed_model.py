@@ -77,7 +77,7 @@ def test_a_real_engine_gives_its_files_back(
     format: str, defer: bool, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "cache"))  # models of other tests use the usual one
-    options = {"context": 64, "chunk": 32, "verify": False, "format": format}
+    options = {"recipe": "int8", "context": 64, "chunk": 32, "verify": False, "format": format}
     path = export_bundle(tiny_checkpoint, tmp_path / "out", **options).path  # type: ignore[arg-type]
 
     def held() -> set[str]:

@@ -139,7 +139,7 @@ def test_a_bundle_of_another_checkpoint_says_nothing(shapes: Mapping[str, str], 
 
 
 @pytest.mark.slow
-def test_a_calibrated_plan_is_made_where_a_bundle_shows_what_it_gains(
+def test_a_plan_has_the_kl_of_its_rounding(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration_text, "MOST", 128)
@@ -151,7 +151,6 @@ def test_a_calibrated_plan_is_made_where_a_bundle_shows_what_it_gains(
     def planned() -> dict[str, Any]:
         assert main(["plan", source, *wanted, "--json"]) == 0
         found: dict[str, Any] = json.loads(capsys.readouterr().out)
-        assert all(plan["mean_kl"] is None for plan in found["plans"] if not plan["calibrate"])
         return found
 
     def alter(part: str, **fields: Any) -> None:
@@ -159,13 +158,21 @@ def test_a_calibrated_plan_is_made_where_a_bundle_shows_what_it_gains(
         manifest[part] |= fields
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
-    [calibrated] = [plan for plan in planned()["plans"] if plan["calibrate"]]
+    [calibrated] = [plan for plan in planned()["plans"] if plan["mean_kl"] is not None]
     assert (calibrated["recipe"], calibrated["kv_cache"]) == ("int4_g128", bundle.kv_cache)
+    assert calibrated["calibrate"] is None
     assert calibrated["mean_kl"] == bundle.manifest["agreement"]["mean_kl"]
 
-    # Where it is the best, `plan` prints its command, and `export --for` calibrates.
+    # One that was calibrated on another text says nothing.
+    alter("calibration", sha256="0" * 64)
+    assert all(plan["mean_kl"] is None for plan in planned()["plans"])
+
+    # Where one that was not calibrated is the best, `plan` prints its command, and `export --for` makes it.
     alter("agreement", mean_kl=1e-9)
-    assert planned()["command"].endswith("--calibrate auto --modalities text")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["calibration"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert planned()["command"].endswith("--calibrate none --modalities text")
     seen: dict[str, Any] = {}
 
     def exported(*args: object, **options: Any) -> None:
@@ -174,11 +181,7 @@ def test_a_calibrated_plan_is_made_where_a_bundle_shows_what_it_gains(
 
     monkeypatch.setattr(cli_export, "export_bundle", exported)
     assert main(["export", source, str(tmp_path / "new"), *wanted]) == 2
-    assert (seen["calibrate"], seen["recipe"].name) == ("auto", "int4_g128")
-
-    # One that was calibrated on another text says nothing.
-    alter("calibration", sha256="0" * 64)
-    assert not any(plan["calibrate"] for plan in planned()["plans"])
+    assert (seen["calibrate"], seen["recipe"].name) == ("none", "int4_g128")
 
 
 def test_measured_speeds(

@@ -145,7 +145,7 @@ def test_only_what_is_asked_for(
     modalities: list[str], kinds: list[str], source: Path, tmp_path: Path
 ) -> None:
     out = export_bundle(
-        source, tmp_path / "out", context=64, chunk=32, modalities=modalities, verify=False
+        source, tmp_path / "out", recipe="int8", context=64, chunk=32, modalities=modalities, verify=False
     ).path
     assert list(Bundle.open(out).modalities) == kinds
     assert {path.name for path in out.glob("*_tokens.bin")} == {f"{kind}_tokens.bin" for kind in kinds}

@@ -57,19 +57,20 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ckpt/ made by `synth`; out/ (int4) made of it by `export`."""
+    """ckpt/ made by `synth`; out/ made of it by `export` as it is by default."""
     home = tmp_path_factory.mktemp("home")
     made = gemma_edge("synth", home / "ckpt")
     assert "parameters" in made.stdout and made.stderr == ""
     ready = gemma_edge("export", home / "ckpt", home / "out", "--context", "256")
     assert "Next: gemma-edge run" in ready.stdout
     assert "decoder layers" in ready.stderr and "agreement over" in ready.stderr
+    assert "--calibrate none rounds them to the nearest" in ready.stderr and "calibrated in" in ready.stderr
     return home
 
 
 def test_dry_run_prints_the_plan_and_stops(home: Path) -> None:
     shown = gemma_edge("export", home / "ckpt", "--dry-run", "--recipe", "maximum_efficiency")
-    assert "recipe int4" in shown.stdout and "peak" in shown.stdout and shown.stderr == ""
+    assert "recipe int4_g128" in shown.stdout and "peak" in shown.stdout and shown.stderr == ""
     plan = json.loads(gemma_edge("export", home / "ckpt", home / "no", "--dry-run", "--json").stdout)
     assert plan["context"] == 4096 and plan["peak_bytes"] > 0
     assert names(home) == ["ckpt", "out"]
@@ -99,7 +100,11 @@ def test_inspect(home: Path) -> None:
     ):
         assert words in text
     data = json.loads(gemma_edge("inspect", home / "out", "--json").stdout)
-    assert data["plan"]["recipe"] == "int4" and data["agreement"]["tokens"] > 0 and "ple.bin" in data["files"]
+    assert (
+        data["plan"]["recipe"] == "int4_g128"
+        and data["agreement"]["tokens"] > 0
+        and "ple.bin" in data["files"]
+    )
 
 
 def test_verify(home: Path, tmp_path: Path) -> None:
@@ -242,7 +247,7 @@ def test_ctrl_c(moment: str, larger: Path, out: Path) -> None:
     """While weights are written, and while the gate compares: its engine, a process of its own, gets the
     signal too, as at a terminal.
     """
-    argv = [str(a) for a in (COMMAND, "export", larger, out, "--context", "64")]
+    argv = [str(a) for a in (COMMAND, "export", larger, out, "--context", "64", "--calibrate", "none")]
     pipe = subprocess.PIPE
     process = subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
     partial = out.parent / f".out.partial-{process.pid}"

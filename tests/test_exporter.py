@@ -246,7 +246,8 @@ def test_another_bundle_is_replaced_only_by_force(
     tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, change: str
 ) -> None:
     out = Path(shutil.copytree(tiny_bundle, tmp_path / "out"))
-    options = {"recipe": "int8" if change == "recipe" else "int4", "context": 64, "verify": False}
+    recipe = "int8" if change == "recipe" else "int4"
+    options: dict[str, Any] = {"recipe": recipe, "context": 64, "verify": False, "calibrate": "none"}
     source = tiny_checkpoint
     if change == "source":
         # Of the same name.
@@ -259,8 +260,8 @@ def test_another_bundle_is_replaced_only_by_force(
         else f"of {re.escape(tiny_checkpoint.name)} in recipe int4"
     )
     with pytest.raises(UsageError, match=f"out is a bundle {what}: --force replaces it"):
-        export_bundle(source, out, **options)  # type: ignore[arg-type]
-    export_bundle(source, out, force=True, **options)  # type: ignore[arg-type]
+        export_bundle(source, out, **options)
+    export_bundle(source, out, force=True, **options)
     assert Bundle.open(out).context == 64
 
 
@@ -269,7 +270,8 @@ def test_the_same_checkpoint_elsewhere_is_the_same(
 ) -> None:
     out = Path(shutil.copytree(tiny_bundle, tmp_path / "out"))
     moved = shutil.copytree(tiny_checkpoint, tmp_path / "moved")
-    assert export_bundle(moved, out, context=64, verify=False).path == out
+    options: dict[str, Any] = {"recipe": "int4", "context": 64, "verify": False, "calibrate": "none"}
+    assert export_bundle(moved, out, **options).path == out
 
 
 @pytest.mark.parametrize(("most", "default"), [(2048, 2048), (8192, 4096)])
@@ -285,14 +287,14 @@ def test_the_parity_gate_keeps_the_old_bundle(
     with pytest.raises(
         ParityError, match=r"mean KL .*, and --max-kl is 1e-05.* Nothing was published"
     ) as caught:
-        export_bundle(tiny_checkpoint, out, max_kl=1e-5, context=64, force=True)
+        export_bundle(tiny_checkpoint, out, max_kl=1e-5, context=64, force=True, calibrate="none")
     assert caught.value.exit_code == 6
     assert Bundle.open(out).manifest == Bundle.open(tiny_bundle).manifest
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
 def test_without_the_gate_a_bundle_is_published(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    exported = export_bundle(tiny_checkpoint, tmp_path / "out", context=64, verify=False)
+    exported = export_bundle(tiny_checkpoint, tmp_path / "out", recipe="int8", context=64, verify=False)
     assert exported.agreement is None
     assert "agreement" not in Bundle.open(exported.path).manifest
 
@@ -305,5 +307,5 @@ def test_an_interrupt_leaves_nothing(
 
     monkeypatch.setattr(exporter, "verify_opened", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        export_bundle(tiny_checkpoint, tmp_path / "out", context=64)
+        export_bundle(tiny_checkpoint, tmp_path / "out", recipe="int8", context=64)
     assert list(tmp_path.iterdir()) == []

@@ -67,7 +67,7 @@ def test_every_printed_export_runs_on_pocket(tmp_path: Path) -> None:
 
 
 def test_several_formats_do_not_go_into_a_bundle(home: Path) -> None:
-    assert typed("gemma-edge export ckpt out --context 64 --no-verify", home).returncode == 0
+    assert typed("gemma-edge export ckpt out --context 64 --no-verify --recipe int8", home).returncode == 0
     done = typed("gemma-edge export ckpt out --format onnx --format tflite --context 64 --no-verify", home)
     assert done.returncode == 2 and "out is a bundle" in done.stderr
     assert sorted(path.name for path in home.iterdir()) == ["ckpt", "out"]
@@ -75,15 +75,15 @@ def test_several_formats_do_not_go_into_a_bundle(home: Path) -> None:
 
 
 def test_an_export_says_what_it_replaces_and_refuses_what_it_should_not(home: Path) -> None:
-    line = "gemma-edge export ckpt out --context 64 --no-verify"
+    line = "gemma-edge export ckpt out --context 64 --no-verify --calibrate none"
     assert "replaces" not in typed(line, home).stderr
     (home / "out" / "README.md").write_text("mine")
     again = typed(line, home)
-    assert again.returncode == 0 and "out: replaces a bundle of ckpt in recipe int4\n" in again.stderr
+    assert again.returncode == 0 and "out: replaces a bundle of ckpt in recipe int4_g128\n" in again.stderr
     other = typed(f"{line} --recipe int8", home)
     assert other.returncode == 2 and "--force replaces it" in other.stderr
     forced = typed(f"{line} --recipe int8 --force", home)
-    assert forced.returncode == 0 and "out: replaces a bundle of ckpt in recipe int4\n" in forced.stderr
+    assert forced.returncode == 0 and "out: replaces a bundle of ckpt in recipe int4_g128\n" in forced.stderr
     assert Bundle.open(home / "out").manifest["recipe"]["name"] == "int8"
     assert (home / "out" / "README.md").read_text() == "mine"
 

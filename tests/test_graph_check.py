@@ -185,7 +185,7 @@ def test_an_export_with_a_defect_is_not_published(
 
     monkeypatch.setattr(MODULES[form], "emit_decoder", defective)
     with pytest.raises((ParityError, BundleError)) as caught:
-        export_bundle(gate_source, tmp_path / "out", format=form, context=64, chunk=16)
+        export_bundle(gate_source, tmp_path / "out", format=form, context=64, chunk=16, calibrate="none")
     assert "window" in str(caught.value) or "Nothing was published" in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -243,5 +243,6 @@ def test_no_sound_model_is_refused(seed: int, tmp_path: Path) -> None:
         make_plain(source, seed)
     form, recipe = FORMATS[seed % 3], ("int4", "int8", "int4_g32", "fp32")[seed % 4]
     out = tmp_path / ("out.litertlm" if form == "litertlm" else "out")
-    export_bundle(source, out, format=form, recipe=recipe, context=48, chunk=16, verify=False)
+    options: dict[str, Any] = {"context": 48, "chunk": 16, "verify": False, "calibrate": "none"}
+    export_bundle(source, out, format=form, recipe=recipe, **options)
     assert check_graph(Bundle.open(out)).products > 50

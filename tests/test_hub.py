@@ -454,7 +454,7 @@ def test_a_litertlm_is_pushed_and_pulled(writable: Hub, tmp_path: Path) -> None:
     pytest.importorskip("litert_lm_builder")
     checkpoint = synthesize(tmp_path / "checkpoint", "tiny", progress=False).path
     (checkpoint / "README.md").write_text("---\ntags: [a]\nlicense: gemma\n---\nlicense: none\n")
-    made = export_bundle(checkpoint, tmp_path / "tiny.litertlm", context=64, verify=False).path
+    made = export_bundle(checkpoint, tmp_path / "tiny.litertlm", recipe="int8", context=64, verify=False).path
     push_bundle(made, ID, model_card(Bundle.open(made), ID))
     writable.break_after = [20_000, 0, 0, 0]
     with pytest.raises(GemmaEdgeError, match="again to go on"):

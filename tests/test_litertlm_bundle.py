@@ -157,8 +157,8 @@ def test_another_file_is_not_overwritten(tiny_checkpoint: Path, tmp_path: Path) 
 def test_an_old_one_is_replaced_only_by_one_that_agrees(tiny_checkpoint: Path, copy: Path) -> None:
     before = copy.read_bytes()
     with pytest.raises(ParityError):
-        export_bundle(tiny_checkpoint, copy, recipe="int4", max_kl=1e-9, context=64, force=True)
+        export_bundle(tiny_checkpoint, copy, recipe="int8", max_kl=1e-9, context=64, force=True)
     assert copy.read_bytes() == before
-    export_bundle(tiny_checkpoint, copy, recipe="int4", context=64, verify=False, force=True)
+    export_bundle(tiny_checkpoint, copy, recipe="int8", context=64, verify=False, force=True)
     assert Bundle.open(copy).context == 64
     assert [path.name for path in copy.parent.iterdir() if path.name.startswith(".")] == []

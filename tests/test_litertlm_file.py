@@ -374,6 +374,7 @@ REPEAT = "Repeat: Vera 186 cabinet Athens garage Rome 956 blue"
 def exported(checkpoint: Path, folder: Path, recipe: str, context: int) -> tuple[Path, Path]:
     """The .litertlm and the folder of a checkpoint's text model."""
     options = {"recipe": recipe, "context": context, "chunk": 32, "verify": False, "modalities": ["text"]}
+    options["calibrate"] = "none"
     paths = folder / "model.litertlm", folder / "out"
     for path, format in zip(paths, ("litertlm", "tflite"), strict=True):
         export_bundle(checkpoint, path, format=format, **options)

@@ -51,6 +51,7 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
         format="litertlm",
         modalities=("text", "image"),
         verify=False,
+        calibrate="none",
     ).path
 
 

@@ -43,7 +43,8 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def long_winded(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its answers are noise, and end with the context."""
     path = tmp_path_factory.mktemp("model") / "tiny.litertlm"
-    return export_bundle(tiny_checkpoint, path, format="litertlm", verify=False, context=4096).path
+    options: dict[str, Any] = {"context": 4096, "verify": False, "calibrate": "none"}
+    return export_bundle(tiny_checkpoint, path, format="litertlm", **options).path
 
 
 @pytest.fixture(scope="module")

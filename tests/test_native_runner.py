@@ -25,7 +25,9 @@ OPTIONS = TurnSizes(n_prompt=48, n_gen=8, reps=3, threads=1, context=128)
 @pytest.fixture(scope="module")
 def litertlm(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.litertlm"
-    export_bundle(tiny_checkpoint, path, format="litertlm", verify=False, context=128, chunk=32)
+    export_bundle(
+        tiny_checkpoint, path, format="litertlm", verify=False, context=128, chunk=32, calibrate="none"
+    )
     return path
 
 

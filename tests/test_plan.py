@@ -69,7 +69,9 @@ def part(plan: Plan, name: str) -> Any:
 def test_sizes_are_those_of_the_written_files(name: str, config: Json, tmp_path: Path) -> None:
     untied = bool(config)
     checkpoint = synthesize(tmp_path / "checkpoint", config=config, progress=False).path
-    exported = export_bundle(checkpoint, tmp_path / "out", recipe=name, context=64, verify=False)
+    exported = export_bundle(
+        checkpoint, tmp_path / "out", recipe=name, context=64, verify=False, calibrate="none"
+    )
     sizes = {path.name: path.stat().st_size for path in exported.path.iterdir()}
     plan = exported.plan
     assert plan == plan_export(Gemma3nConfig.from_file(checkpoint), load_recipe(name), 64, 256)
@@ -182,7 +184,7 @@ def test_the_peak_is_the_sum_of_its_parts() -> None:
 def test_snapshots_are_counted_where_they_are_asked_for(tiny_checkpoint: Path, tmp_path: Path) -> None:
     plans = [
         export_bundle(
-            tiny_checkpoint, tmp_path / str(size), context=64, verify=False, snapshots=size
+            tiny_checkpoint, tmp_path / str(size), context=64, verify=False, snapshots=size, calibrate="none"
         ).plan.to_dict()
         for size in (0, 5 << 20)
     ]

@@ -6,6 +6,7 @@ import itertools
 import json
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -191,7 +192,8 @@ def test_transformers_and_the_reference_agree_on_it() -> None:
 
 def bundle_model(folder: Path, recipe: str, format: str = "onnx") -> Model:
     pytest.importorskip("PIL")
-    bundle = export_bundle(CHECKPOINT, folder / recipe, recipe=recipe, format=format, context=512).path
+    options: dict[str, Any] = {"context": 512, "calibrate": "none"}
+    bundle = export_bundle(CHECKPOINT, folder / recipe, recipe=recipe, format=format, **options).path
     return Model.load(bundle, threads=2, keep_encoders=True, log=lambda text: None)
 
 

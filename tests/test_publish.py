@@ -351,7 +351,7 @@ def test_an_export_that_is_ended_cleans_up(
     argv = [sys.executable, "-m", "gemma_edge.cli.main", "export", str(tiny_checkpoint), str(target)]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
-        [*argv, "--context", "64", "--force"],
+        [*argv, "--context", "64", "--force", "--calibrate", "none"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -371,7 +371,7 @@ def test_an_export_that_is_ended_cleans_up(
 def test_an_export_below_nohup_goes_on(target: Path, tiny_checkpoint: Path) -> None:
     argv = ["nohup", sys.executable, "-m", "gemma_edge.cli.main", "export", str(tiny_checkpoint), str(target)]
     process = subprocess.Popen(
-        [*argv, "--context", "64", "--force"],
+        [*argv, "--context", "64", "--force", "--calibrate", "none"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

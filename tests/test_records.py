@@ -173,6 +173,7 @@ def test_page_without_its_markers(text: str) -> None:
 def test_an_export_is_recorded(tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     argv = ["export", str(tiny_checkpoint), str(tmp_path / "out"), "--no-verify", "--context", "64"]
+    argv += ["--recipe", "int8"]
     assert main([*argv, "--record", str(path)]) == 0
     (record,) = read_records(path)
     assert isinstance(record, Record) and (record.kind, record.name) == ("export", "out")

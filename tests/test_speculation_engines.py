@@ -70,11 +70,10 @@ def model(
     pytest.importorskip({"onnx": "onnxruntime"}.get(form, "ai_edge_litert"))
     out = tmp_path_factory.mktemp("bundle") / f"out{ARTIFACT_FORMATS[form].suffix}"
     options: dict[str, Any] = {"recipe": recipe.removesuffix(" cache"), "context": 160, "chunk": 32}
+    options |= {"verify": False, "calibrate": "none"}
     if recipe.endswith(" cache"):
         options["kv_cache"] = "int8"
-    with Model.load(
-        export_bundle(tiny_checkpoint, out, format=form, verify=False, **options).path, threads=1
-    ) as made:
+    with Model.load(export_bundle(tiny_checkpoint, out, format=form, **options).path, threads=1) as made:
         yield made
 
 
@@ -189,7 +188,8 @@ def test_a_bundle_without_signatures_for_it_decodes_plainly(
     pytest.importorskip("ai_edge_litert")
     monkeypatch.setattr(litert_facts, "VERIFY_ROWS", ())
     out = tmp_path / f"out{ARTIFACT_FORMATS[form].suffix}"
-    path = export_bundle(tiny_checkpoint, out, format=form, context=160, chunk=32, verify=False).path
+    options: dict[str, Any] = {"recipe": "int8", "context": 160, "chunk": 32, "verify": False}
+    path = export_bundle(tiny_checkpoint, out, format=form, **options).path
     with Model.load(path, threads=1) as model:
         assert list(model.decoder.verify_rows) == []
         prompt = [2, *([20, 21, 22, 23, 24] * 6)]

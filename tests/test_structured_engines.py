@@ -38,6 +38,7 @@ def pocket(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         format=request.param,
         modalities=("text",),
         verify=False,
+        calibrate="none",
     )
     with Model.load(out) as model:
         yield model

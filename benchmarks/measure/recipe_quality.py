@@ -23,6 +23,7 @@ from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.gate.parity import verify_sequences
 from gemma_edge.export.weights.calibration_text import NONE
+from gemma_edge.export.weights.recipe import DEFAULT_RECIPE
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.engines.cores import physical_cores
 from gemma_edge.runtime.errors import UsageError
@@ -31,7 +32,7 @@ from gemma_edge.runtime.files.typed_json import from_json
 from gemma_edge.runtime.model import Model
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 
-RECIPES, FORMATS = ("fp32", "int8", "int4"), ("onnx", "tflite")
+RECIPES, FORMATS = ("fp32", "int8", DEFAULT_RECIPE), ("onnx", "tflite")
 CONTEXT, CHUNK = 512, 128
 COMPARED = 100  # text questions over whose answers logits are compared
 PIECE, PIECES = 256, 48  # tokens of the pieces of a text, each after <bos>; how many of them

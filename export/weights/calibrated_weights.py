@@ -16,11 +16,11 @@ import numpy as np
 
 from gemma_edge.export.emit.reference.reference_text import Array, ReferenceOps, final_hidden
 from gemma_edge.export.model.ops import HeadProjection, Weight
-from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, head_name
+from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, Part, head_name
 from gemma_edge.export.model.weight_source import WeightSource, read_weight
 from gemma_edge.export.weights.error_feedback import Feedback, feedback_of, round_with_feedback
 from gemma_edge.export.weights.quantize import BlockQuantized, Clip, ScaleForm, quantize
-from gemma_edge.export.weights.recipe import Precision
+from gemma_edge.export.weights.recipe import Precision, Recipe
 from gemma_edge.export.weights.rounding import NearestRounding
 from gemma_edge.export.weights.stored_tensor import CHUNK_ELEMENTS, StoredTensor, check_magnitude
 
@@ -111,6 +111,11 @@ def calibrate_weights(
     hidden = final_hidden(ops, sequences)
     ops.calibrate(hidden, [Weight(head_name(source.config))])
     return rounding
+
+
+def can_calibrate(recipe: Recipe) -> bool:
+    """Whether a decoder in this recipe has weights whose rounding calibration chooses."""
+    return any(recipe.parts[part].bits == CALIBRATED_BITS for part in (Part.DECODER, Part.HEAD, Part.SMALL))
 
 
 def calibrated(tensors: Iterable[StoredTensor]) -> Iterator[StoredTensor]:

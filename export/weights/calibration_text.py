@@ -64,13 +64,13 @@ def token_limit(config: TextConfig) -> int:
     return max(LEAST, min(MOST, ACTIVATION_BYTES // a_token))
 
 
-def read_calibration(choice: str | None) -> CalibrationText | None:
-    """The text of `--calibrate`: "auto" for ours, "none" or None for no calibration, else a file's.
+def read_calibration(choice: str) -> CalibrationText | None:
+    """The text of `--calibrate`: "auto" for ours, "none" for no calibration, else a file's.
 
     Raises:
         UsageError: the file cannot be read, is empty, or is no text in UTF-8.
     """
-    if choice is None or choice == NONE:
+    if choice == NONE:
         return None
     path = OURS if choice == AUTO else Path(choice).expanduser()
     remedy = "Give a file of text, auto for the built-in one, or none."

@@ -31,6 +31,8 @@ from gemma_edge.runtime.errors import ConfigError, UsageError
 from gemma_edge.runtime.files.text_files import read_json
 
 RECIPES = Path(__file__).parent / "recipes"
+# What `export` takes where no recipe is named, in every format: docs/recipes.md says why.
+DEFAULT_RECIPE = "int4_g128"
 PARTS = tuple(part for part in Part if part != Part.VECTOR)
 MIN_GROUP, MAX_GROUP = 16, 256  # what ONNX Runtime's kernels take
 

@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -74,9 +75,8 @@ def publish(run: Path) -> None:
 def measure(checkpoint: Path, questions: Path, recipe: str) -> dict[str, int]:
     """How many questions of each task an ONNX bundle answers right."""
     with tempfile.TemporaryDirectory() as folder:
-        bundle = export_bundle(
-            checkpoint, Path(folder) / recipe, recipe=recipe, context=512, verify=False
-        ).path
+        options: dict[str, Any] = {"recipe": recipe, "context": 512, "verify": False, "calibrate": "none"}
+        bundle = export_bundle(checkpoint, Path(folder) / recipe, **options).path
         model = Model.load(bundle, keep_encoders=True, log=lambda text: None)
         counted = scores(answers(model, read_questions(questions / "questions.jsonl")))
     print(f"{recipe}: " + ", ".join(f"{task} {s.right} of {s.total}" for task, s in counted.items()))

@@ -32,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def export(checkpoint: Path, target: Path, format: str, *more: str) -> int:
     argv = ["export", str(checkpoint), str(target), "--format", format, "--context", "64", "--chunk", "32"]
-    return main([*argv, *more])
+    return main([*argv, "--calibrate", "none", *more])
 
 
 def state(folder: Path) -> dict[str, bytes]:

@@ -45,7 +45,17 @@ def bundle(
 
 
 def export(checkpoint: Path, path: Path, format: str, recipe: str = "int4") -> None:
-    argv = ["export", str(checkpoint), str(path), "--format", format, "--recipe", recipe]
+    argv = [
+        "export",
+        str(checkpoint),
+        str(path),
+        "--format",
+        format,
+        "--recipe",
+        recipe,
+        "--calibrate",
+        "none",
+    ]
     assert main([*argv, "--context", "64", "--chunk", "32", "--no-verify", "--force"]) == 0
 
 

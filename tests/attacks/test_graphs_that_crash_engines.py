@@ -21,7 +21,7 @@ FULLY_CONNECTED_OPTIONS = 8
 def test_an_operator_with_the_options_of_another(tmp_path: Path) -> None:
     """LiteRT reads the options as the operator's own: a segmentation fault."""
     checkpoint = synthesize(tmp_path / "checkpoint", config=SMALL, encoders=True, progress=False).path
-    export_bundle(checkpoint, tmp_path / "b", format="tflite", context=64, chunk=32, verify=False)
+    export_bundle(checkpoint, tmp_path / "b", recipe="int8", format="tflite", context=64, verify=False)
     for file in sorted((tmp_path / "b").glob("*coder.tflite")) + sorted(
         (tmp_path / "b").glob("[av]*.tflite")
     ):

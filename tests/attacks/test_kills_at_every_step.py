@@ -296,7 +296,13 @@ def test_packing_by_the_engine(cache: Path, tmp_path: Path) -> None:
     if not can_trace():
         pytest.skip("no strace (tests/install.sh), or it may not trace here")
     checkpoint = synthesize(tmp_path / "checkpoint", config=SMALL, progress=False).path
-    options: dict[str, Any] = {"format": "tflite", "context": 64, "chunk": 32, "verify": False}
+    options: dict[str, Any] = {
+        "recipe": "int8",
+        "format": "tflite",
+        "context": 64,
+        "chunk": 32,
+        "verify": False,
+    }
     bundle = export_bundle(checkpoint, tmp_path / "bundle", **options).path
 
     def pack(*strace: str) -> subprocess.CompletedProcess[str]:

@@ -47,15 +47,14 @@ def make_models(folder: Path) -> None:
     """`checkpoint` (text), `multimodal` (with encoders), and bundles of them in every format."""
     checkpoint = synthesize(folder / "checkpoint", config=SMALL, progress=False).path
     multimodal = synthesize(folder / "multimodal", config=SMALL, encoders=True, progress=False).path
+    options: dict[str, Any] = {"context": 64, "chunk": 32, "verify": False, "calibrate": "none"}
     for name, source, form in (
         ("onnx", checkpoint, "onnx"),
         ("tflite", checkpoint, "tflite"),
         ("encoders", multimodal, "onnx"),
     ):
-        export_bundle(source, folder / name, format=form, context=64, chunk=32, verify=False)
-    export_bundle(
-        checkpoint, folder / "model.litertlm", format="litertlm", context=64, chunk=32, verify=False
-    )
+        export_bundle(source, folder / name, format=form, **options)
+    export_bundle(checkpoint, folder / "model.litertlm", format="litertlm", **options)
     make_session(folder / "session", folder / "onnx")
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()), encoding="utf-8")
     (folder / "results.jsonl").write_text(

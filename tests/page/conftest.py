@@ -35,9 +35,14 @@ def models(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A folder of two bundles: Pocket, which sees and hears, and one for text with room for long answers."""
     folder = tmp_path_factory.mktemp("models")
     export_bundle(
-        ROOT / "pocket" / "checkpoint", folder / "pocket", recipe="int4", context=1024, verify=False
+        ROOT / "pocket" / "checkpoint",
+        folder / "pocket",
+        recipe="int4",
+        context=1024,
+        verify=False,
+        calibrate="none",
     )
-    export_bundle(tiny_checkpoint, folder / "text", context=4096, chunk=64, verify=False)
+    export_bundle(tiny_checkpoint, folder / "text", context=4096, chunk=64, verify=False, calibrate="none")
     return folder
 
 
