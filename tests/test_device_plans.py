@@ -128,7 +128,7 @@ def test_a_measured_kl_is_that_of_a_bundles_gate(tiny_checkpoint: Path, tiny_bun
     bundle = Bundle.open(tiny_bundle)
     agreement, cache = bundle.manifest["agreement"], bundle.manifest["kv_cache"]
     for plan in plans:
-        same = (plan.recipe.name, plan.recipe.kv_cache) == ("int4", cache)
+        same = (plan.recipe.name, plan.recipe.kv_cache, plan.calibrate) == ("int4", cache, "none")
         assert plan.mean_kl == (agreement["mean_kl"] if same else None)
     assert any(plan.mean_kl is not None for plan in plans)
 
