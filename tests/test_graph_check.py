@@ -18,7 +18,14 @@ from gemma_edge.export.formats.onnx import onnx_format
 from gemma_edge.export.formats.tflite import tflite_format
 from gemma_edge.export.gate import graph_check
 from gemma_edge.export.gate.engine_process import run_isolated
-from gemma_edge.export.gate.graph_check import SavedCall, check_graph, follow, observe_calls, stored_source
+from gemma_edge.export.gate.graph_check import (
+    Products,
+    SavedCall,
+    check_graph,
+    follow,
+    observe_calls,
+    stored_source,
+)
 from gemma_edge.export.gate.stored_source import StoredSource
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.runtime.artifacts.bundle import Bundle
@@ -50,7 +57,7 @@ class Observed:
             call = deepcopy(call)
             change(call)
             call.__post_init__()
-            follow(self.bundle, source, call, index)
+            follow(self.bundle, Products(source, [call]), call, index)
 
 
 @pytest.fixture(scope="module", params=FORMATS)

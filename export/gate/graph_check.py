@@ -30,14 +30,14 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.export.emit.reference.reference_text import BLOCK_BYTES, ReferenceOps
+from gemma_edge.export.emit.reference.reference_text import ReferenceOps
 from gemma_edge.export.export_families import family_with, tensor_specs
 from gemma_edge.export.formats.observed_decoder import (
     Array,
@@ -52,6 +52,7 @@ from gemma_edge.export.gate.engine_process import run_isolated
 from gemma_edge.export.gate.stored_source import StoredSource
 from gemma_edge.export.gate.weight_check import plain_job
 from gemma_edge.export.model.ops import HeadProjection, Weight
+from gemma_edge.export.model.weight_source import read_weight
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import ParityError
@@ -65,6 +66,7 @@ DEVIATIONS = 6.0
 SCALES, SUMS = 0.006, 1e-5
 SCORES = 2.0  # deviation of attention scores over the given keys, about
 EDGE_VALUES = 8.0  # how much larger values are around the edges of windows
+BLOCK = 1 << 20  # weights that are in memory at once
 
 
 @dataclass(frozen=True)
@@ -181,24 +183,62 @@ class _NoLayersLeft(Exception):
     """A graph that computes no logits ends before this."""
 
 
+class Products:
+    """The products of calls with the stored weights. A weight is dequantized once, for all calls together:
+    its products depend on what the engine put in, not on what comes before them.
+    """
+
+    def __init__(self, source: StoredSource, calls: Sequence[SavedCall]) -> None:
+        self.source, self.calls = source, calls
+        self.worst: dict[str, float] = {}  # of the weights that were compared
+
+    def compare(self, name: str, weights: Sequence[Weight]) -> float:
+        """Compares every product with the stored tensor `name`: the largest error, in parts of its bound."""
+        if name not in self.worst:
+            columns = self.source.specs[weights[0].name].shape[-1]
+            every = [product for call in self.calls for product in call.seen.products.get(name, ())]
+            # An input of another width is refused where its own call is followed.
+            found = [product for product in every if product.x.shape[1] == columns]
+            ours, square = self._multiply(np.concatenate([product.x for product in found]), weights)
+            norm, rounded = math.sqrt(square / ours.shape[1]), self.source.bits[name] != 32
+            first, self.worst[name] = 0, 0.0
+            for product in found:
+                part = ours[first : first + len(product.x)]
+                first += len(part)
+                size = np.sqrt(np.square(product.x, dtype=np.float64).sum(axis=1))
+                allowed = SUMS * size
+                if rounded:
+                    step = np.abs(product.x).max(axis=1) / 127
+                    allowed += DEVIATIONS * step / math.sqrt(12) + SCALES * size
+                worst = compare_rows(f"the product with {name}", product.y, part, norm * allowed)
+                self.worst[name] = max(self.worst[name], worst)
+        return self.worst[name]
+
+    def _multiply(self, x: Array, weights: Sequence[Weight]) -> tuple[Array, float]:
+        """x times the transpose of stacked weights, and the sum of the weights' squares."""
+        parts, square = [], 0.0
+        step = max(1, BLOCK // x.shape[1])
+        for weight in weights:
+            start, stop = weight.rows or (0, self.source.specs[weight.name].shape[0])
+            for row in range(start, stop, step):
+                block = read_weight(self.source, replace(weight, rows=(row, min(row + step, stop))))
+                parts.append(x @ block.T)
+                square += float(np.einsum("ij,ij->", block, block, dtype=np.float64))
+        return np.concatenate(parts, axis=1), square
+
+
 class FollowingOps(ReferenceOps):
     """`Ops` that compare each step with the engine's, and go on from there.
 
     Args:
-        source: the stored weights.
+        multiplied: the stored weights, and their products in `seen`.
         seen: what the engine computed.
         past: the cache that it went on from.
     """
 
-    def __init__(
-        self,
-        source: StoredSource,
-        seen: SavedCall,
-        past: dict[int, tuple[Array, Array]],
-        progress: Callable[[int], None] | None,
-    ) -> None:
-        super().__init__(source, [seen.call.tokens], [min(seen.call.wanted, seen.rows)], progress)
-        self.stored, self.seen, self.past = source, seen, past
+    def __init__(self, multiplied: Products, seen: SavedCall, past: dict[int, tuple[Array, Array]]) -> None:
+        super().__init__(multiplied.source, [seen.call.tokens], [min(seen.call.wanted, seen.rows)])
+        self.multiplied, self.seen, self.past = multiplied, seen, past
         self.products, self.worst = 0, 0.0
         self.sizes = [1.0, 1.0]  # the largest values of the last products
 
@@ -224,31 +264,11 @@ class FollowingOps(ReferenceOps):
             if not self.seen.seen.complete:
                 raise _NoLayersLeft
             raise _refusal(name, "the graph has no product with it")
-        theirs_x, theirs = found.x, found.y
-        self.compare(f"the input of {name}", theirs_x, x[-len(theirs_x) :], BETWEEN)
-        ours, square = self.multiply_rows(theirs_x, weights)
-        norm = math.sqrt(square / ours.shape[1])
-        size = np.sqrt(np.square(theirs_x, dtype=np.float64).sum(axis=1))
-        allowed = SUMS * size
-        if self.stored.bits[name] != 32:
-            step = np.abs(theirs_x).max(axis=1) / 127
-            allowed += DEVIATIONS * step / math.sqrt(12) + SCALES * size
-        self.compare(f"the product with {name}", theirs, ours, norm * allowed)
+        self.compare(f"the input of {name}", found.x, x[-len(found.x) :], BETWEEN)
+        self.worst = max(self.worst, self.multiplied.compare(name, weights))
         self.products += 1
-        self.sizes = [self.sizes[1], float(np.abs(theirs).max(initial=0))]
-        return theirs
-
-    def multiply_rows(self, x: Array, weights: list[Weight]) -> tuple[Array, float]:
-        """x times the transpose of stacked weights, and the sum of the weights' squares."""
-        parts, square = [], 0.0
-        step = max(1, BLOCK_BYTES // (4 * x.shape[1]))
-        for weight in weights:
-            start, stop = weight.rows or (0, self.specs[weight.name].shape[0])
-            for row in range(start, stop, step):
-                block = self.load(replace(weight, rows=(row, min(row + step, stop))))
-                parts.append(x @ block.T)
-                square += float(np.einsum("ij,ij->", block, block, dtype=np.float64))
-        return np.concatenate(parts, axis=1), square
+        self.sizes = [self.sizes[1], float(np.abs(found.y).max(initial=0))]
+        return found.y
 
     # Attention. -----------------------------------------------------------------------------------
 
@@ -291,33 +311,42 @@ class FollowingOps(ReferenceOps):
 
     # Comparisons. ---------------------------------------------------------------------------------
 
-    def compare(self, what: str, theirs: Array, ours: Array, allowed: float | NDArray[np.float64]) -> None:
-        """Compares rows: the root mean square of the difference is at most `allowed`.
-
-        Args:
-            allowed: of each row; or, as a single number, a part of the root mean square of our row.
-        """
+    def compare(self, what: str, theirs: Array, ours: Array, allowed: float) -> None:
+        """Compares rows: the root mean square of the difference is at most a part of our row's."""
         if theirs.shape != ours.shape:
-            raise _refusal(what, f"has the shape {list(theirs.shape)}, not {list(ours.shape)}")
-        error = _rms(theirs.astype(np.float64) - ours)
-        size = _rms(ours)
-        if isinstance(allowed, float):
-            # What cancels out keeps the rounding of the numbers that it came from.
-            allowed = allowed * size + 1e-7 * max(1.0, self.sizes[0]) * max(1.0, self.sizes[1])
-        part = error / np.maximum(allowed, 1e-30)
-        worst = int(np.argmax(np.where(np.isnan(part), np.inf, part)))
-        if not part[worst] <= 1:
-            raise _refusal(
-                what,
-                f"is off by {error[worst] / max(float(size[worst]), 1e-30):.2%} in one row, where "
-                f"{allowed[worst] / max(float(size[worst]), 1e-30):.2%} is the most that rounding explains",
-            )
-        self.worst = max(self.worst, float(part[worst]))
+            raise _another_shape(what, theirs, ours)
+        # What cancels out keeps the rounding of the numbers that it came from.
+        rounding = 1e-7 * max(1.0, self.sizes[0]) * max(1.0, self.sizes[1])
+        self.worst = max(self.worst, compare_rows(what, theirs, ours, allowed * _rms(ours) + rounding))
+
+
+def compare_rows(what: str, theirs: Array, ours: Array, allowed: NDArray[np.float64]) -> float:
+    """The largest error of a row, in parts of what is `allowed` of it.
+
+    Raises:
+        ParityError: the root mean square of the difference is larger than that.
+    """
+    if theirs.shape != ours.shape:
+        raise _another_shape(what, theirs, ours)
+    error, size = _rms(theirs.astype(np.float64) - ours), _rms(ours)
+    part = error / np.maximum(allowed, 1e-30)
+    worst = int(np.argmax(np.where(np.isnan(part), np.inf, part)))
+    if not part[worst] <= 1:
+        raise _refusal(
+            what,
+            f"is off by {error[worst] / max(float(size[worst]), 1e-30):.2%} in one row, where "
+            f"{allowed[worst] / max(float(size[worst]), 1e-30):.2%} is the most that rounding explains",
+        )
+    return float(part[worst])
 
 
 def _rms(rows: NDArray[np.floating]) -> NDArray[np.float64]:
     result: NDArray[np.float64] = np.sqrt(np.mean(np.square(rows, dtype=np.float64), axis=1))
     return result
+
+
+def _another_shape(what: str, theirs: Array, ours: Array) -> ParityError:
+    return _refusal(what, f"has the shape {list(theirs.shape)}, not {list(ours.shape)}")
 
 
 def _refusal(what: str, problem: str) -> ParityError:
@@ -337,10 +366,13 @@ def check_graph(bundle: Bundle, *, scratch: Path | None = None, progress: bool =
     with temporary_folder(parent=scratch) as folder:
         with ProgressBar("observing the engine", 0, progress):
             run_isolated(bundle.path, observe_calls, folder)
-        source = stored_source(bundle)
-        for index, path in enumerate(sorted(folder.glob("call_*"))):
+        calls = []
+        for path in sorted(folder.glob("call_*")):
             with open(path, "rb") as file:
-                ops = follow(bundle, source, pickle.load(file), index)
+                calls.append(pickle.load(file))
+        multiplied = Products(stored_source(bundle), calls)
+        for index, call in enumerate(calls):
+            ops = follow(bundle, multiplied, call, index)
             products, worst = products + ops.products, max(worst, ops.worst)
     return GraphFindings(products, worst)
 
@@ -353,9 +385,9 @@ def stored_source(bundle: Bundle) -> StoredSource:
     return StoredSource(bundle.config, layout.tensors, stored, tensor_specs(bundle.config))
 
 
-def follow(bundle: Bundle, source: StoredSource, seen: SavedCall, index: int) -> FollowingOps:
+def follow(bundle: Bundle, multiplied: Products, seen: SavedCall, index: int) -> FollowingOps:
     """Compares one call. Raises ParityError as `check_graph` does."""
-    config, call = source.config, seen.call
+    config, call = multiplied.source.config, seen.call
     past = {}
     for layer, given in given_cache(bundle.config, call, index).items():
         steps = seen.all_steps.get(layer)
@@ -367,7 +399,7 @@ def follow(bundle: Bundle, source: StoredSource, seen: SavedCall, index: int) ->
     ids = given_ids(bundle.config, call, index)
     observed = ids[-seen.rows :]
     embeddings, per_layer = (table.lookup(observed) for table in bundle_tables(bundle))
-    ops = FollowingOps(source, seen, past, None)
+    ops = FollowingOps(multiplied, seen, past)
     split = config.first_shared_layer * config.hidden_size_per_layer_input
     text = family_with(config).text
     high = ops.last_rows(per_layer[:, split:]) if config.num_kv_shared_layers else None

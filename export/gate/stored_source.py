@@ -65,7 +65,8 @@ class StoredSource:
     def rows(self, name: str, start: int, stop: int) -> Array:
         if len(self.specs[name].shape) == 1 and (start, stop) != (0, 1):
             return self.read(name)[start:stop]
-        return np.concatenate(list(self._parts(name, start, stop)))
+        parts = list(self._parts(name, start, stop))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _parts(self, name: str, start: int, stop: int) -> Iterator[Array]:
         for piece in sorted(self.pieces[name], key=lambda piece: piece.first):

@@ -20,6 +20,7 @@ memory does not grow with the square of the width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,30 +77,48 @@ def round_with_feedback(weights: Floats, nearest: BlockQuantized, feedback: list
     rows, blocks = nearest.scales.shape
     unsigned: Bytes = np.full((rows, blocks * nearest.group), 8, np.uint8)
     for part in feedback:
-        columns = part.start + part.order
+        stop = part.start + len(part.order)
         # Columns are the leading axis: a step of the loop then works on contiguous rows.
-        scales = np.ascontiguousarray(nearest.scales.T)[columns // nearest.group]
-        values = _rounded(np.ascontiguousarray(weights.T[columns]), scales, part.upper)
-        unsigned[:, columns] = (values + 8).astype(np.uint8).T
+        scales = np.ascontiguousarray(nearest.scales.T)[(part.start + part.order) // nearest.group]
+        columns = _transposed(weights[:, part.start : stop])[part.order]
+        values = _rounded(columns, scales, part.upper)
+        unsigned[:, part.start : stop] = _transposed(values[np.argsort(part.order)])
     data = pack_nibbles(unsigned.reshape(rows, blocks, nearest.group), axis=2)
     return BlockQuantized(
         np.ascontiguousarray(data), nearest.scales, nearest.bits, nearest.group, nearest.columns
     )
 
 
-def _rounded(weights: Floats, scales: Floats, upper: Floats) -> Floats:
-    """Integers -8 to 7 of weights (columns, N) with scales (columns, N); overwrites `weights` with errors."""
-    divisors: Floats = np.where(scales == 0, np.float32(1), scales)
-    exact: Floats = np.divide(weights, divisors, dtype=np.float32)
-    exact[np.abs(weights) < TINIEST] = 0
-    low, high = (np.clip(side(exact), -8, 7) for side in (np.floor, np.ceil))
-    values = exact  # reused: a column's exact value is not needed once it is rounded
+def _transposed(matrix: NDArray[Any]) -> NDArray[Any]:
+    """A copy, 64 rows at a time: NumPy copies a large matrix in an order that misses the caches."""
+    result = np.empty(matrix.shape[::-1], matrix.dtype)
+    for row in range(0, len(matrix), 64):
+        result[:, row : row + 64] = matrix[row : row + 64].T
+    return result
+
+
+def _rounded(weights: Floats, scales: Floats, upper: Floats) -> Bytes:
+    """Integers -8 to 7, plus 8, of weights (columns, N) with scales (columns, N); overwrites `weights` with
+    errors.
+    """
+    values: Bytes = np.empty(weights.shape, np.uint8)
     for first in range(0, len(weights), PANEL):
-        stop = min(first + PANEL, len(weights))
+        panel = slice(first, min(first + PANEL, len(weights)))
         # Rows before `first` hold errors by now, those from it on weights.
-        aims = weights[first:stop] + upper[:first, first:stop].T @ weights[:first]
-        for k in range(first, stop):
-            aim = aims[k - first] + upper[first:k, k] @ weights[first:k]
-            values[k] = np.clip(np.rint(aim / divisors[k]), low[k], high[k])
-            weights[k] -= values[k] * scales[k]
+        aims = weights[panel] + upper[:first, panel].T @ weights[:first]
+        divisors: Floats = np.where(scales[panel] == 0, np.float32(1), scales[panel])
+        exact = weights[panel] / divisors
+        exact[np.abs(weights[panel]) < TINIEST] = 0
+        low, high = (np.clip(side(exact), -8, 7) for side in (np.floor, np.ceil))
+        for k, (aim, value) in enumerate(zip(aims, exact, strict=True)):
+            error = weights[first + k]
+            aim += upper[first : first + k, first + k] @ weights[first : first + k]
+            np.divide(aim, divisors[k], out=value)
+            np.rint(value, out=value)
+            np.maximum(value, low[k], out=value)
+            np.minimum(value, high[k], out=value)
+            np.multiply(value, scales[first + k], out=aim)
+            np.subtract(error, aim, out=error)
+        exact += 8
+        values[panel] = exact
     return values

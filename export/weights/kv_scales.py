@@ -7,6 +7,7 @@ the reference sees on the built-in prompts, with a margin, and never exceed that
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_edge.export.emit.reference.reference_text import Array, evaluate
+from gemma_edge.export.emit.reference.reference_text import Array, ReferenceOps, final_hidden
 from gemma_edge.export.model.weight_source import WeightSource
 
 MARGIN = 2.0  # headroom over the largest magnitude seen
@@ -32,17 +33,33 @@ class KvScales:
 def kv_scales(source: WeightSource, sequences: Sequence[Sequence[int]]) -> dict[int, KvScales]:
     """Scales for every layer that owns KV, from one pass of the reference over `sequences`."""
     config = source.config
-    caches: dict[int, tuple[Array, Array]] = {}
-    evaluate(source, sequences, last=1, caches=caches)
+    lengths = [len(sequence) for sequence in sequences]
+    ops = _CachingOps(source, lengths, [1] * len(lengths))
+    with contextlib.suppress(_AllCached):
+        final_hidden(ops, sequences)
     scales = {}
     for layer in config.kv_layers:
         weight = np.abs(source.read(f"layers.{layer}.self_attn.k_norm.weight"))
         half = config.head_dim // 2
         pair = np.tile(np.hypot(weight[:half], weight[half:]), 2)
-        keys, values = caches[layer]
+        keys, values = ops.caches[layer]
         bound = math.sqrt(config.head_dim)
         scales[layer] = KvScales(_scale(keys, bound * pair), _scale(values, np.full(config.head_dim, bound)))
     return scales
+
+
+class _AllCached(Exception):
+    """What comes next has no KV of its own."""
+
+
+class _CachingOps(ReferenceOps):
+    """The reference up to the last layer that owns KV."""
+
+    def attention(self, heads: Array, layer: int) -> Array:
+        attended = super().attention(heads, layer)
+        if layer == max(self.config.kv_layers):
+            raise _AllCached
+        return attended
 
 
 def _scale(seen: Array, bound: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -22,7 +22,10 @@ from gemma_edge.export.model.weight_source import WeightSource, read_weight
 from gemma_edge.runtime.engines.rope import rotary_tables
 
 Array = NDArray[np.float32]
-BLOCK_BYTES = 64 << 20  # fp32 bytes of a weight that are in memory at once
+# fp32 bytes of a weight that are in memory at once: malloc maps and clears larger blocks anew each time.
+BLOCK_BYTES = (
+    16 << 20
+)  # fp32 bytes of a weight that are in memory at once: more, and malloc maps them anew each time
 LOGIT_ROWS = 128
 
 
