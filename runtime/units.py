@@ -66,3 +66,8 @@ def format_size(size: int, *, binary: bool = True) -> str:
     decimals = 2 if abs(scaled) < 10 else 1 if abs(scaled) < 100 else 0
     text = f"{scaled:.{decimals}f}"
     return f"{text.rstrip('0').rstrip('.') if decimals else text} {prefix}{suffix}"
+
+
+def format_limit(size: int) -> str:
+    """A limit as it was probably given: "3 GB" where tenths of a GB are exact, else as `format_size`."""
+    return format_size(size, binary=bool(size % 10**8))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.units import format_size, parse_size
+from gemma_edge.runtime.units import format_limit, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,11 @@ def test_ambiguous_unit_names_both_readings() -> None:
 )
 def test_format_size(size: int, binary: bool, text: str) -> None:
     assert format_size(size, binary=binary) == text
+
+
+@pytest.mark.parametrize("text", ["2 GB", "1.5 GB", "3 GiB", "600 MiB", "192 MiB"])
+def test_format_limit_is_as_it_was_given(text: str) -> None:
+    assert format_limit(parse_size(text)) == text
 
 
 @given(st.integers(1, 2**50), st.booleans())

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from gemma_edge.benchmarks.measure.target import Outcome
 from gemma_edge.benchmarks.records.rows import Ceiling
-from gemma_edge.runtime.units import format_size
+from gemma_edge.runtime.units import format_limit, format_size
 
 
 def with_encoders(ceiling: Ceiling, encoders: Outcome) -> Ceiling:
     """The verdict with the encoders in it: they are loaded while the decoder is not, under the same limit."""
-    size = format_size(ceiling.limit_bytes)
+    size = format_limit(ceiling.limit_bytes)
     if encoders.report is None:
         text = f"exceeded: killed by the kernel under {size} while encoding images and audio"
         return replace(ceiling, met=False, enforced=True, text=text, mechanism=encoders.mechanism)
@@ -31,7 +31,7 @@ def judge_ceiling(limit: int, run: Outcome, control: Outcome | None, control_lim
             killed, or the limit proves nothing.
         why: the reason for no limit.
     """
-    size = format_size(limit)
+    size = format_limit(limit)
     if run.report is None or run.report.memory is None:
         text = f"exceeded: killed by the kernel under {size} ({run.mechanism}, no swap, cold page cache)"
         return Ceiling(limit, False, True, text, run.mechanism, run.peak_bytes)
@@ -43,7 +43,7 @@ def judge_ceiling(limit: int, run: Outcome, control: Outcome | None, control_lim
             verdict += " by memory that cannot be dropped"
         sizes = f"peak RssAnon {format_size(peak.rss_anon)}, RSS {format_size(peak.highest_rss)}, of {size}"
         return Ceiling(limit, met, False, f"{verdict}, sampled, not enforced: {sizes} ({why})")
-    anon, lower = format_size(peak.rss_anon), format_size(control_limit)
+    anon, lower = format_size(peak.rss_anon), format_limit(control_limit)
     text = f"runs under {size} ({run.mechanism}, no swap, cold page cache), peak RssAnon {anon}"
     if control.killed:
         text += f"; control under {lower} was killed"

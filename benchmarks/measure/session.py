@@ -43,7 +43,7 @@ from gemma_edge.devices.machine.load import QUIET_CORES, busy_cores
 from gemma_edge.devices.script import progress
 from gemma_edge.runtime.errors import CeilingError
 from gemma_edge.runtime.files.abandoned import temporary_folder
-from gemma_edge.runtime.units import format_size
+from gemma_edge.runtime.units import format_limit, format_size
 
 Emit = Callable[[Head], None]
 CONTROL_TOKENS = 8
@@ -170,7 +170,7 @@ class Session:
         """The workload itself, between two probes of the bandwidth."""
         before = self._bandwidth()
         ceiling = self.plan.ceiling
-        self._say("measuring" + (f" under {format_size(ceiling)}" if limited and ceiling else ""))
+        self._say("measuring" + (f" under {format_limit(ceiling)}" if limited and ceiling else ""))
         main = replace(self.workload, cold=limited)
         outcome = self.target.work(main, ceiling, self.plan.timeout + self.workload.sustained_s)
         if outcome.report is None:
@@ -282,7 +282,7 @@ class Session:
             ceiling = with_encoders(ceiling, encoded)
         self._set(ceiling=ceiling)
         if not ceiling.met:
-            self.problems.append(f"the ceiling of {format_size(limit)}: {ceiling.text}")
+            self.problems.append(f"the ceiling of {format_limit(limit)}: {ceiling.text}")
         self._say(f"ceiling: {ceiling.text}")
 
     def _verdict(self, outcome: Outcome, short: Workload, limit: int, record: Callable[..., None]) -> Ceiling:
@@ -290,7 +290,7 @@ class Session:
         control_limit = self.plan.control or limit // 2
         control = None
         if outcome.mechanism is not None and not outcome.killed:
-            self._say(f"control under {format_size(control_limit)}")
+            self._say(f"control under {format_limit(control_limit)}")
             control = self.target.work(short, control_limit, self.plan.timeout)
         if outcome.mechanism is not None:
             record(outcome.attempt(limit), control.attempt(control_limit) if control else None, control_limit)
@@ -318,7 +318,7 @@ class Session:
             if limit is not None:
                 ceiling = self._verdict(outcome, replace(workload, cold=True), limit, self._limited_answer)
                 if not ceiling.met:
-                    self.problems.append(f"an answer under {format_size(limit)}: {ceiling.text}")
+                    self.problems.append(f"an answer under {format_limit(limit)}: {ceiling.text}")
                 self._say(f"an answer: {ceiling.text}")
         if (report := outcome.report) is not None and report.memory is not None:
             answer = AnswerRun(plan.images, plan.clips, report.phases, report.tests, report.memory, ceiling)

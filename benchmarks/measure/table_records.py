@@ -35,7 +35,7 @@ from gemma_edge.benchmarks.records.record import (
 from gemma_edge.benchmarks.records.rows import attached
 from gemma_edge.benchmarks.records.run_report import Attempt, Phase, Round, RunReport
 from gemma_edge.runtime.errors import UsageError
-from gemma_edge.runtime.units import format_size
+from gemma_edge.runtime.units import format_limit, format_size
 
 
 class Figure(NamedTuple):
@@ -140,7 +140,7 @@ class TableRecords:
             metrics |= {f"{test.test}_ts": round(test.avg_ts, 3) for test in report.tests}
             end = "killed" if killed else "NOT killed"
             value = f"completes, peak RssAnon {_gigabytes(anon)}{_phases(report.phases)}; control {end}"
-        limit, lower = format_size(run.limit_bytes), format_size(control_limit)
+        limit, lower = format_limit(run.limit_bytes), format_limit(control_limit)
         label = f"{self.name}: {sizes} under a kernel limit of {limit}"
         row = TableRow(label, f"completes; control at {lower} is killed", value)
         raw = CeilingRaw(run, control or Attempt(control_limit, False))

@@ -63,6 +63,7 @@ from gemma_edge.runtime.errors import ParityError
 Array = NDArray[np.float32]
 EDGE_ROWS, RANDOM_ROWS = 32, 192  # of a table: at each end, and in between
 FP32_ROUNDING = 1e-6
+TILE = 1 << 17  # weights that are summed at once: they fit a core's cache
 
 
 @dataclass(frozen=True)
@@ -228,14 +229,7 @@ def check_rounded(
     if got.shape != expected.shape:
         raise ParityError(f"the stored weights are not the checkpoint's: {name}: another shape")
     ours, theirs = _blocks(expected, block), _blocks(got, block)
-    largest = np.maximum(ours.max(axis=2), -ours.min(axis=2)).astype(np.float64)
-    difference = ours - theirs
-    # Squares of fp32 have a narrow range; what is beyond it is summed in fp64, which takes longer.
-    moderate = ((largest > 2.0**-40) | (largest == 0)).all() and largest.max(initial=0) < 2.0**40
-    error, size, both = (
-        np.einsum("rbg,rbg->rb", a, b, dtype=np.float32 if moderate else np.float64).astype(np.float64)
-        for a, b in ((difference, difference), (ours, ours), (ours, theirs))
-    )
+    largest, error, size, both = _sums_of_blocks(ours, theirs)
     bound = largest * math.sqrt(block) / (2 * ((1 << (bits - 1)) - 1))
     if calibrated:
         bound *= math.sqrt(5)
@@ -270,6 +264,23 @@ def check_rounded(
             f"the stored weights are not the checkpoint's: {name}: all are {abs(excess):.1%} too "
             f"{'large' if excess > 0 else 'small'}, more than {allowed:.1%}"
         )
+
+
+def _sums_of_blocks(ours: Array, theirs: Array) -> tuple[NDArray[np.float64], ...]:
+    """Of every block (rows, blocks, block): our largest magnitude, and the sums of the squares of the
+    difference, of our squares, and of the products; (rows, blocks) each.
+    """
+    sums = np.empty((4, *ours.shape[:2]))
+    step = max(1, TILE // max(1, ours[0].size))
+    for row in range(0, len(ours), step):
+        a, b, (largest, *others) = ours[row : row + step], theirs[row : row + step], sums[:, row : row + step]
+        np.maximum(a.max(axis=2), -a.min(axis=2), out=largest)
+        # Squares of fp32 have a narrow range; what is beyond it is summed in fp64, which takes longer.
+        moderate = ((largest > 2.0**-40) | (largest == 0)).all() and largest.max(initial=0) < 2.0**40
+        difference = a - b
+        for total, x, y in zip(others, (difference, a, a), (difference, a, b), strict=True):
+            total[...] = np.einsum("rbg,rbg->rb", x, y, dtype=np.float32 if moderate else np.float64)
+    return tuple(sums)
 
 
 def _nearest_error(blocks: Array, scales: Array, bits: int) -> float:
