@@ -2,12 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gemma_edge.benchmarks.measure.export_cost import ChildrenPeak
 from gemma_edge.benchmarks.output import table
 from gemma_edge.benchmarks.records.bundle_facts import bundle_facts
 from gemma_edge.benchmarks.records.environment import environment
@@ -180,5 +183,15 @@ def test_an_export_is_recorded(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert record.metrics["verified"] is False and record.raw["plan"]["context"] == 64
     (row,) = record.readme
     peak = format_size(record.metrics["peak_rss_anon_bytes"], binary=False)
-    assert row.row == "out: export, peak RssAnon and time"
-    assert re.fullmatch(rf"{re.escape(peak)} in \d+ s", row.value)
+    assert row.row == "out: export without the gate, peak RssAnon and time"
+    assert re.fullmatch(rf"{re.escape(peak)} in \d+ s, \d+ s of CPU time", row.value)
+
+
+def test_the_memory_of_processes_that_an_export_starts() -> None:
+    hold = "import sys; held = b'x' * (64 << 20); print('held', flush=True); sys.stdin.read()"
+    with (
+        subprocess.Popen([sys.executable, "-c", hold], stdin=-1, stdout=-1) as process,
+        ChildrenPeak() as peak,
+    ):
+        assert process.stdin and process.stdout and process.stdout.readline() == b"held\n"
+    assert peak.rss_anon >= 64 << 20

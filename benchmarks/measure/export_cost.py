@@ -19,7 +19,7 @@ from gemma_edge.runtime.host.process_memory import PROC, resident_memory
 from gemma_edge.runtime.units import format_size
 
 INTERVAL = 0.02  # seconds between samples: a chunk of weights lives for about as long
-CHILDREN_INTERVAL = 0.25  # a look at every process takes some milliseconds
+CHILDREN_INTERVAL = 0.5  # a look at every process takes some milliseconds
 
 
 def record_export(export: Callable[[], Exported], path: Path) -> Exported:
@@ -32,7 +32,7 @@ def record_export(export: Callable[[], Exported], path: Path) -> Exported:
         GemmaEdgeError: what `export` raises; nothing is recorded then.
     """
     start, cpu_start = time.perf_counter(), _cpu_seconds()
-    with PeakSampler(interval=INTERVAL) as sampler, _ChildrenPeak() as engine:
+    with PeakSampler(interval=INTERVAL) as sampler, ChildrenPeak() as engine:
         result = export()
     seconds, peak, name = time.perf_counter() - start, sampler.peak, result.path.resolve().name
     cpu = _cpu_seconds() - cpu_start
@@ -74,7 +74,7 @@ def _cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-class _ChildrenPeak:
+class ChildrenPeak:
     """The largest RssAnon, in bytes, of any process that this one starts while the `with` block runs."""
 
     def __init__(self) -> None:
@@ -82,19 +82,23 @@ class _ChildrenPeak:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="children-peak", daemon=True)
 
-    def __enter__(self) -> _ChildrenPeak:
+    def __enter__(self) -> ChildrenPeak:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        self._sample()
 
     def _run(self) -> None:
         while not self._stop.wait(CHILDREN_INTERVAL):
-            for pid in _children():
-                with contextlib.suppress(OSError):  # it has just ended
-                    self.rss_anon = max(self.rss_anon, resident_memory(pid).anon)
+            self._sample()
+
+    def _sample(self) -> None:
+        for pid in _children():
+            with contextlib.suppress(OSError):  # it has just ended
+                self.rss_anon = max(self.rss_anon, resident_memory(pid).anon)
 
 
 def _children() -> Iterator[int]:

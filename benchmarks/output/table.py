@@ -28,7 +28,9 @@ HIGHLIGHTS = {
     "fp32 bundle against transformers; 64 greedy tokens, prefill chunks (1, 7, 32, 90)": (
         "fp32 bundle against `transformers`: largest logit error; 64 greedy tokens"
     ),
-    "E2B int4: export, peak RssAnon and time": "E2B `int4`: memory and time of the export",
+    "E2B int4: export with the first gate, peak RssAnon and time": (
+        "E2B `int4`: memory and time of the export, with the first gate"
+    ),
     "E2B int4: prefill against llama.cpp": "E2B `int4`, ONNX Runtime: prefill against llama.cpp",
     "E2B int4: decode against llama.cpp": "E2B `int4`, ONNX Runtime: decode against llama.cpp",
     "E2B int4_g32, LiteRT: prefill against llama.cpp": "E2B `int4_g32`, LiteRT: prefill against llama.cpp",
