@@ -46,6 +46,10 @@ HIGHLIGHTS = {
     "E2B int4_g32, LiteRT: prefill 512, decode 64, context 4096 under a kernel limit of 2 GiB": (
         "E2B `int4_g32`, LiteRT, under a kernel limit of 2 GiB"
     ),
+    "E2B int4_g128: 1 image and 30 s of audio, prefill at least 512, decode 64, context 4096 under a kernel "
+    "limit of 2 GB": "E2B `int4_g128`, ONNX Runtime, with an image and 30 s of audio, under 2 GB",
+    "E4B int4_g128: 1 image and 30 s of audio, prefill at least 512, decode 64, context 4096 under a kernel "
+    "limit of 3 GB": "E4B `int4_g128`, ONNX Runtime, with an image and 30 s of audio, under 3 GB",
     "E2B int4: encode one 768x768 image, 2 threads": "E2B: encoding one image",
     "E2B int4: encode 30 s of audio, 2 threads": "E2B: encoding 30 s of audio",
     "Pocket int4: points lost against fp32": "Pocket `int4`: points of accuracy lost against fp32",
