@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from test_weight_check import Altered
 
-from gemma_edge.benchmarks.measure.recipe_quality import text_pieces
+from gemma_edge.benchmarks.measure import recipe_quality
+from gemma_edge.benchmarks.records.record import QualityRecord
+from gemma_edge.benchmarks.records.results_file import read_records
 from gemma_edge.export.checkpoint.checkpoint import Checkpoint
 from gemma_edge.export.emit.onnx.onnx_text import emit_decoder
 from gemma_edge.export.exporter import export_bundle
-from gemma_edge.export.gate.parity import verify_bundle, verify_sequences
+from gemma_edge.export.gate.parity import verify_bundle
 from gemma_edge.export.gate.weight_check import check_weights
 from gemma_edge.export.synth.synth_gemma3n import text_config
 from gemma_edge.export.weights import calibrated_weights, calibration_text
@@ -25,7 +27,6 @@ from gemma_edge.export.weights.recipe import DEFAULT_RECIPE, load_recipe
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import ParityError, UsageError
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
-from gemma_edge.runtime.model import Model
 from support.random_gemma3n_text import random_ids, random_source
 from support.repository import ROOT
 
@@ -101,16 +102,24 @@ def test_two_exports_are_equal(calibrated: dict[str, Path], gate_source: Path, t
 
 
 @pytest.mark.slow
-def test_pocket_comes_nearer_on_a_text_it_was_not_calibrated_on(tmp_path: Path) -> None:
+def test_eval_shows_that_pocket_comes_nearer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[..., tuple[int, str, str]]
+) -> None:
     """On prose: the built-in text is not like it."""
-    found = {}
-    options: dict[str, Any] = {"recipe": "int4_g128", "context": 256, "modalities": ["text"], "verify": False}
-    for method in ("none", "auto"):
-        path = export_bundle(POCKET, tmp_path / method, calibrate=method, **options).path
-        pieces = text_pieces(Model.load(path).tokenizer, PROSE.read_text())[:3]
-        with Checkpoint.open(POCKET, ()) as checkpoint:
-            found[method] = verify_sequences(Bundle.open(path), checkpoint, pieces).mean_kl
-    assert found["auto"] < 0.75 * found["none"], found
+    monkeypatch.setattr(recipe_quality, "PIECES", 3)
+    asked = [POCKET, PROSE.with_name("questions.jsonl"), "--task", "facts", "--each", "2", "--text", PROSE]
+    methods = ["--recipe", "int4_g128", "--format", "onnx", "--calibrate", "none", "--calibrate", "auto"]
+    code, table, told = said("eval", *asked, *methods, "--record", tmp_path / "record.jsonl")
+    assert code == 0, told
+    [record] = read_records(tmp_path / "record.jsonl")
+    assert isinstance(record, QualityRecord)
+    nearest, calibrated = record.metrics.columns
+    assert (nearest.method, calibrated.method) == ("nearest", "calibrated")
+    assert nearest.file_bytes == calibrated.file_bytes
+    assert nearest.prose and calibrated.prose
+    assert calibrated.prose.mean_kl < 0.75 * nearest.prose.mean_kl
+    for name, prose in (("to the nearest", nearest.prose), ("calibrated", calibrated.prose)):
+        assert f"| `int4_g128` | {name} | ONNX | {prose.mean_kl:.3g} |" in table
 
 
 def test_every_4_bit_weight_meets_its_inputs(tmp_path: Path) -> None:
