@@ -272,9 +272,13 @@ class _Search:
         return speed is not None and speed < self.wishes.min_speed
 
     def order(self, plan: DevicePlan) -> tuple[float, ...]:
-        """What plans are sorted by: the least first."""
-        kl = plan.recipe.bounds.mean_kl if plan.mean_kl is None else plan.mean_kl
-        quality = (-(plan.mmlu or 0.0), kl, plan.recipe.kv_cache != "fp32")
+        """What plans are sorted by: the least first.
+
+        Weights rounded to the nearest do not come before calibrated ones for want of a measurement of these.
+        """
+        fair = plan.calibrate is None or self._kl(plan, AUTO) is not None
+        kl = plan.mean_kl if plan.mean_kl is not None and fair else plan.recipe.bounds.mean_kl
+        quality = (-(plan.mmlu or 0.0), kl, plan.calibrate is not None, plan.recipe.kv_cache != "fp32")
         speed = -plan.speed if plan.speed is not None else float(plan.plan.bytes_per_token)
         slow = self._too_slow(plan.speed)
         rest = (speed, *quality) if slow else (*quality, speed)

@@ -167,11 +167,19 @@ def test_a_plan_has_the_kl_of_its_rounding(
     alter("calibration", sha256="0" * 64)
     assert all(plan["mean_kl"] is None for plan in planned()["plans"])
 
-    # Where one that was not calibrated is the best, `plan` prints its command, and `export --for` makes it.
+    # One that was not calibrated does not come before one that was and is not measured.
     alter("agreement", mean_kl=1e-9)
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["calibration"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    same = [plan for plan in planned()["plans"] if plan["recipe"] == "int4_g128"]
+    same = [plan["calibrate"] for plan in same if plan["kv_cache"] == bundle.kv_cache]
+    assert same == [None, "none"]
+
+    # Where it is the best of both, `plan` prints its command, and `export --for` makes it.
+    (tmp_path / "calibrated").mkdir()
+    (tmp_path / "calibrated" / "manifest.json").write_text(json.dumps(bundle.manifest))
+    wanted += ["--bundles", str(tmp_path / "calibrated")]
     assert planned()["command"].endswith("--calibrate none --modalities text")
     seen: dict[str, Any] = {}
 
