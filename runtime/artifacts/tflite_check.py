@@ -8,7 +8,7 @@ and the keys and values of the new tokens come out.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +33,14 @@ class Decoder:
         context: positions of the longest KV cache.
         lengths: positions of each KV cache, by layer.
         layout: "litertlm" or "windowed".
+        transposed: layers whose values are cached as (head_dim, positions).
     """
 
     prefill: tuple[int, ...]
     context: int
     lengths: Mapping[int, int]
     layout: str
+    transposed: frozenset[int]
     verify: tuple[int, ...] = ()
 
 
@@ -62,11 +64,17 @@ def check_decoder(model: TfliteModel, config: Gemma3nConfig) -> Decoder:
     lengths = {i: shape[2] if len(shape) == 4 else 0 for i, shape in shapes.items()}
     context = max(lengths.values(), default=0)
     layout = "litertlm" if "input_pos" in inputs else "windowed"
+    values = {i: _tensor(model, inputs, DECODE, f"kv_cache_v_{i}").shape for i in config.kv_layers}
+    transposed = frozenset(
+        i
+        for i, shape in values.items()
+        if shape[2:3] == (config.head_dim,) and (layout == "litertlm" or lengths[i] != config.head_dim)
+    )
     for name, tokens in sizes.items():
         expected_inputs, expected_outputs = (
-            _litertlm_caches(config, tokens, context)
+            _litertlm_caches(config, tokens, context, transposed)
             if layout == "litertlm"
-            else _windowed_caches(config, tokens, lengths)
+            else _windowed_caches(config, tokens, lengths, transposed)
         )
         expected_inputs |= {
             "embeddings": ("float32", (1, tokens, config.hidden_size)),
@@ -79,26 +87,29 @@ def check_decoder(model: TfliteModel, config: Gemma3nConfig) -> Decoder:
             expected_outputs["logits"] = ("float32", (1, tokens, config.vocab_size))
         _check(model, model.signatures[name].inputs, name, expected_inputs)
         _check(model, model.signatures[name].outputs, name, expected_outputs)
-    return Decoder(prefill, context, lengths, layout, verify)
+    return Decoder(prefill, context, lengths, layout, transposed, verify)
 
 
 def _sorted_sizes(sizes: Mapping[str, int], kind: str) -> tuple[int, ...]:
     return tuple(sorted(size for name, size in sizes.items() if name.startswith(kind)))
 
 
-def _litertlm_caches(config: Gemma3nConfig, tokens: int, context: int) -> tuple[Expected, Expected]:
+def _litertlm_caches(
+    config: Gemma3nConfig, tokens: int, context: int, transposed: Collection[int]
+) -> tuple[Expected, Expected]:
     """Types and shapes of caches, positions and mask, in and out."""
     heads, size = config.num_key_value_heads, config.head_dim
     caches: Expected = {}
     for layer in config.kv_layers:
-        caches[f"kv_cache_k_{layer}"] = ("float32", (1, heads, context, size))
-        caches[f"kv_cache_v_{layer}"] = ("float32", (1, heads, size, context))
+        rows, columns = (1, heads, context, size), (1, heads, size, context)
+        caches[f"kv_cache_k_{layer}"] = ("float32", rows)
+        caches[f"kv_cache_v_{layer}"] = ("float32", columns if layer in transposed else rows)
     rest: Expected = {"input_pos": ("int32", (tokens,)), "mask": ("float32", (1, 1, tokens, context))}
     return caches | rest, dict(caches)
 
 
 def _windowed_caches(
-    config: Gemma3nConfig, tokens: int, lengths: Mapping[int, int]
+    config: Gemma3nConfig, tokens: int, lengths: Mapping[int, int], transposed: Collection[int]
 ) -> tuple[Expected, Expected]:
     """As `_litertlm_caches`; each kind of layer has its mask and rotary tables."""
     heads, size = config.num_key_value_heads, config.head_dim
@@ -108,6 +119,8 @@ def _windowed_caches(
         for name in (f"kv_cache_k_{layer}", f"kv_cache_v_{layer}"):
             inputs[name] = ("float32", (1, heads, length, size))
             outputs[name] = ("float32", (1, heads, tokens, size))
+        if layer in transposed:
+            inputs[f"kv_cache_v_{layer}"] = ("float32", (1, heads, size, length))
         kind = "sliding" if config.is_sliding(layer) else "full"
         inputs[f"mask_{kind}"] = ("float32", (1, 1, tokens, length + tokens))
         for table in ("cos", "sin"):

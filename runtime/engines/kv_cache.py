@@ -63,3 +63,17 @@ def windowed_cache_bytes(config: Gemma3nConfig, context: int) -> int:
     row = 2 * config.key_value_size * BYTES["fp32"]
     ring = window_capacity(config, context)
     return sum((ring if config.is_sliding(i) else context) * row for i in config.kv_layers)
+
+
+def values_transposed(config: Gemma3nConfig, layer: int, context: int, rings: bool) -> bool:
+    """Whether a .tflite caches a layer's values as (head_dim, positions), not (positions, head_dim).
+
+    Attention over all positions is faster so. A sliding layer has its window's rows together: in a ring, or
+    picked from a whole cache.
+
+    Args:
+        rings: sliding layers have rings; otherwise all caches are `context` long.
+    """
+    if context == config.head_dim:  # shapes would not tell
+        return not rings
+    return not config.is_sliding(layer) or not (rings or context > config.sliding_window)

@@ -14,7 +14,7 @@ memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -70,7 +70,7 @@ class LitertDecoder(BufferedDecoder):
         self.model = self._load(path, bundle.files[DECODER].sha256, threads or physical_cores())
         self.started = False
         with engine_errors(path):
-            self._allocate_cache()
+            self._allocate_cache(file.transposed)
             # By number of tokens; decode takes one.
             self.calls = {1: _Call(self, "decode", 1)}
             self.verifying = self.calls | {n: _Call(self, f"verify_{n}", n) for n in file.verify}
@@ -96,20 +96,20 @@ class LitertDecoder(BufferedDecoder):
                 field, remedy = f"KV cache of layer {layer}", "Export the checkpoint again."
                 raise BundleError(self.path, field, f"{expected} positions, by the manifest", length, remedy)
 
-    def _allocate_cache(self) -> None:
-        """Buffers of every layer that owns KV."""
+    def _allocate_cache(self, transposed: Collection[int]) -> None:
+        """Buffers of every layer that owns KV; values of the layers `transposed` are (head_dim, positions)."""
         c = self.config
         self.caches: dict[str, Buffer] = {}
         self.buffers = KvBuffers(f"ai-edge-litert {version('ai-edge-litert')}")
         for i in c.kv_layers:
             kind = c.layer_types[i]
             shape = (1, c.num_key_value_heads, self.capacity[kind], c.head_dim)
-            transposed = shape if self.windowed else (*shape[:2], shape[3], shape[2])
+            values = (*shape[:2], shape[3], shape[2]) if i in transposed else shape
             kept = Ring(shape[2]) if self.windowed and kind == SLIDING else EveryPosition()
-            values_axis = 2 if self.windowed else 3
+            values_axis = 3 if i in transposed else 2
             for name, size, axis in (
                 (f"kv_cache_k_{i}", shape, 2),
-                (f"kv_cache_v_{i}", transposed, values_axis),
+                (f"kv_cache_v_{i}", values, values_axis),
             ):
                 buffer = Buffer(self.model.create_input_buffer_by_name("decode", name), size)
                 self.caches[name] = buffer
@@ -275,7 +275,8 @@ class _Call:
         for i in decoder.config.kv_layers:
             rows, place = places[decoder.config.layer_types[i]]
             for key in (f"kv_cache_k_{i}", f"kv_cache_v_{i}"):
-                decoder.caches[key].array[:, :, place] = self.outputs[key].array[:, :, rows]
+                by_place = decoder.buffers.by_place(key, decoder.caches[key].array)
+                by_place[place] = np.moveaxis(self.outputs[key].array[0][:, rows], 1, 0)
 
 
 def _tensors(buffers: list[Buffer]) -> list[TensorBuffer]:

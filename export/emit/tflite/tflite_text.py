@@ -13,7 +13,8 @@ There are two layouts of the cache. "litertlm" is the one that LiteRT-LM drives:
     input_pos             i32 (N)              positions; the cache is written from the first one on
     mask                  f32 (1, 1, N, T)     0 where a position is visible, very negative elsewhere
     kv_cache_k_i          f32 (1, kv heads, T, head_dim)     the whole cache in, the whole cache out
-    kv_cache_v_i          f32 (1, kv heads, head_dim, T)     transposed
+    kv_cache_v_i          f32 (1, kv heads, head_dim, T)     transposed; (1, kv heads, T, head_dim) where a
+                                                             sliding layer picks the rows of its window
 
 "windowed" is ours. The graph only reads the cache and returns the keys and values of its own tokens, so that
 nothing is copied; the caller puts them where it likes, and describes it in the masks. A sliding layer's cache
@@ -21,7 +22,8 @@ has room for its window only (C = window, else C = T):
 
     cos_K, sin_K          f32 (N, head_dim / 2)             rotary tables at the tokens' positions
     mask_K                f32 (1, 1, N, C + N)              over the cache, then the tokens themselves
-    kv_cache_k_i, _v_i    f32 (1, kv heads, C, head_dim)    -> f32 (1, kv heads, N, head_dim), k rotated
+    kv_cache_k_i, _v_i    f32 (1, kv heads, C, head_dim)    -> f32 (1, kv heads, N, head_dim), k rotated;
+                                                            full layers' v comes in as (1, kv heads, head_dim, C)
 
 K is a kind of layer, full or sliding; a kind that no layer has is left out.
 """
@@ -39,7 +41,7 @@ from gemma_edge.export.export_families import family_with, tensor_specs
 from gemma_edge.export.model.ops import HeadProjection, Weight
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, Part
 from gemma_edge.export.weights.recipe import FP32, Recipe
-from gemma_edge.runtime.engines.kv_cache import window_capacity
+from gemma_edge.runtime.engines.kv_cache import values_transposed, window_capacity
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.families.config_fields import FULL, SLIDING
 from gemma_edge.runtime.families.model_family import TextConfig
@@ -48,6 +50,8 @@ CacheLayout = Literal["windowed", "litertlm"]
 
 KINDS = {FULL: "full", SLIDING: "sliding"}
 MASKED = -1e9  # finite: a padding row that sees nothing must not become NaN
+# Rows of queries, of all heads that share a KV head: a call of 32 tokens of E2B. With 512 packing is cheaper.
+MOST_ON_THE_RIGHT = 128
 EMBEDDER, PER_LAYER_EMBEDDER = "embedder", "per_layer_embedder"
 
 
@@ -132,6 +136,8 @@ class TfliteOps(TfliteGraphOps):
         # For each layer that owns KV: keys and values as attention reads them, in one or two parts.
         self.keys: dict[int, list[int]] = {}
         self.values: dict[int, list[int]] = {}
+        # Positions that sliding layers read of whole caches, i32; None where they read all of them.
+        self.window: int | None = None
 
     def emit(self) -> int:
         """Inputs, the description, and the caches' outputs; returns the logits, (tokens, vocab)."""
@@ -142,7 +148,7 @@ class TfliteOps(TfliteGraphOps):
         for i in c.kv_layers:
             capacity = self.capacity(c.layer_types[i])
             key = (1, c.num_key_value_heads, capacity, c.head_dim)
-            value = key if self.windowed else (1, c.num_key_value_heads, c.head_dim, capacity)
+            value = (*key[:2], key[3], key[2]) if self.transposed(i) else key
             self.keys[i] = [graph.input(f"kv_cache_k_{i}", key)]
             self.values[i] = [graph.input(f"kv_cache_v_{i}", value)]
         rows = self.reshape(rows, (n, c.ple_row_size))
@@ -160,6 +166,10 @@ class TfliteOps(TfliteGraphOps):
             return window_capacity(self.config, self.context)
         return self.context
 
+    def transposed(self, layer: int) -> bool:
+        """Whether the values of a layer's cache are (head_dim, positions)."""
+        return values_transposed(self.config, layer, self.context, rings=self.windowed)
+
     def declare_positions(self) -> None:
         """Rotary tables and masks, as inputs or computed once from positions."""
         c, n, graph = self.config, self.tokens, self.graph
@@ -174,6 +184,7 @@ class TfliteOps(TfliteGraphOps):
                 self.set_mask(kind, graph.input(f"mask_{name}", (1, 1, n, self.capacity(kind) + n)))
             return
         positions = graph.input("input_pos", (n,), "int32")
+        first = self.slice(positions, (0,), (1,), dtype="int32")
         mask = graph.input("mask", (1, 1, n, self.context))
         mask = self.op("MAXIMUM", [mask, graph.constant([MASKED])])
         for kind in kinds:
@@ -183,20 +194,45 @@ class TfliteOps(TfliteGraphOps):
                 for table in tables
             )
             self.set_rotary(kind, cos, sin)
-            self.set_mask(kind, mask if kind == FULL else self.op("ADD", [mask, self.outside(positions)]))
-        first = self.slice(positions, (0,), (1,), dtype="int32")
+            self.set_mask(kind, mask if kind == FULL else self.sliding_mask(mask, positions, first))
         zero = graph.constant([0], "int32")
         self.key_place = self.concat([zero, zero, first, zero], dtype="int32")
         self.value_place = self.concat([zero, zero, zero, first], dtype="int32")
 
-    def outside(self, positions: int) -> int:
-        """f32 (1, 1, tokens, context): very negative beyond the window, else 0."""
-        own = self.graph.op("CAST", [positions], (self.tokens,), "CastOptions", inDataType=2, outDataType=0)
-        own = self.reshape(own, (1, 1, self.tokens, 1))
-        all_positions = self.graph.constant(np.arange(self.context).reshape(1, 1, 1, -1))
-        inside = self.op("SUB", [all_positions, own])  # minus the distance
-        inside = self.op("ADD", [inside, self.graph.constant([self.config.sliding_window - 0.5])])
-        return self.scale(self.op("MINIMUM", [inside, self.graph.constant([0.0])]), -MASKED)
+    def sliding_mask(self, mask: int, positions: int, first: int) -> int:
+        """f32 (1, 1, tokens, positions read): `mask` there, and very negative beyond each token's window."""
+        c, n, graph = self.config, self.tokens, self.graph
+        visible = c.sliding_window - 1 + n
+        read = graph.constant(np.arange(min(visible, self.context)), "int32")
+        if not self.transposed(c.layer_types.index(SLIDING)) and visible < self.context:
+            start = self.integers("SUB", first, c.sliding_window - 1)
+            start = self.integers("MAXIMUM", start, 0)
+            start = self.integers("MINIMUM", start, self.context - visible)
+            self.window = graph.op("ADD", [read, start], (visible,), "AddOptions", "int32")
+            mask, read = self.gather(mask, 3), self.window
+        elif visible < self.context:
+            read = graph.constant(np.arange(self.context), "int32")
+        own, there = (
+            self.reshape(
+                graph.op("CAST", [x], self.shape(x), "CastOptions", inDataType=2, outDataType=0), shape
+            )
+            for x, shape in ((positions, (1, 1, n, 1)), (read, (1, 1, 1, self.shape(read)[0])))
+        )
+        inside = self.op("SUB", [there, own])  # minus the distance
+        inside = self.op("ADD", [inside, graph.constant([c.sliding_window - 0.5])])
+        outside = self.scale(self.op("MINIMUM", [inside, graph.constant([0.0])]), -MASKED)
+        return self.op("ADD", [mask, outside])
+
+    def integers(self, code: str, x: int, y: int) -> int:
+        options = {"SUB": "SubOptions"}.get(code, "")
+        return self.graph.op(code, [x, self.graph.constant([y], "int32")], (1,), options, "int32")
+
+    def gather(self, x: int, axis: int) -> int:
+        """The positions in `window`, along an axis."""
+        assert self.window is not None
+        shape = list(self.shape(x))
+        shape[axis] = self.shape(self.window)[0]
+        return self.graph.op("GATHER", [x, self.window], shape, "GatherOptions", axis=axis)
 
     def set_rotary(self, kind: str, cos: int, sin: int) -> None:
         shape = (self.tokens, 1, self.config.head_dim)
@@ -240,33 +276,57 @@ class TfliteOps(TfliteGraphOps):
             self.transpose(q, (1, 0, 2)),
             (1, c.num_key_value_heads, queries // c.num_key_value_heads * tokens, dim),
         )
-        keys, values = self.keys[c.kv_owner[layer]], self.values[c.kv_owner[layer]]
-        scores = self.concat([self.matmul(q, k, transposed=True) for k in keys])
+        owner = c.kv_owner[layer]
+        keys, values = self.keys[owner], self.values[owner]
+        # Of the first part; a second one holds the tokens' own rows.
+        turned = [self.transposed(owner), False][: len(values)]
+        scores = self.concat([self.score(q, k, t) for k, t in zip(keys, turned, strict=True)])
         weights = self.softmax(self.op("ADD", [scores, self.masks[kind]]))
         parts, start = [], 0
-        for k, v in zip(keys, values, strict=True):
+        for k, v, t in zip(keys, values, turned, strict=True):
             stop = start + self.shape(k)[2]
-            parts.append(
-                self.matmul(self.slice_axis(weights, 3, start, stop), v, transposed=not self.windowed)
-            )
+            parts.append(self.weigh(self.slice_axis(weights, 3, start, stop), v, t))
             start = stop
         y = parts[0] if len(parts) == 1 else self.op("ADD", parts)
         y = self.transpose(self.reshape(y, (queries, tokens, dim)), (1, 0, 2))
         return self.reshape(y, (tokens, c.query_size))
 
+    def score(self, queries: int, keys: int, turned: bool) -> int:
+        """Scores (1, kv heads, queries, positions), of queries and keys (1, kv heads, _, head_dim).
+
+        XNNPACK packs the right side of a product anew in every call. For few queries over a long cache, it is
+        cheaper to have the cache on the left, although it then computes more columns than there are.
+        """
+        if turned and self.shape(queries)[2] <= MOST_ON_THE_RIGHT:
+            return self.transpose(self.matmul(keys, queries, transposed=True), (0, 1, 3, 2))
+        return self.matmul(queries, keys, transposed=True)
+
+    def weigh(self, weights: int, values: int, turned: bool) -> int:
+        """(1, kv heads, queries, head_dim): sums of values, which are (1, kv heads, head_dim, _) if `turned`."""
+        if turned and self.shape(weights)[2] <= MOST_ON_THE_RIGHT:
+            return self.transpose(self.matmul(values, weights, transposed=True), (0, 1, 3, 2))
+        return self.matmul(weights, values, transposed=turned)
+
     def append(self, layer: int, key: int, value: int) -> None:
         """Gives a layer the keys and values, (tokens, kv heads, head_dim) each, of the tokens themselves."""
         kv, dim = self.config.num_key_value_heads, self.config.head_dim
-        key = self.reshape(self.transpose(key, (1, 0, 2)), (1, kv, self.tokens, dim))
+        row = (1, kv, self.tokens, dim)
+        key = self.reshape(self.transpose(key, (1, 0, 2)), row)
+        if self.windowed or not self.transposed(layer):
+            value = self.reshape(self.transpose(value, (1, 0, 2)), row)
+        else:
+            value = self.reshape(self.transpose(value, (1, 2, 0)), (1, kv, dim, self.tokens))
         if self.windowed:
-            value = self.reshape(self.transpose(value, (1, 0, 2)), (1, kv, self.tokens, dim))
             self.keys[layer].append(key)
             self.values[layer].append(value)
         else:
-            value = self.reshape(self.transpose(value, (1, 2, 0)), (1, kv, dim, self.tokens))
+            place = self.value_place if self.transposed(layer) else self.key_place
             key = self.update(self.keys[layer][0], key, self.key_place)
-            value = self.update(self.values[layer][0], value, self.value_place)
-            self.keys[layer], self.values[layer] = [key], [value]
+            value = self.update(self.values[layer][0], value, place)
+            read = key, value
+            if self.window is not None and self.config.is_sliding(layer):
+                read = self.gather(key, 2), self.gather(value, 2)
+            self.keys[layer], self.values[layer] = [read[0]], [read[1]]
         self.graph.outputs[f"kv_cache_k_{layer}"] = key
         self.graph.outputs[f"kv_cache_v_{layer}"] = value
 
