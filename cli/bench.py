@@ -8,6 +8,7 @@
     gemma-edge bench out/ --device ssh://pi@raspberrypi
     gemma-edge bench out/ --peers --gguf model.gguf          the same sizes in llama.cpp and others
     gemma-edge bench out/ --serve                            the HTTP server, compared and under load
+    gemma-edge bench out/ --profile                          where the time of a decode step goes
     gemma-edge bench out/ --record benchmarks/results/mine.jsonl
 
 Prints a table; -o writes JSONL and CSV too. docs/benchmarks.md defines every figure. Ends with 5 when a
@@ -40,6 +41,7 @@ from gemma_edge.cli.bundle_options import add_words, take_bundles
 from gemma_edge.devices.machine.cpu_features import LITERT_LM
 from gemma_edge.devices.script import progress
 from gemma_edge.runtime.errors import DeviceError, UsageError
+from gemma_edge.runtime.files.typed_json import to_json
 from gemma_edge.runtime.reuse.prefix_files import LEAST_TOKENS
 from gemma_edge.runtime.units import parse_size
 
@@ -95,6 +97,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="N",
         help="decode N tokens that repeat the prompt, with drafts and without; 2 N + 1 tokens of context",
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="instead: the parts of a decode step, of -n steps behind -d tokens (this machine only)",
     )
     bars = parser.add_argument_group("bars (exit code 5 if the bundle misses one)")
     bars.add_argument("--ceiling", type=parse_size, metavar="SIZE", help="run under this memory limit: 2GiB")
@@ -184,11 +191,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--name is for one bundle")
     if args.fleet and args.device:
         raise UsageError("--device and --fleet: give one of them")
-    if args.serve:
+    if args.serve or args.profile:
         if len(bundles) > 1:
-            raise UsageError("--serve takes one bundle")
+            raise UsageError(f"--{'serve' if args.serve else 'profile'} takes one bundle")
         args.bundle = bundles[0]
-        return _serve(args)
+        return _serve(args) if args.serve else _profile(args)
     args.device = args.device or LOCAL
     run_id = uuid.uuid4().hex[:12]
     outputs = parse_outputs(args.output, run_id)
@@ -267,6 +274,22 @@ def _serve(args: argparse.Namespace) -> int:
     if figures.lost or figures.wrong:
         wrong = sum(figures.wrong.values())
         raise DeviceError(f"{figures.lost} requests were lost, {wrong} got another response than expected")
+    return 0
+
+
+def _profile(args: argparse.Namespace) -> int:
+    """Prints the parts of a decode step."""
+    from gemma_edge.benchmarks.measure.step_profile import profile_record, profile_steps
+
+    steps, depth = args.n_gen[0], args.n_depth[0]
+    if args.device or args.fleet or len(args.n_gen) > 1 or len(args.n_depth) > 1 or not steps:
+        raise UsageError("--profile runs on this machine only, with one -n above 0 and one -d")
+    threads = args.threads[0] if args.threads else None
+    found = profile_steps(args.bundle, steps=steps, depth=depth, threads=threads, context=args.context)
+    print(json.dumps(to_json(found)) if args.output == "jsonl" else "\n".join(found.lines()))
+    if args.record:
+        name = args.name or args.bundle.resolve().name
+        append_record(args.record, profile_record(bundle_facts(args.bundle), name, found))
     return 0
 
 

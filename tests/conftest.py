@@ -56,6 +56,7 @@ SLOW_FILES = frozenset(
     devices_shell devices_supervise
     distribution encoder_export end_to_end export_format exporter first_hour fuzz_corpus leaks litert_decoder
     litert_torch litertlm_bundle litertlm_encoders multimodal native_runner offline optimum packed_weights
+    step_profile
     parity pocket pocket_lessons pocket_verbs release synth_checkpoint templates_that_fill_memory
     tflite_encoders turn_editor completion litertlm_tools structured_engines
     emulated_board native_answers

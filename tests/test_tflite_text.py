@@ -19,6 +19,7 @@ pytest.importorskip("ai_edge_litert")
 from ai_edge_litert import schema_py_generated as schema
 
 from gemma_edge.export.emit.reference.reference_text import evaluate
+from gemma_edge.export.emit.tflite import tflite_text
 from gemma_edge.export.emit.tflite.tflite_file import TfliteFile, stored_precision
 from gemma_edge.export.emit.tflite.tflite_text import CacheLayout, emit_decoder, emit_per_layer_embedder
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, Part, head_name
@@ -30,6 +31,7 @@ from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.folder_bundle import FolderBundle
 from gemma_edge.runtime.artifacts.manifest import FileRecord
 from gemma_edge.runtime.artifacts.row_table import RowTable
+from gemma_edge.runtime.artifacts.tflite_reader import read_tflite
 from gemma_edge.runtime.engines.litert_decoder import LitertDecoder
 
 PROMPT, CONTEXT, PREFILL = 24, 32, (8, 4)
@@ -80,6 +82,43 @@ def test_litertlm_logits_are_the_references(name: str, decoders: Decoders) -> No
     wanted = evaluate(source, [ids])[0]
     got = feed(decoders(source, "litertlm"), source, ids, [13, 1, 8, 10], wanted=1)
     assert np.abs(got - wanted[[12, 13, 21, 31]]).max() < 1e-3
+
+
+@pytest.mark.parametrize("layout", ["windowed", "litertlm"])
+@pytest.mark.parametrize("head_dim", [16, CONTEXT])  # with as many positions as values, no shape tells
+@pytest.mark.parametrize("transposed", [None, False, True], ids=["now", "rows", "columns"])
+def test_a_decoder_runs_files_whose_values_lie_either_way(
+    layout: CacheLayout,
+    head_dim: int,
+    transposed: bool | None,
+    decoders: Decoders,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Earlier versions had all values of a .litertlm in columns, and those of a bundle in rows."""
+    if transposed is not None:
+        if transposed != (layout == "litertlm"):
+            pytest.skip("no version had it so")
+        monkeypatch.setattr(tflite_text, "values_transposed", lambda *_, **__: transposed)
+    source = random_source(head_dim=head_dim, sliding_window=5)
+    ids = random_ids(source.config, CONTEXT)
+    wanted = evaluate(source, [ids])[0]
+    got = feed(decoders(source, layout), source, ids, [13, 1, 8, 10], wanted=1)
+    assert np.abs(got - wanted[[12, 13, 21, 31]]).max() < 1e-3
+
+
+def test_sliding_layers_of_a_litertlm_read_their_window(tmp_path: Path) -> None:
+    source = random_source(sliding_window=5)
+    file = emit_decoder(source.config, load_recipe("fp32"), context=CONTEXT, prefill=[8], layout="litertlm")
+    write(file, source, tmp_path / "decoder.tflite")
+    model = read_tflite(tmp_path / "decoder.tflite")
+    for name, tokens in (("decode", 1), ("prefill_8", 8)):
+        graph = model.subgraphs[model.signatures[name].subgraph]
+        products = [o for o in graph.operators if o.code == schema.BuiltinOperator.BATCH_MATMUL]
+        read = {n for o in products for i in o.inputs for n in graph.tensors[i].shape}
+        assert 5 - 1 + tokens in read
+        sliding = {i for i in source.config.kv_layers if source.config.is_sliding(i)}
+        picked = [o for o in graph.operators if o.code == schema.BuiltinOperator.GATHER]
+        assert len(picked) == 1 + 2 * len(sliding)  # the mask's columns, and keys and values
 
 
 def test_prefill_stops_at_the_last_cache(tmp_path: Path) -> None:

@@ -13,7 +13,14 @@ from typing import TypeVar
 from gemma_edge.benchmarks.output.charts import Bar, Mark, bar_chart, picture
 from gemma_edge.benchmarks.output.report_style import PICTURE_STYLE
 from gemma_edge.benchmarks.records.measurement import PEER_TITLES, Measurement, peer_key
-from gemma_edge.benchmarks.records.record import CeilingRecord, CompareRecord, Head, Metrics, Record
+from gemma_edge.benchmarks.records.record import (
+    PROFILE,
+    CeilingRecord,
+    CompareRecord,
+    Head,
+    Metrics,
+    Record,
+)
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.units import format_size
 
@@ -23,6 +30,7 @@ GIGABYTE = 1e9
 AGAINST = "against_decode_ts"
 OURS, COLOURS = 0, {"llama.cpp": 1, "litert-lm": 2}
 PEER = 1  # another server
+PART = 2  # of a decode step
 
 
 def render_plots(records: Sequence[Head]) -> dict[str, tuple[str, str]]:
@@ -46,6 +54,9 @@ def render_plots(records: Sequence[Head]) -> dict[str, tuple[str, str]]:
         if bars := _race(_latest(records, Record), key):
             note = "seconds; less is better; each group's servers in turn, the median and a dot a round"
             plots[f"serve-{key.removesuffix('_s')}.svg"] = (title, note, bar_chart(bars, "seconds"))
+    if bars := _parts(record for record in _latest(records, Record) if record.kind == PROFILE):
+        note = "milliseconds; the median of each part; parts below 1 % of a step are left out"
+        plots["profile.svg"] = ("Where a decode step goes", note, bar_chart(bars, "ms"))
     return {
         name: (title, picture(chart, title, note, PICTURE_STYLE))
         for name, (title, note, chart) in plots.items()
@@ -105,6 +116,17 @@ def _race(records: Sequence[Record], key: str) -> list[Bar]:
             group = name == ours and bool(bars)
             value = _number(metrics, metric, record)
             bars.append(Bar(label, value, samples=tuple(samples), series=series, group=group))
+    return bars
+
+
+def _parts(records: Iterable[Record]) -> list[Bar]:
+    """The step of each record, and below it its parts, the largest first."""
+    bars: list[Bar] = []
+    for record in records:
+        parts = {name: _number(record.metrics, name, record) for name in record.metrics}
+        step = sum(parts.values())
+        bars.append(Bar(record.name, step, series=OURS, group=bool(bars)))
+        bars += [Bar(name, ms, series=PART) for name, ms in parts.items() if ms >= step / 100]
     return bars
 
 

@@ -15,6 +15,7 @@ from gemma_edge.benchmarks.records.run_report import Attempt, Round
 from gemma_edge.runtime.files.typed_json import FieldError
 
 RECORD_SCHEMA = 1
+PROFILE = "profile"  # the kind of a `Record` with the parts of a decode step
 Metrics = dict[str, bool | float | str | None]
 
 

@@ -97,7 +97,7 @@ class LitertDecoder(BufferedDecoder):
                 raise BundleError(self.path, field, f"{expected} positions, by the manifest", length, remedy)
 
     def _allocate_cache(self, transposed: Collection[int]) -> None:
-        """Buffers of every layer that owns KV; values of the layers `transposed` are (head_dim, positions)."""
+        """Buffers of every layer that owns KV; `transposed` names those with values (head_dim, positions)."""
         c = self.config
         self.caches: dict[str, Buffer] = {}
         self.buffers = KvBuffers(f"ai-edge-litert {version('ai-edge-litert')}")

@@ -78,6 +78,14 @@ def _host_memory(tensor: TensorBuffer, shape: tuple[int, ...], dtype: type) -> N
     return np.frombuffer(memory, np.dtype(dtype)).reshape(shape)
 
 
+def handle_of(tensor: TensorBuffer) -> int:
+    """A buffer as the library's C functions take it. Raises RuntimeError without that library."""
+    if (functions := _c_api()) is None:
+        raise RuntimeError("libLiteRt.so lacks functions of tensor buffers")
+    handle: int = functions[0](tensor.capsule, b"LiteRtTensorBuffer")
+    return handle
+
+
 @cache
 def _c_api() -> tuple[Callable[..., Any], ...] | None:
     """PyCapsule_GetPointer, LiteRtGetTensorBufferSize and LiteRtGetTensorBufferHostMemory."""

@@ -13,8 +13,8 @@ There are two layouts of the cache. "litertlm" is the one that LiteRT-LM drives:
     input_pos             i32 (N)              positions; the cache is written from the first one on
     mask                  f32 (1, 1, N, T)     0 where a position is visible, very negative elsewhere
     kv_cache_k_i          f32 (1, kv heads, T, head_dim)     the whole cache in, the whole cache out
-    kv_cache_v_i          f32 (1, kv heads, head_dim, T)     transposed; (1, kv heads, T, head_dim) where a
-                                                             sliding layer picks the rows of its window
+    kv_cache_v_i          f32 (1, kv heads, head_dim, T)     transposed,
+                          f32 (1, kv heads, T, head_dim)     or not: a sliding layer picks its window's rows
 
 "windowed" is ours. The graph only reads the cache and returns the keys and values of its own tokens, so that
 nothing is copied; the caller puts them where it likes, and describes it in the masks. A sliding layer's cache
@@ -23,7 +23,7 @@ has room for its window only (C = window, else C = T):
     cos_K, sin_K          f32 (N, head_dim / 2)             rotary tables at the tokens' positions
     mask_K                f32 (1, 1, N, C + N)              over the cache, then the tokens themselves
     kv_cache_k_i, _v_i    f32 (1, kv heads, C, head_dim)    -> f32 (1, kv heads, N, head_dim), k rotated;
-                                                            full layers' v comes in as (1, kv heads, head_dim, C)
+                          f32 (1, kv heads, head_dim, C)    v of full layers
 
 K is a kind of layer, full or sliding; a kind that no layer has is left out.
 """
@@ -202,16 +202,15 @@ class TfliteOps(TfliteGraphOps):
     def sliding_mask(self, mask: int, positions: int, first: int) -> int:
         """f32 (1, 1, tokens, positions read): `mask` there, and very negative beyond each token's window."""
         c, n, graph = self.config, self.tokens, self.graph
-        visible = c.sliding_window - 1 + n
-        read = graph.constant(np.arange(min(visible, self.context)), "int32")
-        if not self.transposed(c.layer_types.index(SLIDING)) and visible < self.context:
+        whole = self.transposed(c.layer_types.index(SLIDING))
+        visible = self.context if whole else min(c.sliding_window - 1 + n, self.context)
+        read = graph.constant(np.arange(visible), "int32")
+        if visible < self.context:
             start = self.integers("SUB", first, c.sliding_window - 1)
             start = self.integers("MAXIMUM", start, 0)
             start = self.integers("MINIMUM", start, self.context - visible)
-            self.window = graph.op("ADD", [read, start], (visible,), "AddOptions", "int32")
-            mask, read = self.gather(mask, 3), self.window
-        elif visible < self.context:
-            read = graph.constant(np.arange(self.context), "int32")
+            read = self.window = graph.op("ADD", [read, start], (visible,), "AddOptions", "int32")
+            mask = self.gather(mask, 3)
         own, there = (
             self.reshape(
                 graph.op("CAST", [x], self.shape(x), "CastOptions", inDataType=2, outDataType=0), shape
@@ -224,7 +223,8 @@ class TfliteOps(TfliteGraphOps):
         return self.op("ADD", [mask, outside])
 
     def integers(self, code: str, x: int, y: int) -> int:
-        options = {"SUB": "SubOptions"}.get(code, "")
+        """i32 (1): `code` of x and a number."""
+        options = "SubOptions" if code == "SUB" else ""
         return self.graph.op(code, [x, self.graph.constant([y], "int32")], (1,), options, "int32")
 
     def gather(self, x: int, axis: int) -> int:
@@ -302,7 +302,7 @@ class TfliteOps(TfliteGraphOps):
         return self.matmul(queries, keys, transposed=True)
 
     def weigh(self, weights: int, values: int, turned: bool) -> int:
-        """(1, kv heads, queries, head_dim): sums of values, which are (1, kv heads, head_dim, _) if `turned`."""
+        """Sums of values, (1, kv heads, queries, head_dim); `turned` ones are (1, kv heads, head_dim, _)."""
         if turned and self.shape(weights)[2] <= MOST_ON_THE_RIGHT:
             return self.transpose(self.matmul(values, weights, transposed=True), (0, 1, 3, 2))
         return self.matmul(weights, values, transposed=turned)
