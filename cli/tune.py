@@ -38,10 +38,10 @@ from gemma_edge.cli.text_table import text_table
 from gemma_edge.devices.open_device import open_device
 from gemma_edge.export.checkpoint.checkpoint import revision_of
 from gemma_edge.export.formats.registry import FORMAT_NAMES
+from gemma_edge.export.weights.recipe import DEFAULT_RECIPE
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.files.abandoned import temporary_folder
 
-RECIPE = "int4"
 FOLDER_FORMATS = ("onnx", "tflite")
 
 
@@ -52,7 +52,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--device", metavar="DEVICE", help=f"tune this device: {LOCAL} (default), {BEHIND_SSH}"
     )
     parser.add_argument(
-        "--recipe", action="append", metavar="NAME", help=f"of a checkpoint; repeatable (default: {RECIPE})"
+        "--recipe",
+        action="append",
+        metavar="NAME",
+        help=f"of a checkpoint; repeatable (default: {DEFAULT_RECIPE})",
     )
     parser.add_argument(
         "--format",
@@ -98,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         if checkpoint:
             folder = stack.enter_context(temporary_folder("tune"))
             formats = args.format or [f for f in FOLDER_FORMATS if f in place.formats]
-            recipes = args.recipe or [RECIPE]
+            recipes = args.recipe or [DEFAULT_RECIPE]
             if args.dry_run:
                 print("\n".join(f"{format} {recipe}" for format in formats for recipe in recipes))
                 return 0

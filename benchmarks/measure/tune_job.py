@@ -15,6 +15,7 @@ from gemma_edge.benchmarks.records.environment import now
 from gemma_edge.benchmarks.records.measurement import TurnSizes
 from gemma_edge.benchmarks.records.run_report import RunReport
 from gemma_edge.export.exporter import export_bundle
+from gemma_edge.export.weights.calibration_text import NONE
 from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import DeviceError, UsageError
@@ -27,7 +28,7 @@ Labelled = tuple[Path, str]
 def export_candidates(
     source: str, folder: Path, formats: Sequence[str], recipes: Sequence[str]
 ) -> Iterator[Labelled]:
-    """Exports a checkpoint in each recipe and format, without the gate: only its speed is of interest.
+    """Exports a checkpoint in each recipe and format, neither calibrated nor checked: only speed matters.
 
     Raises:
         UsageError, CheckpointError: it cannot be exported so.
@@ -35,7 +36,8 @@ def export_candidates(
     for format in formats:
         for recipe in recipes:
             out = folder / f"{format}-{recipe}{ARTIFACT_FORMATS[format].suffix}"
-            made = export_bundle(source, out, recipe=recipe, format=format, verify=False, progress=True)
+            options: dict[str, Any] = {"verify": False, "calibrate": NONE, "progress": True}
+            made = export_bundle(source, out, recipe=recipe, format=format, **options)
             yield made.path, f"{format} {recipe}"
 
 
