@@ -135,9 +135,10 @@ def test_methods_of_rounding_are_compared_from_end_to_end(
     words = ["eval", tiny_checkpoint, path, "--recipe", "int4", "--format", "onnx", "--text", text]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration_text, "MOST", 256)
-        code, out, _ = said(*words, "--calibrate", "none", "--calibrate", "auto", "--record", record)
+        code, out, err = said(*words, "--calibrate", "none", "--calibrate", "auto", "--record", record)
+    assert code == 0, err
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in out.splitlines()[2:]]
-    assert (code, rows) == (0, [["`int4`", "to the nearest", "ONNX"], ["`int4`", "calibrated", "ONNX"]])
+    assert rows == [["`int4`", "to the nearest", "ONNX"], ["`int4`", "calibrated", "ONNX"]]
     plain, calibrated = json.loads(record.read_text())["metrics"]["columns"]
     assert plain["bytes_per_token"] == calibrated["bytes_per_token"] > 0
     assert plain["prose"]["tokens"] == calibrated["prose"]["tokens"] > 50
