@@ -116,6 +116,7 @@ def test_eval_shows_that_pocket_comes_nearer(
     nearest, calibrated = record.metrics.columns
     assert (nearest.method, calibrated.method) == ("nearest", "calibrated")
     assert nearest.file_bytes == calibrated.file_bytes
+    assert nearest.bytes_per_token == calibrated.bytes_per_token
     assert nearest.prose and calibrated.prose
     assert calibrated.prose.mean_kl < 0.75 * nearest.prose.mean_kl
     for name, prose in (("to the nearest", nearest.prose), ("calibrated", calibrated.prose)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from gemma_edge.benchmarks.measure.questions import (
 )
 from gemma_edge.benchmarks.records.record import Score
 from gemma_edge.cli import evaluate as verb
-from gemma_edge.export.weights import calibration_text
 from gemma_edge.runtime.errors import UsageError
 from gemma_edge.runtime.model import Model
 
@@ -124,22 +122,3 @@ def test_a_bundle_is_right_when_it_says_the_answer(
     assert out["tasks"]["wrong"] == {"right": 0, "total": 1, "share": 0.0}
     assert out["answers"][0]["got"] == said[0].strip()
     assert out["answers"][1]["got"].startswith(said[1].strip())
-
-
-@pytest.mark.slow
-def test_methods_of_rounding_are_compared_from_end_to_end(
-    tiny_checkpoint: Path, tmp_path: Path, said: Callable[..., tuple[int, str, str]]
-) -> None:
-    path, text, record = write(tmp_path, question()), tmp_path / "text.txt", tmp_path / "record.jsonl"
-    text.write_text("The quick brown fox jumps over the lazy dog. " * 8)
-    words = ["eval", tiny_checkpoint, path, "--recipe", "int4", "--format", "onnx", "--text", text]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration_text, "MOST", 256)
-        code, out, err = said(*words, "--calibrate", "none", "--calibrate", "auto", "--record", record)
-    assert code == 0, err
-    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in out.splitlines()[2:]]
-    assert rows == [["`int4`", "to the nearest", "ONNX"], ["`int4`", "calibrated", "ONNX"]]
-    plain, calibrated = json.loads(record.read_text())["metrics"]["columns"]
-    assert plain["bytes_per_token"] == calibrated["bytes_per_token"] > 0
-    assert plain["prose"]["tokens"] == calibrated["prose"]["tokens"] > 50
-    assert 0 < calibrated["prose"]["mean_kl"] != plain["prose"]["mean_kl"] > 0
