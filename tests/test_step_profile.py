@@ -16,6 +16,7 @@ from gemma_edge.benchmarks.measure.step_profile import (
     QUANTIZED,
     ROWS,
     SAMPLING,
+    StepProfile,
     profile_steps,
 )
 from gemma_edge.benchmarks.output.plots import render_plots
@@ -34,9 +35,17 @@ def test_every_part_of_every_step_has_a_time(form: str, gate_bundles: dict[str, 
     # What surely takes a microsecond, with random weights, too.
     for part in (HEAD, QUANTIZED, SAMPLING, ROWS):
         assert min(found.parts[part]) > 0
-    medians = found.medians_ms
-    assert list(medians.values()) == sorted(medians.values(), reverse=True)
-    assert f"{sum(medians.values()):.2f}" in found.lines()[-1]
+    parts = found.parts_ms
+    assert list(parts.values()) == sorted(parts.values(), reverse=True)
+    assert f"{sum(parts.values()):.2f}" in found.lines()[-1]
+
+
+def test_the_quickest_tenth_counts() -> None:
+    quick, slow = (0.001, 0.002), (0.5, 0.1)
+    times = zip(*[quick, *[slow] * 9, *[slow] * 9, quick], strict=True)
+    found = StepProfile("engine", 1, 64, 0, dict(zip((HEAD, ROWS), times, strict=True)))
+    assert found.parts_ms == pytest.approx({ROWS: 2, HEAD: 1})
+    assert list(found.parts_ms) == [ROWS, HEAD]
 
 
 def test_the_command_prints_and_records_it(

@@ -69,17 +69,19 @@ class StepProfile:
     parts: dict[str, tuple[float, ...]]
 
     @property
-    def medians_ms(self) -> dict[str, float]:
-        """The median of each part in milliseconds, the largest first."""
-        medians = {name: 1000 * statistics.median(times) for name, times in self.parts.items()}
-        return dict(sorted(medians.items(), key=lambda item: -item[1]))
+    def parts_ms(self) -> dict[str, float]:
+        """Mean milliseconds of each part in the quickest tenth of the steps, the least disturbed; sorted."""
+        steps = sorted(zip(*self.parts.values(), strict=True), key=sum)
+        quick = steps[: max(1, len(steps) // 10)]
+        means = (1000 * statistics.mean(times) for times in zip(*quick, strict=True))
+        return dict(sorted(zip(self.parts, means, strict=True), key=lambda item: -item[1]))
 
     def lines(self) -> list[str]:
         """A table for people."""
-        medians = self.medians_ms
-        whole = sum(medians.values())
+        parts = self.parts_ms
+        whole = sum(parts.values())
         head = f"{self.engine}, context {self.context}, {self.depth} tokens in the cache"
-        rows = [f"| {name} | {ms:.2f} | {ms / whole:.1%} |" for name, ms in medians.items()]
+        rows = [f"| {name} | {ms:.2f} | {ms / whole:.1%} |" for name, ms in parts.items()]
         return [f"| {head} | ms | share |", "|---|---:|---:|", *rows, f"| **a step** | {whole:.2f} | |"]
 
 
@@ -129,8 +131,8 @@ def profile_steps(
 
 
 def profile_record(facts: BundleFacts, name: str, profile: StepProfile) -> Record:
-    """What a plot of docs/img shows: the median of each part in milliseconds, and the samples in seconds."""
-    metrics: Metrics = {part: round(ms, 4) for part, ms in profile.medians_ms.items()}
+    """What a plot of docs/img shows: `parts_ms`, and the samples in seconds."""
+    metrics: Metrics = {part: round(ms, 4) for part, ms in profile.parts_ms.items()}
     return Record(
         kind=PROFILE,
         name=f"{name}, {profile.engine}, context {profile.context}",

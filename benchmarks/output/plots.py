@@ -55,7 +55,7 @@ def render_plots(records: Sequence[Head]) -> dict[str, tuple[str, str]]:
             note = "seconds; less is better; each group's servers in turn, the median and a dot a round"
             plots[f"serve-{key.removesuffix('_s')}.svg"] = (title, note, bar_chart(bars, "seconds"))
     if bars := _parts(record for record in _latest(records, Record) if record.kind == PROFILE):
-        note = "milliseconds; the median of each part; parts below 1 % of a step are left out"
+        note = "milliseconds, in the quickest tenth of the steps; parts below 1 % are left out"
         plots["profile.svg"] = ("Where a decode step goes", note, bar_chart(bars, "ms"))
     return {
         name: (title, picture(chart, title, note, PICTURE_STYLE))
