@@ -27,6 +27,7 @@ from gemma_edge.export.gate.graph_check import (
     stored_source,
 )
 from gemma_edge.export.gate.stored_source import StoredSource
+from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import BundleError, ParityError
@@ -144,6 +145,17 @@ def test_columns_of_the_per_layer_rows_shifted(observed: Observed, monkeypatch: 
     monkeypatch.setattr(graph_check, "bundle_tables", lambda b: (tables(b)[0], Shifted(tables(b)[1])))
     with pytest.raises(ParityError, match="per_layer_projection"):
         observed.check()
+
+
+def test_a_product_of_any_call_is_compared_with_those_of_the_first(observed: Observed) -> None:
+    weight = "layers.0.mlp.up_proj.weight"
+    assert Products(observed.source, observed.calls).compare(weight, [Weight(weight)]) < 1
+    for index in range(len(observed.calls)):
+        calls = deepcopy(observed.calls)
+        first, *others = calls[index].seen.products[weight]
+        calls[index].seen.products[weight] = [replace(first, y=2 * first.y), *others]
+        with pytest.raises(ParityError, match=r"the product with layers\.0\.mlp\.up_proj"):
+            Products(observed.source, calls).compare(weight, [Weight(weight)])
 
 
 def test_a_missing_product_and_one_too_many(observed: Observed) -> None:
