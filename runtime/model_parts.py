@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 from gemma_edge.runtime.answer_log import log as log_event
@@ -153,7 +152,7 @@ def bundle_prefixes(bundle: Bundle, limit: int | str | None) -> PrefixFiles | No
     if not (size := as_bytes(limit or 0)):
         return None
     engine = engine_of(bundle.format)
-    of = f"{bundle.identity} {engine.distribution} {version(engine.distribution)}"
+    of = f"{bundle.identity} {engine.distribution} {engine.version}"
     return PrefixFiles(hashlib.sha256(of.encode()).hexdigest(), size)
 
 
@@ -161,7 +160,7 @@ def bundle_costs(bundle: Bundle, threads: int | None) -> MachineCosts:
     """What calls of several rows cost: of this bundle, on this machine, with this version of its engine."""
     engine, count = engine_of(bundle.format), threads or physical_cores()
     of = hashlib.sha256(f"{bundle.identity} {cpu_fingerprint()} {count}".encode()).hexdigest()
-    return MachineCosts(CostFile(f"{of[:32]}-{version(engine.distribution)}"))
+    return MachineCosts(CostFile(f"{of[:32]}-{engine.version}"))
 
 
 def bundle_encoders(

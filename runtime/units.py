@@ -6,7 +6,6 @@ GB is 10^9 bytes and GiB is 2^30; nothing here mixes the two.
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from gemma_edge.runtime.errors import UsageError
 
@@ -33,7 +32,8 @@ def parse_size(text: str) -> int:
     if not match or scale is None:
         units = ", ".join(_UNITS)
         raise UsageError(f"size {text!r}: expected a number and a unit ({units}), such as 2GiB or 900MiB")
-    size = int(Fraction(number) * scale)
+    whole, _, part = number.partition(".")
+    size = int(whole) * scale + int(part or 0) * scale // 10 ** len(part)
     if size < 1:
         raise UsageError(f"size {text!r}: expected at least one byte")
     return size

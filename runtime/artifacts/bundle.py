@@ -18,7 +18,6 @@ from typing import Any
 
 from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.artifacts.folder_bundle import Container, FolderBundle, check_hash
-from gemma_edge.runtime.artifacts.litertlm_bundle import LitertlmBundle
 from gemma_edge.runtime.artifacts.manifest import FileRecord, Json, choice, member, positive
 from gemma_edge.runtime.artifacts.modalities import AudioModality, Modality, VisionModality, read_modalities
 from gemma_edge.runtime.errors import BundleError
@@ -26,6 +25,16 @@ from gemma_edge.runtime.families.family_registry import family_of
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.families.model_family import ModelFamily
 from gemma_edge.runtime.files.text_files import read_text
+
+
+def _container(path: Path) -> Container:
+    """The files of the bundle at `path`, opened and checked."""
+    if not path.is_file():
+        return FolderBundle.open(path)
+    # It brings the readers of FlatBuffers, which other bundles do without.
+    from gemma_edge.runtime.artifacts.litertlm_bundle import LitertlmBundle
+
+    return LitertlmBundle.open(path)
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,7 @@ class Bundle:
         Raises:
             BundleError: anything is missing, short, altered, or of a newer schema.
         """
-        path = Path(path)
-        container: Container = LitertlmBundle.open(path) if path.is_file() else FolderBundle.open(path)
+        container = _container(Path(path))
         where, manifest = container.manifest_path, container.manifest
         config = member(where, manifest, "config", dict)
         family = family_of(config, where)

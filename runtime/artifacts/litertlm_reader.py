@@ -19,10 +19,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
+from gemma_edge.runtime.artifacts.decoder_signatures import DecoderSignatures
 from gemma_edge.runtime.artifacts.flatbuffer import EXPORT_AGAIN, FlatBuffer, Table
 from gemma_edge.runtime.artifacts.protobuf import fields, integers
 from gemma_edge.runtime.artifacts.tflite_check import (
-    Decoder,
     EncoderGraph,
     check_audio,
     check_decoder,
@@ -99,7 +99,7 @@ class Litertlm:
     llm: LlmMetadata
     config: Gemma3nConfig
     decoder: TfliteModel
-    signatures: Decoder
+    signatures: DecoderSignatures
     embedder: TfliteModel
     per_layer_embedder: TfliteModel
     vision: EncoderGraph | None = None

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gemma_edge.runtime.artifacts.decoder_signatures import DecoderSignatures
 from gemma_edge.runtime.artifacts.tflite_reader import EMBEDDING_LOOKUP, Signature, Tensor, TfliteModel
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 
@@ -24,27 +25,7 @@ IMAGES, LOG_MEL, MASK, FEATURES = "images", "src_inputs", "mask", "features"
 Expected = dict[str, tuple[str, tuple[int, ...]]]  # type and shape by name
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """What a decoder can be called with.
-
-    Attributes:
-        prefill, verify: tokens of each signature of that name, ascending.
-        context: positions of the longest KV cache.
-        lengths: positions of each KV cache, by layer.
-        layout: "litertlm" or "windowed".
-        transposed: layers whose values are cached as (head_dim, positions).
-    """
-
-    prefill: tuple[int, ...]
-    context: int
-    lengths: Mapping[int, int]
-    layout: str
-    transposed: frozenset[int]
-    verify: tuple[int, ...] = ()
-
-
-def check_decoder(model: TfliteModel, config: Gemma3nConfig) -> Decoder:
+def check_decoder(model: TfliteModel, config: Gemma3nConfig) -> DecoderSignatures:
     """Checks signatures `prefill_N`, `verify_N` and `decode` against the config.
 
     Raises:
@@ -87,7 +68,7 @@ def check_decoder(model: TfliteModel, config: Gemma3nConfig) -> Decoder:
             expected_outputs["logits"] = ("float32", (1, tokens, config.vocab_size))
         _check(model, model.signatures[name].inputs, name, expected_inputs)
         _check(model, model.signatures[name].outputs, name, expected_outputs)
-    return Decoder(prefill, context, lengths, layout, transposed, verify)
+    return DecoderSignatures(prefill, context, lengths, layout, transposed, verify)
 
 
 def _sorted_sizes(sizes: Mapping[str, int], kind: str) -> tuple[int, ...]:

@@ -31,6 +31,10 @@ class Engine(Protocol):
     packs_weights: bool
     any_chunk: bool
 
+    @property
+    def version(self) -> str:
+        """Of the library that is installed."""
+
     def largest_context(self, bundle: Bundle) -> int:
         """Tokens of KV cache that the bundle can be loaded with at most."""
 

@@ -15,7 +15,6 @@ memory.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,7 @@ from ai_edge_litert.compiled_model import CompiledModel, TensorBuffer
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.artifacts.bundle import Bundle
-from gemma_edge.runtime.artifacts.tflite_check import check_decoder
-from gemma_edge.runtime.artifacts.tflite_reader import read_tflite
+from gemma_edge.runtime.artifacts.checked_graph import CheckedGraph
 from gemma_edge.runtime.engines.buffered_decoder import BufferedDecoder
 from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
 from gemma_edge.runtime.engines.decoder import check_room
@@ -36,6 +34,7 @@ from gemma_edge.runtime.engines.litert_model import (
     run_first,
     run_signature,
 )
+from gemma_edge.runtime.engines.litert_version import litert_version
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.families.config_fields import FULL, SLIDING
@@ -63,11 +62,13 @@ class LitertDecoder(BufferedDecoder):
             )
         self.path = path = bundle.file(DECODER)
         # Engines follow what a file says, over its end too: it is checked before one sees it.
-        file = check_decoder(read_tflite(path), self.config)
+        graph = CheckedGraph(path, self.config)
+        file = graph.decoder()
         self.windowed = file.layout == "windowed"
         self.capacity = self._capacities(bundle.context)
         self._check_caches(file.lengths)
         self.model = self._load(path, bundle.files[DECODER].sha256, threads or physical_cores())
+        graph.keep(file)  # packing its weights made the file's hash known
         self.started = False
         with engine_errors(path):
             self._allocate_cache(file.transposed)
@@ -100,7 +101,7 @@ class LitertDecoder(BufferedDecoder):
         """Buffers of every layer that owns KV; `transposed` names those with values (head_dim, positions)."""
         c = self.config
         self.caches: dict[str, Buffer] = {}
-        self.buffers = KvBuffers(f"ai-edge-litert {version('ai-edge-litert')}")
+        self.buffers = KvBuffers(f"ai-edge-litert {litert_version()}")
         for i in c.kv_layers:
             kind = c.layer_types[i]
             shape = (1, c.num_key_value_heads, self.capacity[kind], c.head_dim)

@@ -8,6 +8,7 @@ from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.engines.decoder import Decoder
 from gemma_edge.runtime.engines.encoder_graph import EncoderGraph
+from gemma_edge.runtime.engines.litert_version import litert_version
 
 
 class LitertEngine:
@@ -19,6 +20,10 @@ class LitertEngine:
     graph_suffix = ".tflite"
     packs_weights = True
     any_chunk = False  # signatures have fixed shapes
+
+    @property
+    def version(self) -> str:
+        return litert_version()
 
     def largest_context(self, bundle: Bundle) -> int:
         return bundle.context  # in the shapes of the graph

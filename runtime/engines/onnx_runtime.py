@@ -19,6 +19,12 @@ class OnnxEngine:
     packs_weights = False
     any_chunk = True
 
+    @property
+    def version(self) -> str:
+        import onnxruntime
+
+        return str(onnxruntime.__version__)
+
     def largest_context(self, bundle: Bundle) -> int:
         return bundle.config.max_position_embeddings
 

@@ -13,9 +13,9 @@ import signal
 import subprocess
 import sys
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 
+from gemma_edge.runtime.engines.litert_version import litert_version
 from gemma_edge.runtime.errors import BundleError, DeviceError
 from gemma_edge.runtime.files.cache_folder import CACHE_VARIABLE, cache_folder
 from gemma_edge.runtime.files.file_digest import remembered_sha256
@@ -49,7 +49,7 @@ def packed_weights(path: Path, recorded: str, threads: int) -> Path | None:
             remedy = "The file was altered: copy the bundle again."
             raise BundleError(path, "sha256", recorded, digest, remedy)
         # For this CPU's kernels: XNNPACK rewrites a file made for others, under whoever has it mapped.
-        before = f"{digest[:32]}-{version('ai-edge-litert')}-{cpu_fingerprint()}-"
+        before = f"{digest[:32]}-{litert_version()}-{cpu_fingerprint()}-"
         after = ".xnnpack"
         size = int(PACKED_FACTOR * path.stat().st_size)
         return kept(before, after) or keep(
@@ -90,7 +90,7 @@ def _run_apart(path: Path, building: Path | None, threads: int) -> subprocess.Co
     if done.returncode == -signal.SIGILL:  # which would end this process as well
         raise DeviceError(
             "LiteRT ended with an illegal instruction: this CPU lacks instructions that LiteRT "
-            f"{version('ai-edge-litert')} needs. Run an export with --format onnx instead"
+            f"{litert_version()} needs. Run an export with --format onnx instead"
         )
     if done.returncode == REFUSED:
         raise _RefusedError

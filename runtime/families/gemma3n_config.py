@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 from gemma_edge.runtime.errors import ConfigError
@@ -122,6 +121,8 @@ class Gemma3nConfig:
 
     def sparsity_multiplier(self, layer: int) -> float:
         """Standard deviations above the mean that the gate's survivors lie; 0 for a dense layer."""
+        from statistics import NormalDist  # which brings fractions and decimal: exports alone need it
+
         sparsity = self.activation_sparsity[layer]
         return NormalDist().inv_cdf(sparsity) if sparsity > 0.0 else 0.0
 

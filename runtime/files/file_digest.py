@@ -47,15 +47,22 @@ def remembered_sha256(path: Path, begin: int = 0, end: int | None = None) -> str
     Raises:
         OSError: the file cannot be read.
     """
-    before, note = identity(path), note_of(path, begin, end)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        said = json.loads(note.read_text(encoding="utf-8"))
-        if tuple(said["identity"]) == before and isinstance(said["sha256"], str):
-            return str(said["sha256"])
+    before = identity(path)
+    if known := known_sha256(path, begin, end):
+        return known
     digest = sha256(path, None, begin, end)
     if time.time_ns() - max(before[2:]) > SETTLED_NS:
         remember(path, digest, before, begin, end)
     return digest
+
+
+def known_sha256(path: Path, begin: int = 0, end: int | None = None) -> str | None:
+    """The digest that is remembered of a file as it is; None where none is."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        said = json.loads(note_of(path, begin, end).read_text(encoding="utf-8"))
+        if tuple(said["identity"]) == identity(path) and isinstance(said["sha256"], str):
+            return str(said["sha256"])
+    return None
 
 
 def remember(path: Path, digest: str, hashed: Identity, begin: int = 0, end: int | None = None) -> None:

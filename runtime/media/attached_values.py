@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes, urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from gemma_edge.runtime.errors import FileError, UsageError
 from gemma_edge.runtime.files.abandoned import temporary_folder
@@ -60,7 +59,7 @@ def read_url(url: str, where: str) -> Path | bytes:
     parts = urlsplit(url)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise UsageError(f"{where}: {url[:SHOWN]}: {DOWNLOAD}")
-    return Path(url2pathname(parts.path))
+    return Path(unquote(parts.path))
 
 
 @contextmanager

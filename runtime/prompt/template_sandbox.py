@@ -167,7 +167,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
     budget: Budget
-    undeclared: frozenset[str] = frozenset()  # names that the template expects of its caller
+    undeclared: frozenset[str] = frozenset()  # of its caller; known where one may be `tools`
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         sized = [value for value in (left, right) if isinstance(value, (str, list, tuple))]
@@ -435,7 +435,8 @@ def compile_template(source: str) -> Template:
     for functions in (environment.filters, cast(dict[str, Any], environment.tests)):
         for name, function in functions.items():
             functions[name] = environment.guarded(name, function)
-    # A tree of its own: what looks for variables computes constants on the way.
-    environment.undeclared = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(source)))
+    # A tree of its own: what looks for variables computes constants on the way, and takes half of the time.
+    if "tools" in source:
+        environment.undeclared = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(source)))
     tree = Bounds().visit(environment.parse(source))
     return environment.from_string(tree.set_environment(environment))

@@ -11,6 +11,7 @@ import codecs
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import compress
 from pathlib import Path
 
 from gemma_edge.runtime.errors import TokenizerError, UsageError
@@ -88,11 +89,11 @@ class Tokenizer:
 
     def _special_pieces(self) -> dict[str, int]:
         """Control and unknown pieces, and the user-defined ones that steer the model, by their text."""
-        every = list(range(self.n_pieces))
-        flags = zip(every, self._pieces.is_control(every), self._pieces.is_unknown(every), strict=True)
-        ids = {i for i, control, unknown in flags if control or unknown}
+        every = range(self.n_pieces)
+        ids = set(compress(every, self._pieces.is_control(list(every))))
+        ids |= {i for i in (self._pieces.unk_id(),) if i >= 0}  # there is one at most
         # The id of an absent piece is that of the unknown piece.
-        ids |= {self._pieces.piece_to_id(piece) for piece in SPECIAL_PIECES} & set(every)
+        ids |= {i for i in map(self._pieces.piece_to_id, SPECIAL_PIECES) if i in every}
         with self._utf8_pieces():
             return {text: i for i in ids if (text := self._pieces.id_to_piece(i))}
 
