@@ -38,6 +38,8 @@ def answering_model(
     from gemma_edge.devices.open_device import open_device
     from gemma_edge.devices.push import FileDevice
 
+    if getattr(args, "attachment_cache", None):
+        raise UsageError(f"--attachment-cache: {args.device} keeps no attachments: leave it out")
     if getattr(args, "prefix_cache", None):
         raise UsageError(f"--prefix-cache: {args.device} keeps no prefixes: leave it out")
     model = NativeModel.load(path, defer_decoder=True, **loading(args))

@@ -51,12 +51,18 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
 
 
 def add_prefix_cache(parser: argparse.ArgumentParser) -> None:
-    """Whether prefixes are kept on disk."""
+    """Whether prefixes and encoded attachments are kept on disk."""
     parser.add_argument(
         "--prefix-cache",
         metavar="SIZE",
         help="keep what was computed of system messages and documents on disk, such as 1GiB at most, for the "
         "next run (default: keep nothing)",
+    )
+    parser.add_argument(
+        "--attachment-cache",
+        metavar="SIZE",
+        help="keep encoded images and recordings on disk, such as 256MiB at most: the same file is then not "
+        "encoded again (default: keep nothing)",
     )
 
 
@@ -143,6 +149,7 @@ def loading(args: argparse.Namespace, snapshots: int | None = 0) -> dict[str, An
         "video_tokens": getattr(args, "video_tokens", None),
         "snapshots": snapshots,
         "prefix_cache": getattr(args, "prefix_cache", None),
+        "attachment_cache": getattr(args, "attachment_cache", None),
         "log": tell,
     }
 

@@ -1,4 +1,4 @@
-"""Show, bound or empty the cache of packed weights and of parts taken out of `.litertlm` files.
+"""Show, bound or empty the cache: packed weights, parts of `.litertlm` files, prefixes, encoded attachments.
 
     gemma-edge cache                    what is kept, and when it was last used
     gemma-edge cache --limit 4GiB       keep at most so much: the least recently used files go

@@ -147,6 +147,7 @@ class Model:
         queue: int | RequestQueue = DEFAULT_LIMIT,
         snapshots: int | str | None = None,
         prefix_cache: int | str | None = None,
+        attachment_cache: int | str | None = None,
         log: Callable[[str], None] = lambda text: None,
     ) -> Self:
         """Loads the bundle in folder `path`.
@@ -167,6 +168,8 @@ class Model:
                 plan counts for them, or 128 MiB.
             prefix_cache: disk space for KV snapshots of prefixes, such as "1GiB", in the cache folder; the
                 next process begins there. None for none: they tell what the prompts said.
+            attachment_cache: disk space for encoded images and clips, such as "256MiB", in the cache folder;
+                the same file is not encoded again. None for none: they tell what the files show.
             log: is told which attachments were encoded, and what is left out of a video.
 
         Raises:
@@ -199,7 +202,9 @@ class Model:
             sampling=sampling,
             end_ids=end_ids,
             reader=reader,
-            encoders=bundle_encoders(bundle, threads=threads, keep=keep_encoders, log=log),
+            encoders=bundle_encoders(
+                bundle, threads=threads, keep=keep_encoders, log=log, cache=attachment_cache
+            ),
             bundle=bundle,
             queue=queue,
             snapshots=bundle_snapshots(bundle) if snapshots is None else snapshots,

@@ -26,6 +26,7 @@ from gemma_edge.runtime.engines.engine_registry import engine_of, load_decoder
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.generation_config import GENERATION_CONFIG, read_generation_config
 from gemma_edge.runtime.host.cpu_fingerprint import cpu_fingerprint
+from gemma_edge.runtime.media.encoded_files import EncodedFiles
 from gemma_edge.runtime.media.encoder_pool import Encoders, load_encoder
 from gemma_edge.runtime.prompt.chat_template import ChatTemplate
 from gemma_edge.runtime.prompt.prompt_builder import expansion
@@ -36,6 +37,7 @@ from gemma_edge.runtime.sampling import Sampling
 from gemma_edge.runtime.speculation.cost_curve import CostFile, MachineCosts
 from gemma_edge.runtime.tuned_settings import tuned_for_another_machine, tuned_settings
 from gemma_edge.runtime.units import as_bytes
+from gemma_edge.runtime.version import __version__
 
 CHAT_TEMPLATE = "chat_template.jinja"
 
@@ -164,14 +166,28 @@ def bundle_costs(bundle: Bundle, threads: int | None) -> MachineCosts:
 
 
 def bundle_encoders(
-    bundle: Bundle, *, threads: int | None, keep: bool, log: Callable[[str], None]
+    bundle: Bundle,
+    *,
+    threads: int | None,
+    keep: bool,
+    log: Callable[[str], None],
+    cache: int | str | None = None,
 ) -> Encoders | None:
     """The encoders, none of them loaded; None for a bundle that takes text alone.
 
     Args:
+        cache: disk space for what they encoded, as `attachment_cache` of `Model.load`.
         log: is told of every attachment that was encoded.
     """
     if not bundle.modalities:
         return None
     load = partial(load_encoder, bundle, threads=threads)
-    return Encoders(bundle.modalities, load, keep=keep, report=lambda done: log(str(done)))
+    files = EncodedFiles(_made_by(bundle), size) if (size := as_bytes(cache or 0)) else None
+    return Encoders(bundle.modalities, load, keep=keep, report=lambda done: log(str(done)), files=files)
+
+
+def _made_by(bundle: Bundle) -> str:
+    """A SHA-256 of everything but the attachment that its rows follow from."""
+    engine = engine_of(bundle.format)
+    of = (bundle.identity, engine.distribution, version(engine.distribution), cpu_fingerprint(), __version__)
+    return hashlib.sha256(" ".join(of).encode()).hexdigest()

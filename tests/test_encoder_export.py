@@ -351,11 +351,18 @@ def test_the_peak_is_that_of_the_larger_phase(source: Path) -> None:
         assert parts[kind].elements == sum(t.elements for t in data[kind].tensors)
 
 
-def test_quantized_encoders_stay_in_their_files() -> None:
-    for kind in KINDS:
-        for recipe, low, high in (("int4", 0, 64 << 20), ("fp32", 1 << 30, 3 << 30)):
-            resident, _ = encoder_memory(encoder(kind), emit_encoder(encoder(kind), load_recipe(recipe)).data)
-            assert low < resident < high
+@pytest.mark.parametrize(
+    ("kind", "recipe", "low", "high"),
+    [
+        ("vision", "int4", 290 << 20, 330 << 20),  # packed integers
+        ("audio", "int4", 0, 64 << 20),  # its weights stay in their file
+        ("vision", "fp32", 1 << 30, 3 << 30),
+        ("audio", "fp32", 1 << 30, 3 << 30),
+    ],
+)
+def test_what_a_loaded_encoder_takes(kind: Kind, recipe: str, low: int, high: int) -> None:
+    resident, _ = encoder_memory(encoder(kind), emit_encoder(encoder(kind), load_recipe(recipe)).data)
+    assert low < resident < high
 
 
 def test_the_table_has_a_row_for_each_encoder() -> None:

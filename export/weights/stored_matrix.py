@@ -28,6 +28,7 @@ class StoredMatrix:
         scales: (rows, blocks), one row after the other; None for fp32.
         scale_type: NumPy's name of their type.
         signed: values are in two's complement, else around half their range.
+        transposed: bytes are stored column by column.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class StoredMatrix:
     scales: Region | None = None
     scale_type: str = "<f4"
     signed: bool = False
+    transposed: bool = False
 
     @property
     def columns(self) -> int:
@@ -54,7 +56,11 @@ class StoredMatrix:
 
     def rows(self, start: int, stop: int) -> Array:
         """Rows [start, stop): what the stored numbers stand for, fp32 (stop - start, columns)."""
-        raw = self._read(self.data, start, stop, np.dtype(np.uint8))
+        if self.transposed:
+            stored = np.memmap(self.path, np.uint8, "r", self.data.offset, self.shape[::-1])
+            raw = np.ascontiguousarray(stored[:, start:stop].T)
+        else:
+            raw = self._read(self.data, start, stop, np.dtype(np.uint8))
         if self.scales is None:
             return raw.view("<f4").astype(np.float32, copy=False)
         if self.signed:

@@ -10,6 +10,7 @@ from pathlib import Path
 CPUINFO = Path("/proc/cpuinfo")
 _FLAGS = ("flags", "Features")  # on x86-64, on Arm
 _USUAL = {"avx2", "atomics"}
+_VNNI = {"avx_vnni", "avx512_vnni"}
 
 
 def core_flags(cpuinfo: str) -> list[set[str]]:
@@ -26,6 +27,12 @@ def has_usual_instructions() -> bool:
     """
     cores = core_flags(_cpuinfo())
     return bool(cores) and all(flags & _USUAL for flags in cores)
+
+
+@cache
+def adds_in_16_bits() -> bool:
+    """Whether engines sum products of bytes in 16 bits here, which may saturate: x86-64 without VNNI."""
+    return any("sse2" in flags and not flags & _VNNI for flags in core_flags(_cpuinfo()))
 
 
 def _cpuinfo() -> str:

@@ -19,6 +19,7 @@ from gemma_edge.runtime.artifacts.modalities import Kind, Modality
 from gemma_edge.runtime.errors import BundleError
 from gemma_edge.runtime.media.attachments import MODALITY, Attachment
 from gemma_edge.runtime.media.audio_encoder import AudioEncoder
+from gemma_edge.runtime.media.encoded_files import EncodedFiles
 from gemma_edge.runtime.media.image_encoder import VisionEncoder
 from gemma_edge.runtime.media.media_encoder import MediaEncoder
 
@@ -63,6 +64,7 @@ class Encoders:
         load: loads the encoder of one, as `load_encoder` does.
         keep: leave an encoder loaded once it is.
         report: is told of every attachment that was encoded.
+        files: what earlier processes encoded; None to keep nothing on disk.
     """
 
     def __init__(
@@ -72,7 +74,9 @@ class Encoders:
         *,
         keep: bool = False,
         report: Callable[[Encoded], None] = lambda encoded: None,
+        files: EncodedFiles | None = None,
     ) -> None:
+        self.files = files
         self.modalities, self.load, self.keep, self.report = modalities, load, keep, report
         self._loaded: dict[str, MediaEncoder] = {}
         self._rows: OrderedDict[int, Rows] = OrderedDict()  # the last used at the end
@@ -91,6 +95,7 @@ class Encoders:
         Raises:
             BundleError: an encoder is damaged, or of another model.
         """
+        self._recall(attachments)
         found = {item.key: self._rows[item.key] for item in attachments if item.key in self._rows}
         try:
             for kind, name in MODALITY.items():
@@ -110,6 +115,7 @@ class Encoders:
 
     def needed_bytes(self, attachments: Sequence[Attachment]) -> int:
         """Memory that `encode` takes at its peak; 0 if the rows of all of them are kept."""
+        self._recall(attachments)
         kinds = {MODALITY[item.kind] for item in attachments if item.key not in self._rows}
         found = [self.modalities[kind] for kind in kinds]
         return max((modality.resident + modality.activations for modality in found), default=0)
@@ -132,7 +138,18 @@ class Encoders:
         started = time.perf_counter()
         rows = encoder.encode(*self.modalities[MODALITY[item.kind]].encoder_inputs(item.data))
         self.report(Encoded(item, time.perf_counter() - started))
+        if self.files:
+            self.files.store(item, rows)
         return rows
+
+    def _recall(self, attachments: Sequence[Attachment]) -> None:
+        """Remembers the rows that files have and memory has not."""
+        if self.files is None:
+            return
+        for item in attachments:
+            columns = int(self.modalities[MODALITY[item.kind]].tokens["columns"])
+            if item.key not in self._rows and (rows := self.files.find(item, columns)) is not None:
+                self._remember(item.key, rows)
 
     def _remember(self, key: int, rows: Rows) -> None:
         self._rows[key] = rows

@@ -29,6 +29,7 @@ from gemma_edge.export.weights.stored_tensor import (
     report,
     row_chunks,
 )
+from gemma_edge.runtime.artifacts.row_table import SIGN_BITS
 
 
 class ExternalData:
@@ -55,6 +56,8 @@ class ExternalData:
         precision: Precision,
     ) -> None:
         """Reserves room for a tensor and names its initializers `name` and, if quantized, `name`_scales.
+
+        Groups are blocks of MatMulNBits. Channel-wise, which is for 8 bits alone, is i8 (columns, rows).
 
         Norms and scales wait for `finish`: the engine reads these few megabytes from the mapped file in every
         step, and were they strewn between the weights, each would drag the kernel's readahead of its
@@ -85,12 +88,17 @@ class ExternalData:
             stored = StoredTensor(name, tuple(weights), shape, part, precision, data, None)
         else:
             rows, columns = shape
-            blocks = math.ceil(columns / precision.group)
-            block_bytes = precision.group * precision.bits // 8
-            data = self._region(rows * blocks * block_bytes)
+            blocks = precision.blocks(columns)
+            if precision.channelwise:
+                integers, dims, scale_dims = TensorProto.INT8, (columns, rows), (rows,)
+            else:
+                block_bytes = precision.group * precision.bits // 8
+                integers, dims = TensorProto.UINT8, (rows, blocks, block_bytes)
+                scale_dims = (rows, blocks)
+            data = self._region(math.prod(dims))
             scales = self._region(4 * rows * blocks)
-            self._initializer(name, TensorProto.UINT8, (rows, blocks, block_bytes), data)
-            self._initializer(f"{name}_scales", TensorProto.FLOAT, (rows, blocks), scales)
+            self._initializer(name, integers, dims, data)
+            self._initializer(f"{name}_scales", TensorProto.FLOAT, scale_dims, scales)
             stored = StoredTensor(name, tuple(weights), shape, part, precision, data, scales)
         self.tensors.append(stored)
 
@@ -125,11 +133,18 @@ class ExternalData:
                     out.write(np.ascontiguousarray(chunk, dtype="<f4").data)
                     report(progress, chunk.size)
                 continue
+            sign = np.uint8(SIGN_BITS["signed8"])
+            rows: list[NDArray[np.uint8]] = []  # of a channel-wise tensor, at most some MB
             scales: list[NDArray[np.float32]] = []
             for block in rounding.blocks(tensor, self.chunks(source, tensor)):
-                out.write(block.data.data)
+                if tensor.precision.channelwise:
+                    rows.append(block.data[:, 0] ^ sign)
+                else:
+                    out.write(block.data.data)
                 scales.append(block.scales)
                 report(progress, len(block.scales) * tensor.shape[-1])
+            if rows:
+                out.write(np.ascontiguousarray(np.concatenate(rows).T).data)
             pad(out, tensor.scales.offset)
             for scale in scales:
                 out.write(np.ascontiguousarray(scale, dtype="<f4").data)

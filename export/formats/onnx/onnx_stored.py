@@ -28,15 +28,24 @@ def onnx_matrices(bundle: Bundle, file: str) -> dict[str, StoredMatrix]:
     matrices = {}
     scales = set()
     for node in graph.node:
-        if node.op_type != "MatMulNBits" or node.input[1] in matrices:
+        integers = node.op_type == "MatMulIntegerToFloat"
+        if not integers and node.op_type != "MatMulNBits":
             continue
-        name, scale_name = node.input[1], node.input[2]
+        name, scale_name = node.input[1], node.input[3 if integers else 2]
+        if name in matrices:
+            continue
         size = {a.name: a.i for a in node.attribute}
         if name not in external or scale_name not in external:
             raise BundleError(path, name, "external weights and scales", "others")
         scales.add(scale_name)
         data_file, data = _place(bundle, external[name])
         _, scale_region = _place(bundle, external[scale_name])
+        if integers:
+            shape = tuple(reversed(external[name].dims))
+            matrices[name] = StoredMatrix(
+                data_file, shape, 8, data, 0, scale_region, signed=True, transposed=True
+            )
+            continue
         matrices[name] = StoredMatrix(
             data_file, (size["N"], size["K"]), size["bits"], data, size["block_size"], scale_region
         )
