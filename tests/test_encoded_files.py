@@ -71,7 +71,7 @@ def test_a_damaged_entry_is_removed(damage: str, files: EncodedFiles) -> None:
         files.store(image(1), rows())
         (other,) = set(entries()) - {path}
         data = bytearray(other.read_bytes())
-    path.write_bytes({"cut": data[:-7], "empty": b""}.get(damage, data))
+    path.write_bytes({"cut": data[:-7], "empty": bytearray()}.get(damage, data))
     assert files.find(image(), COLUMNS) is None
     assert not path.exists()
 

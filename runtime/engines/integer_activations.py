@@ -7,9 +7,18 @@ An activation is u8 around a middle, a weight i8. x86 CPUs without VNNI add two 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 STEP, MIDDLE = "activation_step", "activation_middle"
 # By the constants' names: the largest value of a row times the step is the row's scale; the middle is 0.
-INTEGER_ACTIVATIONS = {STEP: np.float32(1 / 127), MIDDLE: np.uint8(128)}
-NARROW_ACTIVATIONS = {STEP: np.float32(1 / 63), MIDDLE: np.uint8(64)}
+INTEGER_ACTIVATIONS: dict[str, NDArray[Any]] = {
+    STEP: np.array(1 / 127, np.float32),
+    MIDDLE: np.array(128, np.uint8),
+}
+NARROW_ACTIVATIONS: dict[str, NDArray[Any]] = {
+    STEP: np.array(1 / 63, np.float32),
+    MIDDLE: np.array(64, np.uint8),
+}

@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -24,7 +23,7 @@ F32 = "tensor(float)"  # ONNX Runtime's name of the type
 def narrow_activations() -> dict[str, ort.OrtValue]:
     """What replaces constants of the graph where the CPU needs it, kept for as long as the process lives."""
     chosen = NARROW_ACTIVATIONS if adds_in_16_bits() else {}
-    return {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(value)) for name, value in chosen.items()}
+    return {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in chosen.items()}
 
 
 class OnnxEncoder:

@@ -89,6 +89,8 @@ class ExternalData:
         else:
             rows, columns = shape
             blocks = precision.blocks(columns)
+            dims: tuple[int, ...]
+            scale_dims: tuple[int, ...]
             if precision.channelwise:
                 integers, dims, scale_dims = TensorProto.INT8, (columns, rows), (rows,)
             else:

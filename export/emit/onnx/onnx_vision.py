@@ -14,7 +14,10 @@ rows, and an image has up to 36,864. Weights have a scale a row, activations one
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from gemma_edge.export.emit.onnx.external_data import ExternalData
 from gemma_edge.export.emit.onnx.onnx_graph import ACCURACY_FP32, FLOAT, MS, EmittedGraph, OnnxGraph
@@ -74,9 +77,9 @@ class OnnxVisionOps(OnnxGraph):
         y = self.node("MatMulIntegerToFloat", [integers, name, *factors], domain=MS)
         return self.node("Mul", [y, scale])
 
-    def named(self, name: str, value: np.generic) -> str:
+    def named(self, name: str, value: NDArray[Any]) -> str:
         """A constant that the runtime may replace by its name."""
-        self.constants.setdefault(name, numpy_helper.from_array(np.asarray(value), name))
+        self.constants.setdefault(name, numpy_helper.from_array(value, name))
         return name
 
     def conv2d(self, x: str, weight: Weight, stride: int = 1, bias: Weight | None = None) -> str:
