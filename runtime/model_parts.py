@@ -189,5 +189,5 @@ def bundle_encoders(
 def _made_by(bundle: Bundle) -> str:
     """A SHA-256 of everything but the attachment that its rows follow from."""
     engine = engine_of(bundle.format)
-    of = (bundle.identity, engine.distribution, version(engine.distribution), cpu_fingerprint(), __version__)
+    of = (bundle.identity, engine.distribution, engine.version, cpu_fingerprint(), __version__)
     return hashlib.sha256(" ".join(of).encode()).hexdigest()
