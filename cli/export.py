@@ -11,6 +11,7 @@ import json
 import shlex
 import sys
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gemma_edge.benchmarks.measure.planned_machine import known_machine
 from gemma_edge.cli.bundle_options import add_image_size, add_max_kl, check_max_kl
 from gemma_edge.cli.device_options import BEHIND_SSH, LOCAL, is_tunable
 from gemma_edge.cli.plan import add_known_device, wishes_of
+from gemma_edge.cli.text_table import text_table
 from gemma_edge.export.checkpoint.checkpoint import revision_of
 from gemma_edge.export.device_plans import rank_plans
 from gemma_edge.export.exporter import (
@@ -35,6 +37,7 @@ from gemma_edge.export.formats.registry import FORMAT_NAMES, export_format, form
 from gemma_edge.export.gate.parity import unusual
 from gemma_edge.export.plan import check_ceiling, make_plan
 from gemma_edge.export.plan_table import format_plan
+from gemma_edge.export.precision_budget import budget_name, choice_rows
 from gemma_edge.export.weights.calibration_text import NONE, read_calibration
 from gemma_edge.export.weights.recipe import DEFAULT_RECIPE, KV_CACHES, Recipe
 from gemma_edge.runtime.artifacts.bundle_list import peek_manifest
@@ -67,6 +70,12 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--recipe", metavar="NAME", help=f"a recipe or a .json file (default: {DEFAULT_RECIPE})"
+    )
+    parser.add_argument(
+        "--budget",
+        metavar="SIZE",
+        help="bytes of weights that decoding a token may read at most, such as 1.3GiB: each layer gets 4 or "
+        "8 bits by what its rounding is measured to cost; the recipe says the rest",
     )
     add_known_device(parser, f"; or the quickest that `gemma-edge tune` found for {LOCAL} or {BEHIND_SSH}")
     parser.add_argument(
@@ -138,6 +147,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--max-kl needs the gate: leave out --no-verify")
     if not args.dry_run and args.out is None:
         raise UsageError("name the folder of the bundle: gemma-edge export SOURCE OUT")
+    if args.budget and args.dry_run:
+        raise UsageError("--dry-run reads no weights, and --budget measures them: leave out one of them")
     if args.known_device:
         _plan_for_device(args)
     elif args.bundles:
@@ -154,16 +165,21 @@ def run(args: argparse.Namespace) -> int:
         jobs.append(export_job(config, recipe, args.context, args.chunk, towers, snapshots))
     targets = [_target(args.out, format, len(formats) == 1) for format in formats]
     if not args.dry_run:
-        _check_targets(args, [job.recipe for job in jobs], targets)
+        _check_targets(args, [_budgeted(args, job.recipe) for job in jobs], targets)
     for job, format, out in zip(jobs, formats, targets, strict=True):
         _run_format(args, job, format, modalities, out)
     return 0
 
 
+def _budgeted(args: argparse.Namespace, recipe: Recipe) -> Recipe:
+    """A recipe of the name that the bundle's will have."""
+    return replace(recipe, name=budget_name(recipe, parse_size(args.budget))) if args.budget else recipe
+
+
 def _plan_for_device(args: argparse.Namespace) -> None:
     """Sets the options for the device that --for names: those of its first plan, or tuned ones."""
     tuned = is_tunable(args.known_device)
-    for option in ("format", "recipe") if tuned else ("format", "recipe", "kv_cache", "slice"):
+    for option in ("format", "recipe", "budget") + (() if tuned else ("kv_cache", "slice")):
         if getattr(args, option):
             raise UsageError(f"--for chooses --{option.replace('_', '-')}: leave out one of them")
     if tuned:
@@ -211,6 +227,18 @@ def _target(out: str | None, format: ExportFormat, only: bool) -> str:
     return str(Path(out) / (f"model{runtime.suffix}" if runtime.suffix else runtime.name))
 
 
+def _planned(args: argparse.Namespace, job: ExportJob, format: ExportFormat, ceiling: int | None) -> bool:
+    """Prints and checks the plan; whether that is all."""
+    plan = make_plan(job, format)
+    if not args.json:
+        print(format_plan(plan.to_dict()), file=sys.stdout if args.dry_run else sys.stderr)
+    if ceiling is not None:
+        check_ceiling(plan, ceiling, job, format)
+    if args.dry_run and args.json:
+        print(json.dumps(plan.to_dict()))
+    return bool(args.dry_run)
+
+
 def _run_format(
     args: argparse.Namespace,
     job: ExportJob,
@@ -219,14 +247,7 @@ def _run_format(
     out: str,
 ) -> None:
     ceiling = parse_size(args.ceiling) if args.ceiling else None
-    plan = make_plan(job, format)
-    if not args.json:
-        print(format_plan(plan.to_dict()), file=sys.stdout if args.dry_run else sys.stderr)
-    if ceiling is not None:
-        check_ceiling(plan, ceiling, job, format)
-    if args.dry_run:
-        if args.json:
-            print(json.dumps(plan.to_dict()))
+    if not args.budget and _planned(args, job, format, ceiling):
         return
     export = partial(
         export_bundle,
@@ -247,12 +268,15 @@ def _run_format(
         calibrate=args.calibrate,
         slice=args.slice,
         image_size=args.image_size,
+        budget=parse_size(args.budget) if args.budget else None,
     )
     result = record_export(export, args.record) if args.record else export()
     if args.json:
         agreement = result.agreement.to_dict() if result.agreement else None
-        print(json.dumps({"path": str(result.path), "plan": plan.to_dict(), "agreement": agreement}))
+        print(json.dumps({"path": str(result.path), "plan": result.plan.to_dict(), "agreement": agreement}))
         return
+    if result.choices:
+        tell(f"{text_table(list(choice_rows(result.choices)))}\n{format_plan(result.plan.to_dict())}")
     if result.agreement:
         tell(result.agreement.summary())
         tell(result.agreement.in_words(job.recipe.name))

@@ -33,13 +33,13 @@ from gemma_edge.export.gate.gate_prompts import prompt_ids
 from gemma_edge.export.gate.parity import Agreement, check_quality, verify_opened
 from gemma_edge.export.model.tower import Tower, with_image_size
 from gemma_edge.export.plan import Plan, check_ceiling, make_plan
+from gemma_edge.export.precision_budget import Choice, PrecisionBudget
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.replaced_bundle import check_replacement
 from gemma_edge.export.weights.calibrated_weights import (
     CALIBRATED_BITS,
     calibrate_weights,
     calibration_bytes,
-    can_calibrate,
 )
 from gemma_edge.export.weights.calibration_text import AUTO, CalibrationText, read_calibration
 from gemma_edge.export.weights.recipe import DEFAULT_RECIPE, KV_CACHES, Bounds, Recipe, load_recipe
@@ -67,13 +67,15 @@ MODALITIES: dict[str, Kind] = {"image": "vision", "audio": "audio"}
 @dataclass(frozen=True)
 class Exported:
     """What an export made: the bundle's folder or file, its plan, how well it agrees (None if not verified),
-    and a prompt that the checkpoint names as one that it answers well (None if it names none).
+    a prompt that the checkpoint names as one that it answers well (None if it names none), and what each unit
+    got of a budget.
     """
 
     path: Path
     plan: Plan
     agreement: Agreement | None
     example: str | None = None
+    choices: tuple[Choice, ...] = ()
 
 
 def export_bundle(
@@ -96,6 +98,7 @@ def export_bundle(
     slice: str | None = None,
     calibrate: str | None = None,
     image_size: int | None = None,
+    budget: int | None = None,
 ) -> Exported:
     """Exports a checkpoint to a bundle.
 
@@ -124,28 +127,36 @@ def export_bundle(
             or the path of a file; "none" rounds to the nearest. None: "auto" if the recipe has such weights.
         image_size: pixels of a side that images are scaled to, one of `VisionConfig.image_sizes`; None for
             the checkpoint's own. An image is as many tokens at each.
+        budget: bytes of weights that decoding a token may read at most: each layer's attention, feed-forward
+            and small projections and the head get 4 or 8 bits by what their rounding is measured to cost;
+            the other parts are those of `recipe`. None for the recipe alone.
 
     Raises:
         CheckpointError, ConfigError, TokenizerError: the checkpoint is bad; the message names the file.
         UsageError: an unknown recipe or slice, a target that is not a bundle or must not be replaced, or an
             encoder that the checkpoint lacks, or a calibration text that is none.
-        CeilingError: the plan does not fit; the message says what would.
+        CeilingError: the plan does not fit, or no weights fit the budget; the message says what would.
         ParityError: the result is not what the recipe makes of the checkpoint, or is beyond `max_kl`; nothing
             is published.
     """
     chosen = export_format(format_of_target(out, format))
     recipe = resolve_recipe(recipe, kv_cache, chosen.runtime.name)
     text = read_calibration(calibrate or AUTO)
-    if calibrate is None and not can_calibrate(recipe):
-        text = None
     with open_checkpoint(source, modalities, adapters, slice, image_size) as checkpoint:
         job = export_job(checkpoint.config, recipe, context, chunk, checkpoint.towers, snapshots)
+        files, choices = read_side_files(checkpoint), list[Choice]()
+        if budget is not None:
+            spending = PrecisionBudget(job, chosen, budget)
+            check_replacement(Path(out), _source(checkpoint, source), spending.name, force=force)
+            recipe, choices = _spent(spending, text, checkpoint, files.tokenizer, progress)
+            job = replace(job, recipe=recipe)
         plan = make_plan(job, chosen)
+        if calibrate is None and not calibration_bytes(chosen.decoder_layout(job).tensors):
+            text = None
         if ceiling is not None:
             check_ceiling(plan, ceiling, job, chosen)
         facts = _facts(checkpoint, recipe, plan, str(source))
         check_replacement(Path(out), facts["source"], recipe.name, force=force)
-        files = read_side_files(checkpoint)
         prompts = prompt_ids(files.tokenizer, min(GATE_TOKENS, job.context))
         calibration = _Calibration(text, files.tokenizer, job, chosen) if text else None
         if calibration:
@@ -162,7 +173,22 @@ def export_bundle(
             if verify:
                 agreement = _verify(artifact, checkpoint, prompts, (recipe.bounds, max_kl), progress)
                 artifact.record_agreement(agreement.to_dict())
-            return Exported(artifact.publish(), plan, agreement, facts.get("example"))
+            return Exported(artifact.publish(), plan, agreement, facts.get("example"), tuple(choices))
+
+
+def _spent(
+    spending: PrecisionBudget,
+    text: CalibrationText | None,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    progress: bool,
+) -> tuple[Recipe, list[Choice]]:
+    """The recipe that a budget makes, measured on a text: ours if None; and what each unit got."""
+    measured = text or read_calibration(AUTO)
+    assert measured is not None
+    sequences = measured.sequences(tokenizer, checkpoint.config)
+    with ProgressBar("measuring what bits cost", spending.elements, progress, unit="weights") as bar:
+        return spending.choose(checkpoint, sequences, bar.advance)
 
 
 class _Calibration:

@@ -26,6 +26,7 @@ from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, Part, 
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan_table import ON_DEMAND, needed_size
 from gemma_edge.export.weights.recipe import Recipe, list_recipes, load_recipe
+from gemma_edge.export.weights.stored_tensor import StoredTensor
 from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.families.model_family import TextConfig
 from gemma_edge.runtime.units import format_size
@@ -207,15 +208,18 @@ def _decoder_part(data: WeightLayout, part: Part, mapped: bool) -> PartPlan:
     tensors = [t for t in data.tensors if t.part == part]
     elements = sum(t.elements for t in tensors)
     file_bytes = sum(t.bytes for t in tensors)
-    memory = 0
-    for tensor in tensors:
-        if part == Part.VECTOR or mapped:
-            continue  # used in place from the mapped file
-        memory += tensor.data.length
-        if tensor.scales is not None:
-            memory += BLOCK_OVERHEAD_BYTES * tensor.shape[0] * tensor.blocks
+    in_place = part == Part.VECTOR or mapped  # used from the mapped file
+    memory = 0 if in_place else sum(step_bytes(tensor, mapped) for tensor in tensors)
     residency = "mapped" if mapped else "resident"
     return PartPlan(part.value, residency, elements, file_bytes, memory, 8 * file_bytes / elements)
+
+
+def step_bytes(tensor: StoredTensor, mapped: bool) -> int:
+    """What a step of decoding reads of a matrix: as the file has it where that is mapped, else prepacked."""
+    if mapped:
+        return tensor.bytes
+    overhead = 0 if tensor.scales is None else BLOCK_OVERHEAD_BYTES * tensor.shape[0] * tensor.blocks
+    return tensor.data.length + overhead
 
 
 def _encoder_part(tower: Tower, recipe: Recipe, format: ExportFormat) -> PartPlan:

@@ -38,7 +38,7 @@ def record_export(export: Callable[[], Exported], path: Path) -> Exported:
     cpu = _cpu_seconds() - cpu_start
     facts = bundle_facts(result.path)
     made = f"{format_size(peak.rss_anon, binary=False)} in {seconds:.0f} s, {cpu:.0f} s of CPU time"
-    if engine.rss_anon:
+    if result.agreement:
         made += f"; the gate's engine {format_size(engine.rss_anon, binary=False)}"
     how = "export" if result.agreement else "export without the gate"
     rows = [TableRow(f"{name}: {how}, peak RssAnon and time", "recorded", made)]
@@ -79,6 +79,7 @@ class ChildrenPeak:
 
     def __init__(self) -> None:
         self.rss_anon = 0
+        self._before = frozenset(_children())
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="children-peak", daemon=True)
 
@@ -96,7 +97,7 @@ class ChildrenPeak:
             self._sample()
 
     def _sample(self) -> None:
-        for pid in _children():
+        for pid in frozenset(_children()) - self._before:
             with contextlib.suppress(OSError):  # it has just ended
                 self.rss_anon = max(self.rss_anon, resident_memory(pid).anon)
 

@@ -330,9 +330,7 @@ class _Comparison:
             self.same += int(np.argmax(row) == np.argmax(other))
             with np.errstate(invalid="ignore"):
                 log_p, log_q = _log_softmax(row), _log_softmax(other)
-            self.kl.append(
-                max(0.0, float(np.sum(np.exp(log_p) * (log_p - log_q)))) if math.isfinite(error) else math.nan
-            )
+            self.kl.append(_divergence(log_p, log_q) if math.isfinite(error) else math.nan)
             if target >= 0:
                 self.losses[0].append(-float(log_p[target]))
                 self.losses[1].append(-float(log_q[target]))
@@ -347,6 +345,15 @@ class _Comparison:
             perplexity=float(np.exp(np.mean(self.losses[0]))),
             bundle_perplexity=float(np.exp(np.mean(self.losses[1]))),
         )
+
+
+def divergence(row: Array, other: Array) -> float:
+    """Kullback-Leibler divergence of the distributions of two rows of logits, from the first, in nats."""
+    return _divergence(_log_softmax(row), _log_softmax(other))
+
+
+def _divergence(log_p: NDArray[np.float64], log_q: NDArray[np.float64]) -> float:
+    return max(0.0, float(np.sum(np.exp(log_p) * (log_p - log_q))))
 
 
 def _log_softmax(x: Array) -> NDArray[np.float64]:

@@ -109,13 +109,14 @@ def calibrate_weights(
     lengths = [len(sequence) for sequence in sequences]
     ops = CalibratingOps(source, lengths, wanted, rounding, progress)
     hidden = final_hidden(ops, sequences)
-    ops.calibrate(hidden, [Weight(head_name(source.config))])
+    ops.meet(hidden, [Weight(head_name(source.config))])
     return rounding
 
 
 def can_calibrate(recipe: Recipe) -> bool:
     """Whether a decoder in this recipe has weights whose rounding calibration chooses."""
-    return any(recipe.parts[part].bits == CALIBRATED_BITS for part in (Part.DECODER, Part.HEAD, Part.SMALL))
+    precisions = [recipe.parts[part] for part in (Part.DECODER, Part.HEAD, Part.SMALL)]
+    return any(precision.bits == CALIBRATED_BITS for precision in (*precisions, *recipe.tensors.values()))
 
 
 def calibrated(tensors: Iterable[StoredTensor]) -> Iterator[StoredTensor]:
@@ -128,7 +129,23 @@ def calibration_bytes(tensors: Iterable[StoredTensor]) -> int:
     return sum(t.data.length + 4 * t.blocks * t.shape[0] for t in calibrated(tensors))
 
 
-class CalibratingOps(ReferenceOps):
+class MeetingOps(ReferenceOps):
+    """The reference, where `meet` sees every weight of a product beside the product's inputs."""
+
+    def linear(self, x: Array, weight: Weight, bias: Weight | None = None) -> Array:
+        self.meet(x, [weight])
+        return super().linear(x, weight, bias)
+
+    def project_heads(self, x: Array, projections: list[HeadProjection]) -> Array:
+        self.meet(x, [projection.weight for projection in projections])
+        return super().project_heads(x, projections)
+
+    def meet(self, x: Array, weights: Sequence[Weight]) -> None:
+        """Before `x`, (tokens, columns), is multiplied with these; perhaps again for each of them."""
+        raise NotImplementedError
+
+
+class CalibratingOps(MeetingOps):
     """The reference, which rounds each weight of `tensors` when it first meets its inputs."""
 
     def __init__(
@@ -143,15 +160,7 @@ class CalibratingOps(ReferenceOps):
         self.tensors, self.rounding = tensors, rounding
         self.latest: tuple[Array, list[Feedback]] | None = None  # gate and up share their inputs
 
-    def linear(self, x: Array, weight: Weight, bias: Weight | None = None) -> Array:
-        self.calibrate(x, [weight])
-        return super().linear(x, weight, bias)
-
-    def project_heads(self, x: Array, projections: list[HeadProjection]) -> Array:
-        self.calibrate(x, [projection.weight for projection in projections])
-        return super().project_heads(x, projections)
-
-    def calibrate(self, x: Array, weights: Sequence[Weight]) -> None:
+    def meet(self, x: Array, weights: Sequence[Weight]) -> None:
         """Rounds weights that are multiplied with `x`, (tokens, columns)."""
         new = [weight for weight in weights if weight in self.tensors and weight not in self.rounding.kept]
         if not new:

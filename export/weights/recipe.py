@@ -4,13 +4,15 @@ A recipe is a JSON file, ours (`export/recipes/`) or the user's:
 
     {"name": "int4", "description": "...",
      "parts": {"decoder": {"bits": 4, "group": 64}, "head": ..., "small": ..., "ple": ..., "embedding": ...},
+     "tensors": {"layers.0.mlp.up_proj.weight": {"bits": 8, "group": 128}},
      "clip": "mse", "kv_cache": "fp32",
      "bounds": {"mean_kl": 0.3, "top1": 0.7, "encoder": 0.3}}
 
 `bits` is 4, 8 or 32; `group`, for 4 and 8, the weights that share a scale: a power of two, or "channelwise"
 for a whole row (an output channel), which only the LiteRT formats take. Every part
 of `tensors.Part` is named but `vector`, which is always fp32. `embedding` matters to untied models only.
-At 32 bits the mapped tables (`ple`, `embedding`) keep the checkpoint's own dtype.
+At 32 bits the mapped tables (`ple`, `embedding`) keep the checkpoint's own dtype. `tensors`, if there, is for
+weights that differ from their part, as `export --budget` chooses them.
 
 Names are a grammar: int4_g128 is 4 bits in groups of 128. An alias, {"alias": "int4", "description": "..."},
 loads as the recipe that it names.
@@ -21,7 +23,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeGuard, cast
 
@@ -37,6 +39,7 @@ PARTS = tuple(part for part in Part if part != Part.VECTOR)
 MIN_GROUP, MAX_GROUP = 16, 256  # what ONNX Runtime's kernels take
 
 CHANNELWISE = "channelwise"
+OPTIONAL = ("clip", "kv_cache", "tensors")
 
 KvCache = Literal["fp32", "int8"]
 KV_CACHES: tuple[KvCache, ...] = ("fp32", "int8")
@@ -59,6 +62,10 @@ class Precision:
     def blocks(self, columns: int) -> int:
         """Scales in a row of `columns`."""
         return math.ceil(columns / self.group) if self.group else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a recipe has it."""
+        return {"bits": 32} if self.bits == 32 else {"bits": self.bits, "group": self.group or CHANNELWISE}
 
 
 FP32 = Precision(32)
@@ -90,6 +97,7 @@ class Recipe:
     bounds: Bounds
     clip: Clip = "mse"
     kv_cache: KvCache = "fp32"
+    tensors: Mapping[str, Precision] = field(default_factory=dict)  # those that differ from their part
 
     @property
     def channelwise(self) -> Part | None:
@@ -102,7 +110,7 @@ class Recipe:
         The group never exceeds the tensor's columns: it falls to the largest power of two that fits
         them (Laurel's right factor has as few as its rank). Below 16 columns a tensor stays fp32.
         """
-        wanted = self.parts.get(spec.part, FP32)
+        wanted = self.tensors.get(spec.name) or self.parts.get(spec.part, FP32)
         columns = spec.shape[-1]
         if wanted.bits == 32 or columns < MIN_GROUP:
             return FP32
@@ -113,12 +121,8 @@ class Recipe:
         return {
             "name": self.name,
             "description": self.description,
-            "parts": {
-                str(part): {"bits": p.bits}
-                if p.bits == 32
-                else {"bits": p.bits, "group": p.group or CHANNELWISE}
-                for part, p in self.parts.items()
-            },
+            "parts": {str(part): precision.to_dict() for part, precision in self.parts.items()},
+            **({"tensors": {n: p.to_dict() for n, p in self.tensors.items()}} if self.tensors else {}),
             "clip": self.clip,
             "kv_cache": self.kv_cache,
             "bounds": {key: value for key, value in asdict(self.bounds).items() if value is not None},
@@ -201,7 +205,7 @@ class _Parser:
             if "alias" in data:
                 self.fail("alias", "one of our recipes that is no alias", repr(self.data["alias"]))
             return _Parser(target, data).recipe()
-        self.record("file", self.data, ("name", "description", "parts", "bounds"), ("clip", "kv_cache"))
+        self.record("file", self.data, ("name", "description", "parts", "bounds"), OPTIONAL)
         parts = self.record("parts", self.data["parts"], [str(part) for part in PARTS])
         return Recipe(
             name=self.text("name"),
@@ -210,7 +214,14 @@ class _Parser:
             bounds=self.bounds(),
             clip=cast(Clip, self.choice("clip", "mse", ("mse", "none"))),
             kv_cache=cast(KvCache, self.choice("kv_cache", "fp32", KV_CACHES)),
+            tensors=self.tensors(),
         )
+
+    def tensors(self) -> dict[str, Precision]:
+        found = self.data.get("tensors", {})
+        if not isinstance(found, dict):
+            self.fail("tensors", "an object", repr(found))
+        return {name: self.precision(f"tensors.{name}", value) for name, value in found.items()}
 
     def precision(self, field: str, value: object) -> Precision:
         part = self.record(field, value, ("bits",), ("group",))

@@ -1,0 +1,132 @@
+"""`--budget`: bits by what rounding was measured to cost, on a trained model and in both engines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gemma_edge.cli.main import main
+from gemma_edge.export.checkpoint.open_source import open_source
+from gemma_edge.export.exporter import Exported, export_bundle, plan_export, resolve_recipe
+from gemma_edge.export.gate.parity import verify_sequences
+from gemma_edge.export.precision_budget import KINDS, Choice, Unit, _spend, choice_rows
+from gemma_edge.export.weights.recipe import Precision, load_recipe
+from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.errors import CeilingError, ConfigError
+from gemma_edge.runtime.prompt.tokenizer import Tokenizer
+
+POCKET = Path(__file__).parents[1] / "pocket" / "checkpoint"
+PROSE = POCKET.parent / "questions" / "prose.txt"
+
+
+def export(source: Path, out: Path, format: str, **options: object) -> Exported:
+    return export_bundle(source, out, format=format, context=512, modalities=["text"], **options)  # type: ignore[arg-type]
+
+
+def divergence(path: Path) -> float:
+    """Of Pocket's bundle, over prose that nothing was measured on."""
+    bundle = Bundle.open(path)
+    added = bundle.member("added_tokens", dict)
+    tokenizer = Tokenizer(bundle.file("tokenizer.model"), added, bundle.config.vocab_size)
+    ids = tokenizer.encode(PROSE.read_text(), bos=True)[:1536]
+    with open_source(POCKET, (), [], None) as checkpoint:
+        sequences = [ids[start : start + 512] for start in range(0, len(ids), 512)]
+        return verify_sequences(bundle, checkpoint, sequences).mean_kl
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "tflite"])
+def test_a_budget_beats_the_recipe_of_the_same_bytes(format: str, tmp_path: Path) -> None:
+    """The margin seen is a third and more; both are calibrated on the same text."""
+    uniform = export(POCKET, tmp_path / "uniform", format, recipe="int4", verify=False)
+    budget = uniform.plan.bytes_per_token
+    mixed = export(POCKET, tmp_path / "mixed", format, budget=budget)  # the gate follows every weight
+    assert mixed.plan.bytes_per_token <= budget
+    assert divergence(mixed.path) < 0.9 * divergence(uniform.path)
+    recipe = Bundle.open(mixed.path).manifest["recipe"]
+    assert {value["bits"] for value in recipe["tensors"].values()} == {4, 8}
+    (tmp_path / "again.json").write_text(json.dumps(recipe))
+    again = load_recipe(tmp_path / "again.json")
+    assert again.to_dict() == recipe
+    with open_source(POCKET, (), [], None) as checkpoint:
+        planned = plan_export(checkpoint.config, resolve_recipe(again, None, format), 512, 128, format)
+    assert planned.bytes_per_token == mixed.plan.bytes_per_token
+    assert {row[0] for row in choice_rows(mixed.choices)} == {"part", *KINDS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "tflite", "litertlm"])
+def test_more_than_the_best_takes_the_best(format: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / f"out{'.litertlm' if format == 'litertlm' else ''}"
+    found = export(tiny_checkpoint, out, format, budget=1 << 30)
+    assert {choice.precision.bits for choice in found.choices} == {8}
+    assert "calibration" not in Bundle.open(found.path).manifest, "no weight of 4 bits is left"
+
+
+def test_less_than_the_least_is_refused_before_any_work(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CeilingError, match=r"--budget 1 KiB: .* at least [\d.]+ MiB .* --slice"):
+        export(tiny_checkpoint, tmp_path / "out", "onnx", budget=1024)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_bundle_is_not_replaced(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    before = (tiny_bundle / "manifest.json").read_bytes()
+    assert main(["export", str(tiny_checkpoint), str(tiny_bundle), "--budget", "1GiB"]) != 0
+    assert (tiny_bundle / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--budget", "1GiB", "--dry-run"], "--dry-run reads no weights"),
+        (["--budget", "1GiB", "--for", "pi5"], "--for chooses --budget"),
+        (["--budget", "many"], "many"),
+    ],
+)
+def test_options_that_contradict(
+    options: list[str], said: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(tiny_checkpoint), str(tmp_path / "out"), *options]) != 0
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_with_tensors_that_are_none(tmp_path: Path) -> None:
+    data = load_recipe("int4_g128").to_dict()
+    for tensors, field in (([], "tensors"), ({"a": {"bits": 5}}, r"tensors\.a\.bits")):
+        path = tmp_path / "recipe.json"
+        path.write_text(json.dumps(data | {"tensors": tensors}))
+        with pytest.raises(ConfigError, match=field):
+            load_recipe(path)
+
+
+# Spending.
+
+
+A, B = Unit(0, "attention"), Unit(None, "head")
+
+
+def test_a_byte_goes_where_it_saves_most() -> None:
+    costs = {A: [4.0, 1.0, 0.0], B: [4.0, 3.0, 0.0]}
+    sizes = {A: [10, 20, 30], B: [10, 20, 30]}
+    assert _spend(costs, sizes, 0) == {A: 0, B: 0}
+    assert _spend(costs, sizes, 10) == {A: 1, B: 0}
+    assert _spend(costs, sizes, 30) == {A: 1, B: 2}
+    assert _spend(costs, sizes, 99) == {A: 2, B: 2}
+
+
+def test_bytes_that_save_nothing_are_not_spent() -> None:
+    assert _spend({A: [1.0, 1.0]}, {A: [10, 20]}, 99) == {A: 0}
+
+
+def test_the_table_sums_what_is_alike() -> None:
+    small, large = Precision(4, 128), Precision(8, 128)
+    rows = list(
+        choice_rows([Choice(A, small, 1024, 3.0), Choice(B, large, 2048, 1.0), Choice(A, small, 1024, 0.0)])
+    )
+    assert rows[1:] == [
+        ("attention", "4", "128", "2", "2 KiB", "75%"),
+        ("head", "8", "128", "1", "2 KiB", "25%"),
+    ]
