@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from gemma_edge.cli.main import main
+from gemma_edge.devices.ssh import SshDevice
 from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.synth.synth_checkpoint import synthesize
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
+from support.device_servers import Sshd, sshd_missing
 from support.http_server import ServerProcess, serving
 from support.native_build import build_runner
 from support.random_gemma3n_text import (
@@ -71,6 +74,7 @@ SLOW_FIXTURES = frozenset(
         "board",
         "browser",
         "desk",
+        "device_url",
         "gate_bundles",
         "live_case",
         "pocket_bundles",
@@ -131,6 +135,22 @@ def live_case() -> Callable[[str], LiveCase]:
         return LiveCase(source, ids, transformers_logits(transformers_model(VARIANTS[name], source), ids))
 
     return case
+
+
+@pytest.fixture(scope="module")
+def device_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """This machine behind ssh, with this interpreter as its Python."""
+    if reason := sshd_missing():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("device")
+    sshd = Sshd(folder)
+    sshd.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GEMMA_EDGE_SSH_CONFIG", str(sshd.config))
+        # What makes an environment on a device is tested with the devices.
+        patch.setattr(SshDevice, "python", lambda _: sys.executable)
+        yield f"{sshd.url}{folder}/device"
+    sshd.kill()
 
 
 @pytest.fixture(scope="session")

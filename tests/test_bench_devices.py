@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +23,13 @@ from gemma_edge.devices.machine.cgroup import LimitedRun, mechanism
 from gemma_edge.devices.machine.child import ChildError, ChildRun, run_child
 from gemma_edge.devices.machine.memory import MemoryPoints, MemorySample, PeakMemory
 from gemma_edge.devices.machine.sensors import Sensors
-from gemma_edge.devices.ssh import SshDevice
 from gemma_edge.runtime.errors import DeviceError, UsageError
 from gemma_edge.runtime.files.typed_json import from_json, to_json
-from support.device_servers import Sshd, sshd_missing
+from support.device_servers import sshd_missing
 from support.results import read_rows
 
 limited = pytest.mark.skipif(mechanism().name == "none", reason=f"no kernel limit: {mechanism().reason}")
 QUICK = ["-p", "16", "-n", "4", "-r", "2", "--no-cold", "--requests", "0", "--bandwidth", "0s"]
-
-
-@pytest.fixture(scope="module")
-def device_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """This machine behind ssh, with this interpreter as its Python."""
-    if reason := sshd_missing():
-        pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("bench-ssh")
-    sshd = Sshd(folder)
-    sshd.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GEMMA_EDGE_SSH_CONFIG", str(sshd.config))
-        # What makes an environment on a device is tested with the devices.
-        patch.setattr(SshDevice, "python", lambda _: sys.executable)
-        yield f"{sshd.url}{folder}/device"
-    sshd.kill()
 
 
 def test_device_behind_ssh_is_measured_like_this_machine(

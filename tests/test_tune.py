@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,9 @@ import pytest
 from gemma_edge.benchmarks.measure import tune_job
 from gemma_edge.benchmarks.measure.tuning_place import Processor, ThisMachine
 from gemma_edge.benchmarks.peers import interleaved
-from gemma_edge.devices.ssh import SshDevice
 from gemma_edge.export.checkpoint.checkpoint import revision_of
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.tuned_settings import TunedSettings, keep_tuned, tuned_settings
-from support.device_servers import Sshd, sshd_missing
 
 Said = Callable[..., tuple[int, str, str]]
 QUICK = ("-p", "16", "-n", "2", "-r", "1", "--rounds", "2")
@@ -31,22 +28,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GEMMA_EDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(interleaved, "busy_cores", lambda: None)  # it takes a second
     return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def device_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """This machine behind ssh, with this interpreter as its Python."""
-    if reason := sshd_missing():
-        pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("tune-ssh")
-    sshd = Sshd(folder)
-    sshd.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GEMMA_EDGE_SSH_CONFIG", str(sshd.config))
-        # What makes an environment on a device is tested with the devices.
-        patch.setattr(SshDevice, "python", lambda _: sys.executable)
-        yield f"{sshd.url}{folder}/device"
-    sshd.kill()
 
 
 def identity(bundle: Path) -> str:
