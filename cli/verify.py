@@ -15,6 +15,7 @@ from pathlib import Path
 from gemma_edge.cli.bundle_options import add_max_kl, add_words, check_max_kl, take_bundle
 from gemma_edge.cli.export import add_changes
 from gemma_edge.export.gate.parity import DEFAULT_TEXT_TOKENS, check_quality, unusual, verify_bundle
+from gemma_edge.export.part_costs import part_costs
 from gemma_edge.export.weights.recipe import Bounds, load_recipe
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import BundleError, UsageError
@@ -37,6 +38,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--recipe", help="compare with what this recipe leads to expect (default: the bundle's own recipe)"
     )
     add_max_kl(parser)
+    parser.add_argument(
+        "--by-part",
+        action="store_true",
+        help="also print what the rounding of each part costs by itself: six more passes over the weights",
+    )
     parser.add_argument("--json", action="store_true", help="print the measures as JSON")
 
 
@@ -74,11 +80,26 @@ def run(args: argparse.Namespace) -> int:
         adapters=args.adapter,
         slice=args.slice,
     )
-    print(json.dumps(agreement.to_dict()) if args.json else agreement.summary())
+    costs = None
+    if args.by_part:
+        costs = part_costs(
+            bundle,
+            args.source,
+            text=text,
+            max_tokens=args.tokens,
+            adapters=args.adapter,
+            slice=args.slice,
+            progress=True,
+        )
+    measures = agreement.to_dict() | ({} if costs is None else {"by_part": costs})
+    print(json.dumps(measures) if args.json else agreement.summary())
     check_quality(agreement, bounds, args.max_kl)
     if not args.json:
         name = args.recipe or str(recipe.get("name", ""))
         print(agreement.in_words(name))
-        if told := unusual(agreement, bounds):
-            print(f"warning: {told}", file=sys.stderr)
+        if costs is not None:
+            told = ", ".join(f"{part} {cost:.3g}" for part, cost in costs.items())
+            print(f"each part rounded by itself, KL in nats: {told}")
+        if warning := unusual(agreement, bounds):
+            print(f"warning: {warning}", file=sys.stderr)
     return 0

@@ -173,21 +173,27 @@ class PrecisionBudget:
         progress: Callable[[int], None] | None,
     ) -> dict[str, float]:
         """Of every kind the mean divergence of the answer when its units have the fewest bits."""
-        clip = self.job.recipe.clip
-        kinds = [kind for kind in KINDS if any(unit_of(t).kind == kind for t in self.stored[0])]
-        rounded = [
-            _RoundedSource(source, [t for t in self.stored[0] if unit_of(t).kind == kind], clip)
-            for kind in kinds
-        ]
-        sources: list[WeightSource] = [source, *rounded]
-        sums, rows = np.zeros(len(kinds)), 0
-        for exact, *others in zip(
-            *(evaluate_blocks(each, sequences, progress=progress) for each in sources), strict=True
-        ):
-            rows += len(exact)
-            for at, block in enumerate(others):
-                sums[at] += sum(map(divergence, exact, block))
-        return {kind: float(total) / rows for kind, total in zip(kinds, sums, strict=True)}
+        rounded: dict[str, WeightSource] = {}
+        for kind in KINDS:
+            if tensors := [tensor for tensor in self.stored[0] if unit_of(tensor).kind == kind]:
+                rounded[kind] = _RoundedSource(source, tensors, self.job.recipe.clip)
+        return divergences(source, rounded, sequences, progress)
+
+
+def divergences(
+    source: WeightSource,
+    others: Mapping[str, WeightSource],
+    sequences: Sequence[Sequence[int]],
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, float]:
+    """The mean divergence of the next tokens' distributions, in nats, with each of `others` as weights."""
+    sums, rows = dict.fromkeys(others, 0.0), 0
+    every = [evaluate_blocks(each, sequences, progress=progress) for each in (source, *others.values())]
+    for exact, *blocks in zip(*every, strict=True):
+        rows += len(exact)
+        for name, block in zip(others, blocks, strict=True):
+            sums[name] += sum(map(divergence, exact, block))
+    return {name: total / rows for name, total in sums.items()}
 
 
 def budget_name(recipe: Recipe, budget: int) -> str:

@@ -102,6 +102,28 @@ def test_a_recipe_with_tensors_that_are_none(tmp_path: Path) -> None:
             load_recipe(path)
 
 
+# What parts cost.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "tflite"])
+def test_each_part_costs_what_its_rounding_does(
+    format: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = load_recipe("fp32").to_dict()
+    data["parts"] |= {"head": {"bits": 8, "group": 64}, "decoder": {"bits": 4, "group": 64}}
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(data | {"kv_cache": "fp32"}))
+    made = export(tiny_checkpoint, tmp_path / "out", format, recipe=path, calibrate="none")
+    capsys.readouterr()
+    assert main(["verify", str(made.path), "--source", str(tiny_checkpoint), "--by-part", "--json"]) == 0
+    costs = json.loads(capsys.readouterr().out)["by_part"]
+    assert set(costs) == {"attention", "feed-forward", "head", "per-layer embeddings"}
+    assert list(costs.values()) == sorted(costs.values(), reverse=True)
+    assert min(costs["attention"], costs["feed-forward"]) > 10 * costs["head"] > 0
+    assert costs["per-layer embeddings"] < 1e-9, "at 32 bits the table keeps the checkpoint's own type"
+
+
 # Spending.
 
 

@@ -186,15 +186,18 @@ def verify_bundle(
                 "another",
                 "Name its own checkpoint.",
             )
-        tokenizer = Tokenizer(
-            opened.file("tokenizer.model"), opened.member("added_tokens", dict), opened.config.vocab_size
-        )
-        if text is None:
-            sequences = prompt_ids(tokenizer, opened.context)
-        else:
-            ids = tokenizer.encode(text, bos=True)[:max_tokens]
-            sequences = [ids[i : i + opened.context] for i in range(0, len(ids), opened.context)]
+        sequences = compared_sequences(opened, text, max_tokens)
         return verify_opened(opened, checkpoint, sequences, progress=progress)
+
+
+def compared_sequences(bundle: Bundle, text: str | None, max_tokens: int) -> list[list[int]]:
+    """Token ids of the built-in prompts, or of the beginning of a text in pieces of the bundle's context."""
+    tokens, added = bundle.file("tokenizer.model"), bundle.member("added_tokens", dict)
+    tokenizer = Tokenizer(tokens, added, bundle.config.vocab_size)
+    if text is None:
+        return prompt_ids(tokenizer, bundle.context)
+    ids = tokenizer.encode(text, bos=True)[:max_tokens]
+    return [ids[start : start + bundle.context] for start in range(0, len(ids), bundle.context)]
 
 
 def verify_opened(

@@ -44,7 +44,7 @@ class StoredSource:
         stored: Mapping[str, StoredMatrix],
         specs: Mapping[str, TensorSpec],
     ) -> None:
-        self.config, self.specs = config, specs
+        self.config, self.tensors, self.specs = config, tensors, specs
         self.bits = {tensor.name: stored[tensor.name].bits for tensor in tensors}
         self.pieces: dict[str, list[_Piece]] = {}
         for tensor in tensors:
