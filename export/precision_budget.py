@@ -10,7 +10,7 @@ the other, where each byte takes away the most.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -121,9 +121,9 @@ class PrecisionBudget:
         """
         errors = self._errors(source, sequences, progress)
         answers = self._divergences(source, [sequences[0][:ANSWER_TOKENS]], progress)
-        whole: Counter[str] = Counter()
+        whole: dict[str, float] = defaultdict(float)
         for unit, of_precision in errors.items():
-            whole[unit.kind] += of_precision[0]  # type: ignore[assignment]
+            whole[unit.kind] += of_precision[0]
         # What one unit of relative error in a kind does to the answer.
         weight = {kind: answers[kind] / whole[kind] if whole[kind] else 0.0 for kind in answers}
         sizes = self._sizes()
