@@ -129,15 +129,18 @@ class PrecisionBudget:
         sizes = self._sizes()
         costs = {unit: [weight[unit.kind] * error for error in errors[unit]] for unit in sizes}
         taken = _spend(costs, sizes, self.budget - self.least)
-        names: dict[str, Precision] = {}
+        own, tensors = self.job.recipe.parts, dict(self.job.recipe.tensors)
         for tensor in self.stored[0]:
+            precision = self.precisions[taken[unit_of(tensor)]]
             for one in _weights(tensor):
-                names[one.name] = self.precisions[taken[unit_of(tensor)]]
-        recipe = replace(
-            _uniform(self.job.recipe, self.precisions[0]),
+                tensors[one.name] = precision
+                if precision == own[tensor.part]:
+                    del tensors[one.name]
+        recipe = replace(  # its parts stay: encoders have them, too
+            self.job.recipe,
             name=self.name,
             description=f"Bits by measured cost, {format_size(self.budget)} of weights a token at most.",
-            tensors=names,
+            tensors=tensors,
         )
         choices = [
             Choice(unit, self.precisions[at], sizes[unit][at], costs[unit][at]) for unit, at in taken.items()

@@ -12,7 +12,7 @@ from gemma_edge.export.checkpoint.open_source import open_source
 from gemma_edge.export.exporter import Exported, export_bundle, plan_export, resolve_recipe
 from gemma_edge.export.gate.parity import verify_sequences
 from gemma_edge.export.precision_budget import KINDS, Choice, Unit, _spend, choice_rows
-from gemma_edge.export.weights.recipe import Precision, load_recipe
+from gemma_edge.export.weights.recipe import DEFAULT_RECIPE, Precision, load_recipe
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import CeilingError, ConfigError
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
@@ -46,7 +46,8 @@ def test_a_budget_beats_the_recipe_of_the_same_bytes(format: str, tmp_path: Path
     assert mixed.plan.bytes_per_token <= budget
     assert divergence(mixed.path) < 0.9 * divergence(uniform.path)
     recipe = Bundle.open(mixed.path).manifest["recipe"]
-    assert {value["bits"] for value in recipe["tensors"].values()} == {4, 8}
+    assert {choice.precision.bits for choice in mixed.choices} == {4, 8}
+    assert recipe["parts"] == load_recipe(DEFAULT_RECIPE).to_dict()["parts"], "encoders have the recipe's"
     (tmp_path / "again.json").write_text(json.dumps(recipe))
     again = load_recipe(tmp_path / "again.json")
     assert again.to_dict() == recipe

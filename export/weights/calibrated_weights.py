@@ -8,6 +8,7 @@ weights has gave the same divergence on Pocket (0.030 and 0.029 nats a token at 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,7 +130,7 @@ def calibration_bytes(tensors: Iterable[StoredTensor]) -> int:
     return sum(t.data.length + 4 * t.blocks * t.shape[0] for t in calibrated(tensors))
 
 
-class MeetingOps(ReferenceOps):
+class MeetingOps(ReferenceOps, ABC):
     """The reference, where `meet` sees every weight of a product beside the product's inputs."""
 
     def linear(self, x: Array, weight: Weight, bias: Weight | None = None) -> Array:
@@ -140,9 +141,9 @@ class MeetingOps(ReferenceOps):
         self.meet(x, [projection.weight for projection in projections])
         return super().project_heads(x, projections)
 
+    @abstractmethod
     def meet(self, x: Array, weights: Sequence[Weight]) -> None:
         """Before `x`, (tokens, columns), is multiplied with these; perhaps again for each of them."""
-        raise NotImplementedError
 
 
 class CalibratingOps(MeetingOps):
