@@ -129,13 +129,11 @@ class PrecisionBudget:
         sizes = self._sizes()
         costs = {unit: [weight[unit.kind] * error for error in errors[unit]] for unit in sizes}
         taken = _spend(costs, sizes, self.budget - self.least)
-        own, tensors = self.job.recipe.parts, dict(self.job.recipe.tensors)
+        own, tensors = self.job.recipe.parts, dict[str, Precision]()
         for tensor in self.stored[0]:
             precision = self.precisions[taken[unit_of(tensor)]]
-            for one in _weights(tensor):
-                tensors[one.name] = precision
-                if precision == own[tensor.part]:
-                    del tensors[one.name]
+            if precision != own[tensor.part]:
+                tensors |= dict.fromkeys(map(_module, _weights(tensor)), precision)
         recipe = replace(  # its parts stay: encoders have them, too
             self.job.recipe,
             name=self.name,
@@ -262,6 +260,11 @@ def _uniform(recipe: Recipe, precision: Precision) -> Recipe:
 
 def _weights(tensor: StoredTensor) -> Iterator[Weight]:
     return (weight for weight in tensor.weights if isinstance(weight, Weight))
+
+
+def _module(weight: Weight) -> str:
+    """What a recipe calls it: the module within a layer, all of whose matrices are of one unit."""
+    return ".".join(weight.name.split(".")[:3])
 
 
 def _rounded(rows: Array, tensor: StoredTensor, clip: Clip) -> Array:

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gemma_edge.cli.main import main
 from gemma_edge.export.checkpoint.open_source import open_source
-from gemma_edge.export.exporter import Exported, export_bundle, plan_export, resolve_recipe
+from gemma_edge.export.exporter import Exported, export_bundle, export_job, plan_export, resolve_recipe
+from gemma_edge.export.formats.litertlm.litertlm_file import Contents, check_header
+from gemma_edge.export.formats.litertlm.litertlm_sections import section_types
+from gemma_edge.export.formats.litertlm.llm_metadata import LlmFacts, llm_metadata
+from gemma_edge.export.formats.registry import export_format
 from gemma_edge.export.gate.parity import verify_sequences
-from gemma_edge.export.precision_budget import KINDS, Choice, Unit, _spend, choice_rows
+from gemma_edge.export.plan import make_plan
+from gemma_edge.export.precision_budget import (
+    CHOSEN_PARTS,
+    KINDS,
+    Choice,
+    Unit,
+    _module,
+    _spend,
+    _weights,
+    choice_rows,
+)
+from gemma_edge.export.synth.synth_gemma3n import text_config
 from gemma_edge.export.weights.recipe import DEFAULT_RECIPE, Precision, load_recipe
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.errors import CeilingError, ConfigError
+from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
 from gemma_edge.runtime.prompt.tokenizer import Tokenizer
 
 POCKET = Path(__file__).parents[1] / "pocket" / "checkpoint"
@@ -96,7 +113,11 @@ def test_options_that_contradict(
 
 def test_a_recipe_with_tensors_that_are_none(tmp_path: Path) -> None:
     data = load_recipe("int4_g128").to_dict()
-    for tensors, field in (([], "tensors"), ({"a": {"bits": 5}}, r"tensors\.a\.bits")):
+    for tensors, field in (
+        ({}, "tensors"),
+        ([{"bits": 5, "names": ["a"]}], r"tensors\[0\]\.bits"),
+        ([{"bits": 8, "group": 64}], r"tensors\[0\]\.names"),
+    ):
         path = tmp_path / "recipe.json"
         path.write_text(json.dumps(data | {"tensors": tensors}))
         with pytest.raises(ConfigError, match=field):
@@ -153,3 +174,25 @@ def test_the_table_sums_what_is_alike() -> None:
         ("attention", "4", "128", "2", "2 KiB", "75%"),
         ("head", "8", "128", "1", "2 KiB", "25%"),
     ]
+
+
+@pytest.mark.parametrize("size", ["e2b", "e4b"])
+def test_a_budget_of_every_layer_fits_into_the_header_of_a_litertlm(size: str) -> None:
+    """Nothing may be refused for its length after minutes of measuring."""
+    config = Gemma3nConfig.from_dict(text_config(size))
+    job = export_job(config, load_recipe(DEFAULT_RECIPE), 4096, 128)
+    litertlm = export_format("litertlm")
+    tensors = litertlm.decoder_layout(job).tensors
+    names = sorted({name for t in tensors if t.part in CHOSEN_PARTS for name in map(_module, _weights(t))})
+    assert len(names) > 4 * config.num_hidden_layers
+    chosen = {name: Precision(8, 64 << at % 3) for at, name in enumerate(names)}
+    recipe = replace(job.recipe, tensors=chosen)
+    plan = make_plan(replace(job, recipe=recipe), litertlm)
+    hashes = dict.fromkeys(section_types({}), "0" * 64)
+    contents = Contents(
+        config,
+        b"",
+        llm_metadata(LlmFacts(config, (1,), job.context)),
+        {"recipe": recipe.to_dict(), "plan": plan.to_dict(), "sha256": hashes},
+    )
+    check_header(contents, section_types({}).values(), tokens=True)

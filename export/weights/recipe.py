@@ -4,7 +4,7 @@ A recipe is a JSON file, ours (`export/recipes/`) or the user's:
 
     {"name": "int4", "description": "...",
      "parts": {"decoder": {"bits": 4, "group": 64}, "head": ..., "small": ..., "ple": ..., "embedding": ...},
-     "tensors": {"layers.0.mlp.up_proj.weight": {"bits": 8, "group": 128}},
+     "tensors": [{"bits": 8, "group": 128, "names": ["layers.0.mlp", "layers.3.self_attn"]}],
      "clip": "mse", "kv_cache": "fp32",
      "bounds": {"mean_kl": 0.3, "top1": 0.7, "encoder": 0.3}}
 
@@ -12,7 +12,7 @@ A recipe is a JSON file, ours (`export/recipes/`) or the user's:
 for a whole row (an output channel), which only the LiteRT formats take. Every part
 of `tensors.Part` is named but `vector`, which is always fp32. `embedding` matters to untied models only.
 At 32 bits the mapped tables (`ple`, `embedding`) keep the checkpoint's own dtype. `tensors`, if there, is for
-weights that differ from their part, as `export --budget` chooses them.
+weights that differ from their part, by their names or their modules', as `export --budget` chooses them.
 
 Names are a grammar: int4_g128 is 4 bits in groups of 128. An alias, {"alias": "int4", "description": "..."},
 loads as the recipe that it names.
@@ -21,6 +21,7 @@ loads as the recipe that it names.
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
@@ -97,7 +98,7 @@ class Recipe:
     bounds: Bounds
     clip: Clip = "mse"
     kv_cache: KvCache = "fp32"
-    tensors: Mapping[str, Precision] = field(default_factory=dict)  # those that differ from their part
+    tensors: Mapping[str, Precision] = field(default_factory=dict)  # or modules, that differ from their part
 
     @property
     def channelwise(self) -> Part | None:
@@ -110,7 +111,10 @@ class Recipe:
         The group never exceeds the tensor's columns: it falls to the largest power of two that fits
         them (Laurel's right factor has as few as its rank). Below 16 columns a tensor stays fp32.
         """
-        wanted = self.tensors.get(spec.name) or self.parts.get(spec.part, FP32)
+        wanted = self.parts.get(spec.part, FP32)
+        if self.tensors and spec.part in self.parts:
+            names = itertools.accumulate(spec.name.split("."), "{}.{}".format)
+            wanted = next((self.tensors[name] for name in names if name in self.tensors), wanted)
         columns = spec.shape[-1]
         if wanted.bits == 32 or columns < MIN_GROUP:
             return FP32
@@ -122,11 +126,18 @@ class Recipe:
             "name": self.name,
             "description": self.description,
             "parts": {str(part): precision.to_dict() for part, precision in self.parts.items()},
-            **({"tensors": {n: p.to_dict() for n, p in self.tensors.items()}} if self.tensors else {}),
+            **({"tensors": self._tensors()} if self.tensors else {}),
             "clip": self.clip,
             "kv_cache": self.kv_cache,
             "bounds": {key: value for key, value in asdict(self.bounds).items() if value is not None},
         }
+
+    def _tensors(self) -> list[dict[str, Any]]:
+        """One object for each precision: the header of a .litertlm has little room."""
+        names: dict[Precision, list[str]] = {}
+        for name, precision in self.tensors.items():
+            names.setdefault(precision, []).append(name)
+        return [{**precision.to_dict(), "names": found} for precision, found in names.items()]
 
 
 def list_recipes() -> dict[str, str]:
@@ -218,10 +229,17 @@ class _Parser:
         )
 
     def tensors(self) -> dict[str, Precision]:
-        found = self.data.get("tensors", {})
-        if not isinstance(found, dict):
-            self.fail("tensors", "an object", repr(found))
-        return {name: self.precision(f"tensors.{name}", value) for name, value in found.items()}
+        listed, found = self.data.get("tensors", []), dict[str, Precision]()
+        if not isinstance(listed, list):
+            self.fail("tensors", "a list", repr(listed))
+        for at, value in enumerate(listed):
+            field = f"tensors[{at}]"
+            names = value.get("names") if isinstance(value, dict) else None
+            if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+                self.fail(f"{field}.names", "names of weights or modules", repr(names))
+            rest = {key: item for key, item in value.items() if key != "names"}
+            found |= dict.fromkeys(names, self.precision(field, rest))
+        return found
 
     def precision(self, field: str, value: object) -> Precision:
         part = self.record(field, value, ("bits",), ("group",))
