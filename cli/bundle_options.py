@@ -14,12 +14,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gemma_edge.cli.variables import MODEL
 from gemma_edge.runtime.artifacts.artifact_formats import FILE_SUFFIXES
 from gemma_edge.runtime.artifacts.manifest import MANIFEST
 from gemma_edge.runtime.console import tell
 from gemma_edge.runtime.errors import UsageError
-
-MODEL = "GEMMA_EDGE_MODEL"
 
 
 def add_words(parser: argparse.ArgumentParser, name: str = "", text: str = "") -> None:

@@ -17,8 +17,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma_edge.cli.bundle_options import MODEL
 from gemma_edge.cli.device_answers import Printed, say, sending
+from gemma_edge.cli.variables import MODEL
 from gemma_edge.devices.deployment import (
     Deployed,
     deploy,

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
 
-from gemma_edge.cli.bundle_options import MODEL, is_bundle
+from gemma_edge.cli.bundle_options import is_bundle
 from gemma_edge.cli.device_options import SHAPES
+from gemma_edge.cli.variables import MODEL
 from gemma_edge.devices.deployment import deployed_or_refuse, environment, needs_of
 from gemma_edge.devices.install import install
 from gemma_edge.devices.live_run import LiveRun

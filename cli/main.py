@@ -21,8 +21,10 @@ import time
 from collections.abc import Iterator, Sequence
 
 from gemma_edge.cli import completion
+from gemma_edge.cli.variables import LOG, MODEL, TRACEBACK
 from gemma_edge.runtime.console import set_volume
 from gemma_edge.runtime.errors import MESSAGE_CHARACTERS, GemmaEdgeError, UsageError, printable
+from gemma_edge.runtime.host.huge_pages import restart_with_huge_pages
 from gemma_edge.runtime.install_hint import distribution, install_hint
 
 # verb: (module, one line of help)
@@ -75,8 +77,6 @@ TALK = {
     "-v": ("--verbose", "log what is done, with times and memory, on stderr"),
 }
 FLAGS = {*TALK, *(name for name, _ in TALK.values())}
-TRACEBACK = "GEMMA_EDGE_TRACEBACK"
-LOG = "GEMMA_EDGE_LOG"
 SIGNAL_BASE = 128  # exit code of a command that a signal ended, less the signal's number
 INTERRUPTED = 130
 
@@ -84,6 +84,8 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. Nothing is raised, unless GEMMA_EDGE_TRACEBACK=1 is set."""
     _open_standard_files()
+    if argv is None:
+        restart_with_huge_pages([*sys.argv[1:], os.environ.get(MODEL, "")])
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"

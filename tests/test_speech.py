@@ -14,7 +14,7 @@ import pytest
 
 from gemma_edge.cli import chat as chat_repl
 from gemma_edge.cli import main as cli
-from gemma_edge.cli.bundle_options import MODEL
+from gemma_edge.cli.variables import MODEL
 from gemma_edge.runtime.errors import GemmaEdgeError
 from gemma_edge.runtime.media import attachments
 from gemma_edge.runtime.media.attachments import Attachment, Reader
