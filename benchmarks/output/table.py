@@ -31,14 +31,14 @@ HIGHLIGHTS = {
     "E2B int4: export with the first gate, peak RssAnon and time": (
         "E2B `int4`: memory and time of the export, with the first gate"
     ),
-    "E2B int4: prefill against llama.cpp": "E2B `int4`, ONNX Runtime: prefill against llama.cpp",
-    "E2B int4: decode against llama.cpp": "E2B `int4`, ONNX Runtime: decode against llama.cpp",
-    "E2B int4_g32, LiteRT: prefill against llama.cpp": "E2B `int4_g32`, LiteRT: prefill against llama.cpp",
-    "E2B int4_g32, LiteRT: decode against llama.cpp": "E2B `int4_g32`, LiteRT: decode against llama.cpp",
-    "E2B int4_g32 .litertlm: decode against LiteRT-LM": (
-        "E2B `int4_g32`, one `.litertlm`: our decode against LiteRT-LM's"
+    "E2B int4_g128: prefill against llama.cpp": "E2B, ONNX Runtime: prefill against llama.cpp",
+    "E2B int4_g128: decode against llama.cpp": "E2B, ONNX Runtime: decode against llama.cpp",
+    "E2B int4_g128, LiteRT: prefill against llama.cpp": "E2B, LiteRT: prefill against llama.cpp",
+    "E2B int4_g128, LiteRT: decode against llama.cpp": "E2B, LiteRT: decode against llama.cpp",
+    "E2B int4_g128, LiteRT: decode against LiteRT-LM": (
+        "E2B: our decode of the `.tflite` against LiteRT-LM's of the `.litertlm`"
     ),
-    "E2B int4: RssAnon in steady state": "E2B `int4`, ONNX Runtime: memory between answers",
+    "E2B int4_g128: RssAnon in steady state": "E2B, ONNX Runtime: memory between answers",
     "E2B int4_g32, LiteRT: RssAnon in steady state": "E2B `int4_g32`, LiteRT: memory between answers",
     "E2B int4: prefill 512, decode 64, context 4096 under a kernel limit of 2 GiB": (
         "E2B `int4`, ONNX Runtime, under a kernel limit of 2 GiB"
