@@ -19,7 +19,8 @@ from gemma_edge.export.model.tensor_spec import PLE_NAME, Part
 from gemma_edge.export.weights.recipe import KvCache, Recipe, load_recipe
 from gemma_edge.export.weights.rounding import NearestRounding
 from gemma_edge.runtime.artifacts.onnx_check import MAX_GRAPH_BYTES, check_windows
-from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder, physical_cores
+from gemma_edge.runtime.engines.cores import physical_cores
+from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.families.config_fields import FULL
 from support.random_gemma3n_text import (

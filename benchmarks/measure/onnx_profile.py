@@ -37,11 +37,11 @@ class ProfiledOnnxDecoder(OnnxDecoder):
 
     folder: tempfile.TemporaryDirectory[str]
 
-    def _load(self, path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    def _load(self, bundle: Bundle, options: ort.SessionOptions) -> ort.InferenceSession:
         self.folder = tempfile.TemporaryDirectory()
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(self.folder.name) / "times")
-        return super()._load(path, options)
+        return super()._load(bundle, options)
 
 
 class OnnxProfiler:

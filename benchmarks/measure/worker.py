@@ -25,7 +25,7 @@ from gemma_edge.benchmarks.measure.latency import measure_latency, summarize
 from gemma_edge.benchmarks.measure.prefix_times import measure_prefix
 from gemma_edge.benchmarks.measure.speculation_times import measure_speculation
 from gemma_edge.benchmarks.measure.workload import Sizes, Workload
-from gemma_edge.benchmarks.records.bundle_facts import bundle_files
+from gemma_edge.benchmarks.records.bundle_facts import bundle_files, packing_notes
 from gemma_edge.benchmarks.records.environment import environment
 from gemma_edge.benchmarks.records.measurement import KernelTest, Measurement, name_of_test
 from gemma_edge.benchmarks.records.run_report import (
@@ -205,7 +205,7 @@ def main() -> int:
     work = encode if workload.encode else measure_answer if workload.attach else measure
     work = measure_prefix if workload.prefix else measure_speculation if workload.speculate else work
     report = work(path, workload)
-    notes = tuple(began.notes(ClockReading.now()))
+    notes = (*began.notes(ClockReading.now()), *packing_notes(path))
     print(json.dumps(to_json(replace(report, environment=environment(), notes=notes))), flush=True)
     return 0
 

@@ -10,6 +10,7 @@ from gemma_edge.runtime.artifacts.manifest import EXPORT_AGAIN, MANIFEST
 from gemma_edge.runtime.engines.engine_registry import engine_of
 from gemma_edge.runtime.errors import BundleError
 from gemma_edge.runtime.files.kept_files import made_from
+from gemma_edge.runtime.host.cpu_fingerprint import cpu_fingerprint
 
 
 class BundleFacts(NamedTuple):
@@ -65,10 +66,23 @@ def bundle_facts(path: Path) -> BundleFacts:
     )
 
 
+def packing_notes(path: Path) -> list[str]:
+    """What a result must say where weights are mapped that the engine by itself would keep on the heap."""
+    bundle = Bundle.open(path)
+    engine = engine_of(bundle.format)
+    ours = f"-{engine.version}-{cpu_fingerprint()}-"
+    if engine.packs_weights or not any(ours in file.name for file in _kept_of(bundle)):
+        return []
+    return ["packed weights were kept beforehand (`gemma-edge cache --pack`), and are mapped"]
+
+
 def bundle_files(path: Path) -> list[Path]:
     """All files that loading a bundle reads: its own, and those that the runtime keeps of it in the cache
     folder, such as packed weights.
     """
     bundle = Bundle.open(path)
-    kept = {file for record in bundle.files.values() for file in made_from(record.sha256)}
-    return [*bundle.paths(), *sorted(kept)]
+    return [*bundle.paths(), *_kept_of(bundle)]
+
+
+def _kept_of(bundle: Bundle) -> list[Path]:
+    return sorted({file for record in bundle.files.values() for file in made_from(record.sha256)})

@@ -1,8 +1,8 @@
-"""Reads protocol buffers without the protobuf package, with every length checked."""
+"""Reads and changes protocol buffers without the protobuf package, with every length checked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 Value = int | bytes
@@ -39,6 +39,28 @@ def fields(data: bytes, name: str, fail: Fail) -> Iterator[tuple[int, Value]]:
         position += length
 
 
+def replaced(
+    message: bytes, path: Sequence[int], change: Callable[[bytes], bytes], name: str, fail: Fail
+) -> bytes:
+    """A message in which `change` was applied to each value at a path of field numbers.
+
+    Messages along the path must hold no fixed-size numbers, whose wire type `fields` does not tell.
+
+    Args:
+        name, fail: as in `fields`.
+    """
+    wanted, *rest = path
+    parts = []
+    for number, value in fields(message, name, fail):
+        if isinstance(value, int):
+            parts.append(_number(number << 3 | VARINT) + _number(value))
+            continue
+        if number == wanted:
+            value = replaced(value, rest, change, name, fail) if rest else change(value)
+        parts.append(_number(number << 3 | BYTES) + _number(len(value)) + value)
+    return b"".join(parts)
+
+
 def integers(value: Value, name: str, fail: Fail) -> list[int]:
     """The numbers of one occurrence of a repeated integer field: packed, or a single one."""
     if isinstance(value, int):
@@ -48,6 +70,15 @@ def integers(value: Value, name: str, fail: Fail) -> list[int]:
         number, position = _varint(value, position, name, fail)
         numbers.append(number)
     return numbers
+
+
+def _number(value: int) -> bytes:
+    """A varint."""
+    parts = bytearray()
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts, value])
 
 
 def _varint(data: bytes, position: int, name: str, fail: Fail) -> tuple[int, int]:

@@ -20,7 +20,7 @@ class Engine(Protocol):
         module: what Python imports of it.
         graph_suffix: of its files of graphs.
         packs_weights: the first load writes packed weights into the cache folder, and they are mapped from
-            then on; otherwise weights are resident.
+            then on; otherwise weights are resident, unless `pack_weights` was called for the bundle.
         any_chunk: whether a prefill call may have any number of tokens.
     """
 
@@ -40,6 +40,14 @@ class Engine(Protocol):
 
     def load_decoder(self, bundle: Bundle, *, threads: int | None, context: int | None) -> Decoder:
         """See `engine_registry.load_decoder`."""
+
+    def pack_weights(self, bundle: Bundle) -> None:
+        """Writes the decoder's packed weights into the cache folder, unless they are there. Loads map them.
+
+        Raises:
+            BundleError: the decoder is damaged.
+            DeviceError: the file cannot be written.
+        """
 
     def load_encoder(self, kind: Kind, path: Path, *, threads: int | None, digest: str) -> EncoderGraph:
         """The encoder in a file.

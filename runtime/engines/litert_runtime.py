@@ -33,6 +33,9 @@ class LitertEngine:
 
         return LitertDecoder(bundle, threads=threads, context=context)
 
+    def pack_weights(self, bundle: Bundle) -> None:
+        self.load_decoder(bundle, threads=None, context=None)  # warns where it cannot write
+
     def load_encoder(self, kind: Kind, path: Path, *, threads: int | None, digest: str) -> EncoderGraph:
         from gemma_edge.runtime.engines.litert_encoder import ENCODERS
 

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.onnx_check import check_windows
 from gemma_edge.runtime.engines.buffered_decoder import BufferedDecoder
-from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
+from gemma_edge.runtime.engines.cores import release_free_memory
 from gemma_edge.runtime.engines.decoder import check_room
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.engines.kv_snapshot import EveryPosition, Evicting, KvBuffers
+from gemma_edge.runtime.engines.onnx_session import open_session, session_options
+from gemma_edge.runtime.engines.packed_graph import DECODER, packed_session
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.families.config_fields import FULL, SLIDING
@@ -44,16 +46,11 @@ class OnnxDecoder(BufferedDecoder):
         maximum = self.config.max_position_embeddings
         if not 1 <= self.context <= maximum:
             raise UsageError(f"context must be 1 to {maximum} (max_position_embeddings), not {self.context}")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or physical_cores()
-        options.inter_op_num_threads = 1
-        # The arena keeps what a long prefill needed once; without it memory returns to its steady level.
-        options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
-        options.log_severity_level = 4  # errors are raised; its log would not escape names
-        self.path = path = bundle.file("decoder.onnx")
+        self.path = path = bundle.file(DECODER)
         try:
-            self.session = self._load(path, options)
+            self.session = self._load(bundle, session_options(threads))
+        except BundleError:
+            raise
         except Exception as error:  # onnxruntime raises many types of its own
             raise BundleError(path, "graph", "a decoder that ONNX Runtime loads", str(error)) from None
         self.split = self.config.first_shared_layer * self.config.hidden_size_per_layer_input
@@ -63,8 +60,8 @@ class OnnxDecoder(BufferedDecoder):
         self._bind_inputs()
         release_free_memory()  # packing weights leaves holes
 
-    def _load(self, path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    def _load(self, bundle: Bundle, options: ort.SessionOptions) -> ort.InferenceSession:
+        return packed_session(bundle, options) or open_session(bundle.file(DECODER), options)
 
     def _check_graph(self, path: Path, precision: str) -> None:
         """Raises BundleError unless the graph is one of this config: binding would not tell."""

@@ -10,9 +10,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from gemma_edge.runtime.artifacts.modalities import Kind
-from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
+from gemma_edge.runtime.engines.cores import release_free_memory
 from gemma_edge.runtime.engines.encoder_graph import SIGNATURES
 from gemma_edge.runtime.engines.integer_activations import NARROW_ACTIVATIONS
+from gemma_edge.runtime.engines.onnx_session import open_session, session_options
 from gemma_edge.runtime.errors import BundleError
 from gemma_edge.runtime.host.cpu_fingerprint import adds_in_16_bits
 
@@ -39,20 +40,11 @@ class OnnxEncoder:
     """
 
     def __init__(self, kind: Kind, path: Path, *, threads: int | None = None) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or physical_cores()
-        options.inter_op_num_threads = 1
-        # An encoder runs once for a prompt: what it needed belongs to the decoder afterwards.
-        options.enable_cpu_mem_arena = False
-        # A pattern is one block for a whole pass: 30 MB more at the peak of 30 s of audio, and no faster.
-        options.enable_mem_pattern = False
+        options = session_options(threads)
         for name, value in narrow_activations().items():
             options.add_initializer(name, value)
-        options.log_severity_level = 4  # errors are raised; its log would not escape names
         try:
-            self._session: ort.InferenceSession | None = ort.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
-            )
+            self._session: ort.InferenceSession | None = open_session(path, options)
         except Exception as error:  # onnxruntime raises many types of its own
             raise BundleError(path, "graph", "an encoder that ONNX Runtime loads", str(error)) from None
         values = [*self._session.get_inputs(), *self._session.get_outputs()]

@@ -8,6 +8,8 @@ from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.engines.decoder import Decoder
 from gemma_edge.runtime.engines.encoder_graph import EncoderGraph
+from gemma_edge.runtime.errors import DeviceError
+from gemma_edge.runtime.files.cache_folder import CACHE_VARIABLE, cache_folder
 
 
 class OnnxEngine:
@@ -32,6 +34,15 @@ class OnnxEngine:
         from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder
 
         return OnnxDecoder(bundle, threads=threads, context=context)
+
+    def pack_weights(self, bundle: Bundle) -> None:
+        from gemma_edge.runtime.engines.packed_graph import pack_graph
+
+        try:
+            pack_graph(bundle)
+        except OSError as error:
+            reason = f"{cache_folder()}: {error.strerror}"
+            raise DeviceError(f"{reason}. Set {CACHE_VARIABLE} to a folder with more room") from None
 
     def load_encoder(self, kind: Kind, path: Path, *, threads: int | None, digest: str) -> EncoderGraph:
         from gemma_edge.runtime.engines.onnx_encoder import OnnxEncoder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -16,6 +15,8 @@ from gemma_edge.export.formats.onnx.onnx_stored import read_graph
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder
+from gemma_edge.runtime.engines.onnx_session import open_session
+from gemma_edge.runtime.engines.packed_graph import DECODER
 
 PRODUCTS = ("MatMulNBits", "FusedMatMul")
 MANY = 6  # tokens of a call
@@ -47,7 +48,8 @@ class OnnxObserver(OnnxDecoder):
         for name in self.names:
             self.binding.bind_output(name)
 
-    def _load(self, path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    def _load(self, bundle: Bundle, options: ort.SessionOptions) -> ort.InferenceSession:
+        path = bundle.file(DECODER)
         model = read_graph(path)
         self._find_products(model)
         graph = model.graph
@@ -58,7 +60,7 @@ class OnnxObserver(OnnxDecoder):
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(path.parent)
         )
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return open_session(model.SerializeToString(), options)
 
     def _find_products(self, model: ModelProto) -> None:
         stored = {tensor.name for tensor in model.graph.initializer}
