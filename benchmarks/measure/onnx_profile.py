@@ -37,11 +37,12 @@ class ProfiledOnnxDecoder(OnnxDecoder):
 
     folder: tempfile.TemporaryDirectory[str]
 
-    def _load(self, bundle: Bundle, options: ort.SessionOptions) -> ort.InferenceSession:
+    def _options(self, threads: int | None) -> ort.SessionOptions:
         self.folder = tempfile.TemporaryDirectory()
+        options = super()._options(threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(self.folder.name) / "times")
-        return super()._load(bundle, options)
+        return options
 
 
 class OnnxProfiler:

@@ -48,7 +48,7 @@ class OnnxDecoder(BufferedDecoder):
             raise UsageError(f"context must be 1 to {maximum} (max_position_embeddings), not {self.context}")
         self.path = path = bundle.file(DECODER)
         try:
-            self.session = self._load(bundle, session_options(threads))
+            self.session = self._load(bundle, threads)
         except BundleError:
             raise
         except Exception as error:  # onnxruntime raises many types of its own
@@ -60,8 +60,12 @@ class OnnxDecoder(BufferedDecoder):
         self._bind_inputs()
         release_free_memory()  # packing weights leaves holes
 
-    def _load(self, bundle: Bundle, options: ort.SessionOptions) -> ort.InferenceSession:
-        return packed_session(bundle, options) or open_session(bundle.file(DECODER), options)
+    def _load(self, bundle: Bundle, threads: int | None) -> ort.InferenceSession:
+        packed = packed_session(bundle, lambda: self._options(threads))
+        return packed or open_session(bundle.file(DECODER), self._options(threads))
+
+    def _options(self, threads: int | None) -> ort.SessionOptions:
+        return session_options(threads)
 
     def _check_graph(self, path: Path, precision: str) -> None:
         """Raises BundleError unless the graph is one of this config: binding would not tell."""

@@ -13,6 +13,7 @@ import errno
 import os
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
@@ -51,8 +52,11 @@ def pack_graph(bundle: Bundle) -> Path:
     return kept(before, _SUFFIX) or keep(before, _SUFFIX, size, lambda building: _save(bundle, building))
 
 
-def packed_session(bundle: Bundle, options: ort.SessionOptions) -> ort.InferenceSession | None:
+def packed_session(bundle: Bundle, options: Callable[[], ort.SessionOptions]) -> ort.InferenceSession | None:
     """A session over the kept file; None where none is kept, or ONNX Runtime does not take it.
+
+    Args:
+        options: makes those of the session.
 
     Raises:
         BundleError: a file is kept, and the bundle's weights have another SHA-256 than recorded.
@@ -67,13 +71,12 @@ def packed_session(bundle: Bundle, options: ort.SessionOptions) -> ort.Inference
         return None
     if not path or not graph:
         return None
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimized
-    options.add_session_config_entry(_FOLDER, str(path.parent))
+    ours = options()
+    ours.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimized
+    ours.add_session_config_entry(_FOLDER, str(path.parent))
     try:
-        return open_session(graph.replace(_data_name(before).encode(), path.name.encode()), options)
+        return open_session(graph.replace(_data_name(before).encode(), path.name.encode()), ours)
     except Exception:  # onnxruntime raises many types of its own
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.add_session_config_entry(_FOLDER, str(bundle.file(DECODER).parent))
         return None
 
 

@@ -48,7 +48,7 @@ class OnnxObserver(OnnxDecoder):
         for name in self.names:
             self.binding.bind_output(name)
 
-    def _load(self, bundle: Bundle, options: ort.SessionOptions) -> ort.InferenceSession:
+    def _load(self, bundle: Bundle, threads: int | None) -> ort.InferenceSession:
         path = bundle.file(DECODER)
         model = read_graph(path)
         self._find_products(model)
@@ -57,6 +57,7 @@ class OnnxObserver(OnnxDecoder):
         self.extra = {edge for _, *edges in self.products for edge in edges} - given
         graph.output.extend(helper.make_tensor_value_info(name, FLOAT, None) for name in sorted(self.extra))
         self._find_steps(model)
+        options = self._options(threads)
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(path.parent)
         )
