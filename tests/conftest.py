@@ -58,8 +58,8 @@ SLOW_FILES = frozenset(
     bench bench_devices bench_encode bench_peers bench_prefix bench_speculation decode_cost demo
     devices_shell devices_supervise
     distribution encoder_export end_to_end export_format exporter first_hour fuzz_corpus leaks litert_decoder
-    litert_torch litertlm_bundle litertlm_encoders multimodal native_runner offline optimum packed_weights packed_graph
-    step_profile
+    litert_torch litertlm_bundle litertlm_encoders multimodal native_runner offline optimum packed_weights
+    step_profile packed_graph
     parity pocket pocket_lessons pocket_verbs release synth_checkpoint templates_that_fill_memory
     tflite_encoders turn_editor completion litertlm_tools structured_engines
     emulated_board native_answers
