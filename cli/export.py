@@ -88,7 +88,9 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
         "--chunk", type=int, default=DEFAULT_CHUNK, metavar="N", help="tokens per prefill call (default: 128)"
     )
     parser.add_argument(
-        "--kv-cache", choices=KV_CACHES, help="precision of the KV cache (default: the recipe's)"
+        "--kv-cache",
+        choices=KV_CACHES,
+        help="precision of the KV cache (default: the recipe's, but fp32 for tflite)",
     )
     parser.add_argument(
         "--modalities",

@@ -32,7 +32,7 @@ from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan import WORKING_FILE_BYTES, Plan, base_bytes, make_plan
 from gemma_edge.export.weights.calibrated_weights import can_calibrate
 from gemma_edge.export.weights.calibration_text import AUTO, NONE, OURS
-from gemma_edge.export.weights.recipe import Recipe, list_recipes, load_recipe
+from gemma_edge.export.weights.recipe import KV_CACHES, Recipe, list_recipes, load_recipe
 from gemma_edge.runtime.artifacts.bundle_list import find_bundles, peek_manifest
 from gemma_edge.runtime.artifacts.modalities import Kind
 from gemma_edge.runtime.errors import CeilingError, UsageError
@@ -162,7 +162,7 @@ def rank_plans(
     for format in map(export_format, machine.formats):
         for recipe in recipes.values():
             if format.unsupported(config, recipe) is None:
-                for cache in format.kv_caches:
+                for cache in KV_CACHES:
                     found += search.best(format, resolve_recipe(recipe, cache, format.runtime.name), sizes)
     if not found:
         raise CeilingError(search.nothing_fits())

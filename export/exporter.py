@@ -42,7 +42,7 @@ from gemma_edge.export.weights.calibrated_weights import (
     calibration_bytes,
 )
 from gemma_edge.export.weights.calibration_text import AUTO, CalibrationText, read_calibration
-from gemma_edge.export.weights.recipe import DEFAULT_RECIPE, KV_CACHES, Bounds, Recipe, load_recipe
+from gemma_edge.export.weights.recipe import DEFAULT_RECIPE, KV_CACHES, Bounds, KvCache, Recipe, load_recipe
 from gemma_edge.export.weights.rounding import NearestRounding, Rounding
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.bundle_list import peek_manifest
@@ -110,7 +110,7 @@ def export_bundle(
         context: tokens of KV cache that the plan is made for; None for 4096, or the model's maximum if that
             is smaller.
         chunk: tokens of one prefill call; bounds the memory of activations.
-        kv_cache: "fp32" or "int8"; None for what the recipe says. LiteRT has fp32 only.
+        kv_cache: "fp32" or "int8"; None for what the recipe says; "tflite" takes fp32 then.
         ceiling: bytes of memory that the plan must fit in.
         verify: compare the bundle with the checkpoint before it is published.
         progress: show progress bars on stderr (when it is a terminal).
@@ -339,23 +339,17 @@ def plan_export(
 
 
 def resolve_recipe(recipe: str | Path | Recipe, kv_cache: str | None, format: str) -> Recipe:
-    """The recipe with the precision of the KV cache that is asked for and that the format takes.
+    """The recipe with the precision of the KV cache that is asked for, or else the format's own choice.
 
     Raises:
-        UsageError: an unknown recipe, or a KV cache that the format does not take.
+        UsageError: an unknown recipe, or another precision than fp32 and int8.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     if kv_cache not in (None, *KV_CACHES):
         raise UsageError(f"kv_cache must be {' or '.join(KV_CACHES)}, not {kv_cache!r}")
-    taken = export_format(format).kv_caches
-    if kv_cache and kv_cache not in taken:
-        raise UsageError(
-            f"an {kv_cache} KV cache is not for --format {format}, which takes {', '.join(taken)}"
-        )
-    chosen = next((c for c in KV_CACHES if c == kv_cache), recipe.kv_cache)
-    if chosen not in taken:
-        chosen = taken[0]
+    default: KvCache = recipe.kv_cache if export_format(format).int8_by_default else "fp32"
+    chosen = next((c for c in KV_CACHES if c == kv_cache), default)
     if chosen == "int8" != recipe.kv_cache:
         own = recipe.bounds
         mean_kl, top1 = max(own.mean_kl, INT8_CACHE_BOUNDS.mean_kl), min(own.top1, INT8_CACHE_BOUNDS.top1)

@@ -25,7 +25,7 @@ from gemma_edge.export.formats.export_format import ExportFormat, ExportJob, Wei
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, Part, TensorSpec
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.plan_table import ON_DEMAND, needed_size
-from gemma_edge.export.weights.recipe import Recipe, list_recipes, load_recipe
+from gemma_edge.export.weights.recipe import KV_CACHES, Recipe, list_recipes, load_recipe
 from gemma_edge.export.weights.stored_tensor import StoredTensor
 from gemma_edge.runtime.errors import CeilingError, UsageError
 from gemma_edge.runtime.families.model_family import TextConfig
@@ -179,7 +179,7 @@ def _remedies(ceiling: int, job: ExportJob, format: ExportFormat) -> list[str]:
             context //= 2
 
     recipe = job.recipe
-    caches = [c for c in format.kv_caches if c == "int8" != recipe.kv_cache]
+    caches = [c for c in KV_CACHES if c == "int8" != recipe.kv_cache]
     found = [
         first_fit("--kv-cache", ((c, replace(job, recipe=replace(recipe, kv_cache=c))) for c in caches)),
         first_fit("--chunk", ((n, replace(job, chunk=n)) for n in (128, 64, 32) if n < job.chunk)),

@@ -20,7 +20,6 @@ from gemma_edge.export.exporter import export_bundle
 from gemma_edge.export.formats.export_format import ExportFormat
 from gemma_edge.export.formats.registry import FORMAT_NAMES, export_format
 from gemma_edge.export.synth.synth_checkpoint import synthesize
-from gemma_edge.export.weights.recipe import KV_CACHES
 from gemma_edge.runtime.errors import (
     CheckpointError,
     ConfigError,
@@ -78,7 +77,6 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_format_is_one_object(name: str) -> None:
     found: ExportFormat = export_format(name)
     assert found.runtime.name == name
-    assert set(found.kv_caches) <= set(KV_CACHES) and found.kv_caches
 
 
 def test_an_unknown_format() -> None:
@@ -193,8 +191,6 @@ def test_too_little_disk_space(
     ("name", "options", "match"),
     [
         ("onnx", {"recipe": "int4_channelwise"}, "channel-wise"),
-        ("tflite", {"kv_cache": "int8"}, "int8 KV cache is not for --format tflite"),
-        ("litertlm", {"kv_cache": "int8"}, "int8 KV cache is not for --format litertlm"),
     ],
 )
 def test_combinations_that_no_engine_takes(

@@ -10,7 +10,7 @@ import pytest
 from gemma_edge.export.emit.reference.reference_text import evaluate
 from gemma_edge.export.synth.synth_gemma3n import text_config
 from gemma_edge.export.weights.kv_scales import KvScales, kv_scales
-from gemma_edge.runtime.engines.kv_cache import cache_layouts
+from gemma_edge.runtime.engines.kv_cache import cache_layouts, int8_layers, litert_cache_bytes
 from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder
 from gemma_edge.runtime.families.config_fields import FULL, SLIDING
 from gemma_edge.runtime.families.gemma3n_config import Gemma3nConfig
@@ -57,6 +57,19 @@ def test_int8_is_for_caches_that_grow_with_the_context() -> None:
         smaller = 1 if layout.windowed else 4
         assert layout.precision == ("fp32" if layout.windowed else "int8")
         assert smaller * layout.bytes(4096) == fp32[layer].bytes(4096)
+
+
+def test_caches_of_a_tflite() -> None:
+    """E2B: 4 global layers and 16 sliding ones; an int8 cache is read through an fp32 copy of one layer."""
+    config, row = Gemma3nConfig.from_dict(text_config("e2b")), 2 * 512
+    windows = 16 * 512 * row * 4
+    for context in (4096, 32768):
+        whole = context * row
+        assert litert_cache_bytes(config, context, "fp32", rings=True) == 4 * whole * 4 + windows
+        assert litert_cache_bytes(config, context, "int8", rings=True) == 4 * whole + windows + whole * 4
+        assert litert_cache_bytes(config, context, "fp32", rings=False) == 20 * whole * 4
+        assert litert_cache_bytes(config, context, "int8", rings=False) == 20 * whole + whole * 4
+    assert not int8_layers(config, "fp32", rings=False)
 
 
 @pytest.mark.parametrize("window", [1, 3, 4, 100])

@@ -25,6 +25,7 @@ from gemma_edge.runtime.model import Model
 from support.random_gemma3n_text import DictSource, feed, random_ids, random_source, write_decoder
 
 WINDOW, CONTEXT = 24, 200
+LITERT = ("tflite-fp32", "litertlm-fp32", "tflite-int8", "litertlm-int8")
 Feed = Callable[[Decoder, list[int], list[int]], Any]  # logits of ids, cut into calls
 Make = Callable[..., tuple[Decoder, Feed]]
 
@@ -91,11 +92,18 @@ def onnx_decoders(source: DictSource, folder: Path, kv_cache: str) -> Make:
     )
 
 
-def litert_decoders(checkpoint: Path, folder: Path, format: str) -> Make:
+def litert_decoders(checkpoint: Path, folder: Path, format: str, kv_cache: str) -> Make:
     pytest.importorskip("ai_edge_litert")
     out = folder / ("out" + ARTIFACT_FORMATS[format].suffix)
     path = export_bundle(
-        checkpoint, out, recipe="fp32", context=CONTEXT, chunk=64, format=format, verify=False
+        checkpoint,
+        out,
+        recipe="fp32",
+        kv_cache=kv_cache,
+        context=CONTEXT,
+        chunk=64,
+        format=format,
+        verify=False,
     ).path
 
     def make(**options: Any) -> tuple[Decoder, Feed]:
@@ -113,16 +121,17 @@ def litert_decoders(checkpoint: Path, folder: Path, format: str) -> Make:
 
 @pytest.fixture(
     scope="module",
-    params=["fp32", "int8", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tflite", "litertlm"))],
+    params=["fp32", "int8", *(pytest.param(name, marks=pytest.mark.slow) for name in LITERT)],
 )
 def make(
     request: pytest.FixtureRequest, source: DictSource, tmp_path_factory: pytest.TempPathFactory
 ) -> Make:
-    """Makes a decoder, and what feeds it: ONNX Runtime's by the cache's precision, LiteRT's by the format."""
+    """Makes a decoder, and what feeds it: on ONNX Runtime, or on LiteRT in a format."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param in ("fp32", "int8"):
         return onnx_decoders(source, folder, request.param)
-    return litert_decoders(request.getfixturevalue("tiny_checkpoint"), folder, request.param)
+    format, _, kv_cache = request.param.partition("-")
+    return litert_decoders(request.getfixturevalue("tiny_checkpoint"), folder, format, kv_cache)
 
 
 IDS = random_ids(random_source().config, CONTEXT, seed=3)

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ pytest.importorskip("ai_edge_litert")
 
 from gemma_edge.cli.main import main
 from gemma_edge.export.exporter import export_bundle
+from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.engines import litert_decoder as litert
 from gemma_edge.runtime.engines.engine_registry import load_decoder
@@ -192,6 +194,28 @@ def test_channelwise_is_for_litert_only(tiny_checkpoint: Path, tmp_path: Path) -
     assert exported.agreement.mean_kl < 0.2
 
 
-def test_an_int8_cache_is_for_onnx_only(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="fp32"):
-        export_bundle(tiny_checkpoint, tmp_path / "x", kv_cache="int8", format="tflite")
+@pytest.mark.parametrize("format", ["tflite", "litertlm"])
+def test_an_int8_cache_is_near_the_checkpoint(format: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The gate compares every new key and value with the reference's, to half a step."""
+    path = tmp_path / ("out" + ARTIFACT_FORMATS[format].suffix)
+    options: dict[str, Any] = {"recipe": "fp32", "context": CONTEXT, "chunk": CHUNK, "format": format}
+    exported = export_bundle(tiny_checkpoint, path, kv_cache="int8", **options)
+    assert exported.agreement is not None and 1e-9 < exported.agreement.mean_kl < 1e-3
+    with Model.load(path, threads=1) as model:
+        c = Bundle.open(path).config
+        arrays = model.decoder.snapshot().arrays
+        rings = {i for i in c.kv_layers if c.is_sliding(i)} if format == "tflite" else set()
+        found = {i for i in c.kv_layers if arrays[f"kv_cache_k_{i}"].dtype == np.float32}
+        assert found == rings and len(rings) < len(c.kv_layers)
+
+
+def test_a_manifest_that_says_another_precision(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(bundles["tflite"], tmp_path / "copy"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"kv_cache": "int8"}))
+    with pytest.raises(
+        BundleError, match=r"256 positions of int8, by the manifest, got 256 positions of fp32"
+    ):
+        Model.load(copy, threads=1)

@@ -132,7 +132,7 @@ def test_a_truncated_file(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("schema_version", 99), ("schema_version", 0), ("kv_cache", "int8"), ("sha256", {})]
+    ("key", "value"), [("schema_version", 99), ("schema_version", 0), ("kv_cache", "fp8"), ("sha256", {})]
 )
 def test_a_manifest_that_lies(copy: Path, key: str, value: object) -> None:
     text = read_litertlm(copy).system[MANIFEST_KEY]

@@ -200,4 +200,11 @@ def test_an_alias_must_name_one_of_ours_directly(tmp_path: Path, alias: object) 
 @pytest.mark.parametrize("own", ["int4", "fp32"])  # whose own cache is int8, and fp32
 @pytest.mark.parametrize("asked", ["int8", "fp32"])
 def test_the_kv_cache_that_is_asked_for_is_the_one_that_is_made(own: str, asked: str) -> None:
-    assert resolve_recipe(own, asked, "onnx").kv_cache == asked
+    for format in ("onnx", "tflite", "litertlm"):
+        assert resolve_recipe(own, asked, format).kv_cache == asked
+
+
+def test_a_recipes_int8_cache_is_the_default_where_it_costs_no_time() -> None:
+    made = {form: resolve_recipe("int4", None, form).kv_cache for form in ("onnx", "tflite", "litertlm")}
+    assert made == {"onnx": "int8", "tflite": "fp32", "litertlm": "int8"}
+    assert resolve_recipe("fp32", None, "litertlm").kv_cache == "fp32"

@@ -21,7 +21,7 @@ from gemma_edge.export.formats.observed_decoder import ObservedDecoder
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.model.weight_source import WeightSource
 from gemma_edge.export.publish import BundleWriter
-from gemma_edge.export.weights.recipe import KvCache, Recipe
+from gemma_edge.export.weights.recipe import Recipe
 from gemma_edge.export.weights.rounding import Rounding
 from gemma_edge.export.weights.stored_matrix import StoredMatrix
 from gemma_edge.export.weights.stored_tensor import StoredTensor
@@ -110,7 +110,7 @@ class ExportFormat(Protocol):
     """One way to store a model.
 
     runtime: the runtime's half, with the name and the suffix of the artifact.
-    kv_caches: precisions of the KV cache that the engine takes; the first replaces any other of a recipe.
+    int8_by_default: a recipe's int8 KV cache is taken unless another one is asked for; otherwise fp32 is.
     mapped: the engine leaves the decoder's weights in mapped pages of a file.
     base_bytes: anonymous memory of interpreter, engine and graph, without weights, cache and tokenizer.
     decoder: name of the file with the decoder's graph.
@@ -119,7 +119,7 @@ class ExportFormat(Protocol):
     @property
     def runtime(self) -> ArtifactFormat: ...
     @property
-    def kv_caches(self) -> tuple[KvCache, ...]: ...
+    def int8_by_default(self) -> bool: ...
     @property
     def mapped(self) -> bool: ...
     @property

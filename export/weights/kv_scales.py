@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gemma_edge.export.emit.reference.reference_text import Array, ReferenceOps, final_hidden
 from gemma_edge.export.model.weight_source import WeightSource
+from gemma_edge.export.progress_bar import ProgressBar
 
 MARGIN = 2.0  # headroom over the largest magnitude seen
 MAX_INT8 = 127
@@ -46,6 +47,16 @@ def kv_scales(source: WeightSource, sequences: Sequence[Sequence[int]]) -> dict[
         bound = math.sqrt(config.head_dim)
         scales[layer] = KvScales(_scale(keys, bound * pair), _scale(values, np.full(config.head_dim, bound)))
     return scales
+
+
+def measured_kv_scales(
+    source: WeightSource, precision: str, prompts: Sequence[Sequence[int]], progress: bool
+) -> dict[int, KvScales]:
+    """`kv_scales` for a KV cache of this precision, with a progress bar; none for fp32."""
+    if precision != "int8":
+        return {}
+    with ProgressBar("calibrating the int8 cache", 0, progress):
+        return kv_scales(source, prompts)
 
 
 class _AllCached(Exception):

@@ -63,6 +63,7 @@ class CheckedGraph:
                 "layout": decoder.layout,
                 "transposed": sorted(decoder.transposed),
                 "verify": decoder.verify,
+                "int8": sorted(decoder.int8),
             }
         )
 
@@ -97,9 +98,12 @@ def _decoder(said: Any) -> DecoderSignatures:
         raise ValueError(said["layout"])
     prefill, verify = _sizes(said["prefill"]), _sizes(said["verify"])
     transposed = frozenset(said["transposed"])
-    if not transposed <= set(lengths):
-        raise ValueError(said["transposed"])
-    return DecoderSignatures(prefill, _size(said["context"]), lengths, said["layout"], transposed, verify)
+    int8 = frozenset(said["int8"])
+    if not transposed | int8 <= set(lengths):
+        raise ValueError(said["transposed"], said["int8"])
+    return DecoderSignatures(
+        prefill, _size(said["context"]), lengths, said["layout"], transposed, verify, int8
+    )
 
 
 def _sizes(values: Sequence[Any]) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ class DecoderSignatures:
         lengths: positions of each KV cache, by layer.
         layout: "litertlm" or "windowed".
         transposed: layers whose values are cached as (head_dim, positions).
+        int8: layers whose cache is int8; that of others is fp32.
     """
 
     prefill: tuple[int, ...]
@@ -24,3 +25,4 @@ class DecoderSignatures:
     layout: str
     transposed: frozenset[int]
     verify: tuple[int, ...] = ()
+    int8: frozenset[int] = frozenset()

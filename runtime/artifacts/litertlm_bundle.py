@@ -97,7 +97,7 @@ class LitertlmBundle:
         litertlm = read_litertlm(path)
         manifest = _manifest(litertlm)
         check_schema(path, manifest)
-        choice(path, manifest, "kv_cache", ("fp32",))
+        choice(path, manifest, "kv_cache", ("fp32", "int8"))
         config = litertlm.config
         manifest |= {
             "format": FORMAT,

@@ -41,8 +41,9 @@ def check_decoder(model: TfliteModel, config: Gemma3nConfig) -> DecoderSignature
     if DECODE not in sizes or not prefill:
         model.fail("signatures", "decode and one or more prefill_N", sorted(sizes))
     inputs = model.signatures[DECODE].inputs
-    shapes = {i: _tensor(model, inputs, DECODE, f"kv_cache_k_{i}").shape for i in config.kv_layers}
-    lengths = {i: shape[2] if len(shape) == 4 else 0 for i, shape in shapes.items()}
+    keys = {i: _tensor(model, inputs, DECODE, f"kv_cache_k_{i}") for i in config.kv_layers}
+    lengths = {i: key.shape[2] if len(key.shape) == 4 else 0 for i, key in keys.items()}
+    int8 = frozenset(i for i, key in keys.items() if key.type == "int8")
     context = max(lengths.values(), default=0)
     layout = "litertlm" if "input_pos" in inputs else "windowed"
     values = {i: _tensor(model, inputs, DECODE, f"kv_cache_v_{i}").shape for i in config.kv_layers}
@@ -57,6 +58,9 @@ def check_decoder(model: TfliteModel, config: Gemma3nConfig) -> DecoderSignature
             if layout == "litertlm"
             else _windowed_caches(config, tokens, lengths, transposed)
         )
+        for caches in (expected_inputs, expected_outputs):
+            for cache in (f"kv_cache_{part}_{layer}" for part in "kv" for layer in int8):
+                caches[cache] = ("int8", caches[cache][1])
         expected_inputs |= {
             "embeddings": ("float32", (1, tokens, config.hidden_size)),
             "per_layer_embeddings": (
@@ -68,7 +72,7 @@ def check_decoder(model: TfliteModel, config: Gemma3nConfig) -> DecoderSignature
             expected_outputs["logits"] = ("float32", (1, tokens, config.vocab_size))
         _check(model, model.signatures[name].inputs, name, expected_inputs)
         _check(model, model.signatures[name].outputs, name, expected_outputs)
-    return DecoderSignatures(prefill, context, lengths, layout, transposed, verify)
+    return DecoderSignatures(prefill, context, lengths, layout, transposed, verify, int8)
 
 
 def _sorted_sizes(sizes: Mapping[str, int], kind: str) -> tuple[int, ...]:

@@ -58,11 +58,30 @@ def window_capacity(config: Gemma3nConfig, context: int) -> int:
     return min(config.sliding_window, context)
 
 
-def windowed_cache_bytes(config: Gemma3nConfig, context: int) -> int:
-    """Bytes of fp32 caches of which every sliding layer's is a ring."""
-    row = 2 * config.key_value_size * BYTES["fp32"]
-    ring = window_capacity(config, context)
-    return sum((ring if config.is_sliding(i) else context) * row for i in config.kv_layers)
+def int8_layers(config: Gemma3nConfig, precision: str, *, rings: bool) -> frozenset[int]:
+    """Layers whose cache a .tflite has in int8, if that is the `precision`: those that grow with the context.
+
+    Args:
+        rings: sliding layers have rings; otherwise all caches are as long as the context.
+    """
+    if precision != "int8":
+        return frozenset()
+    return frozenset(i for i in config.kv_layers if not (rings and config.is_sliding(i)))
+
+
+def litert_cache_bytes(config: Gemma3nConfig, context: int, precision: str, *, rings: bool) -> int:
+    """Bytes of the caches of a .tflite, and of the fp32 copy of an int8 one that attention reads.
+
+    Args:
+        rings: as in `int8_layers`.
+    """
+    row, ring = 2 * config.key_value_size, window_capacity(config, context)
+    int8 = int8_layers(config, precision, rings=rings)
+    copy = context * row * BYTES["fp32"] if int8 else 0
+    return copy + sum(
+        (ring if rings and config.is_sliding(i) else context) * row * BYTES["int8" if i in int8 else "fp32"]
+        for i in config.kv_layers
+    )
 
 
 def values_transposed(config: Gemma3nConfig, layer: int, context: int, rings: bool) -> bool:

@@ -14,7 +14,7 @@ memory.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.checked_graph import CheckedGraph
+from gemma_edge.runtime.artifacts.decoder_signatures import DecoderSignatures
 from gemma_edge.runtime.engines.buffered_decoder import BufferedDecoder
 from gemma_edge.runtime.engines.cores import physical_cores, release_free_memory
 from gemma_edge.runtime.engines.decoder import check_room
+from gemma_edge.runtime.engines.kv_cache import int8_layers
 from gemma_edge.runtime.engines.kv_snapshot import EveryPosition, KvBuffers, KvSnapshot, Ring
 from gemma_edge.runtime.engines.litert_model import (
     Buffer,
@@ -66,12 +68,12 @@ class LitertDecoder(BufferedDecoder):
         file = graph.decoder()
         self.windowed = file.layout == "windowed"
         self.capacity = self._capacities(bundle.context)
-        self._check_caches(file.lengths)
+        self._check_caches(file, bundle.kv_cache)
         self.model = self._load(path, bundle.files[DECODER].sha256, threads or physical_cores())
         graph.keep(file)  # packing its weights made the file's hash known
         self.started = False
         with engine_errors(path):
-            self._allocate_cache(file.transposed)
+            self._allocate_cache(file.transposed, file.int8)
             # By number of tokens; decode takes one.
             self.calls = {1: _Call(self, "decode", 1)}
             self.verifying = self.calls | {n: _Call(self, f"verify_{n}", n) for n in file.verify}
@@ -89,15 +91,20 @@ class LitertDecoder(BufferedDecoder):
         window = min(self.config.sliding_window, context) if self.windowed else context
         return {kind: window if kind == SLIDING else context for kind in sorted(set(self.config.layer_types))}
 
-    def _check_caches(self, lengths: Mapping[int, int]) -> None:
-        """Raises BundleError if a cache of the graph has other `lengths` than the manifest says."""
-        for layer, length in lengths.items():
-            expected = self.capacity[self.config.layer_types[layer]]
-            if length != expected:
+    def _check_caches(self, file: DecoderSignatures, precision: str) -> None:
+        """Raises BundleError if a cache of the graph is not of the manifest's length and precision."""
+        int8 = int8_layers(self.config, precision, rings=self.windowed)
+        for layer, length in file.lengths.items():
+            positions = self.capacity[self.config.layer_types[layer]]
+            expected, got = (
+                f"{size} positions of {'int8' if layer in layers else 'fp32'}"
+                for size, layers in ((positions, int8), (length, file.int8))
+            )
+            if got != expected:
                 field, remedy = f"KV cache of layer {layer}", "Export the checkpoint again."
-                raise BundleError(self.path, field, f"{expected} positions, by the manifest", length, remedy)
+                raise BundleError(self.path, field, f"{expected}, by the manifest", got, remedy)
 
-    def _allocate_cache(self, transposed: Collection[int]) -> None:
+    def _allocate_cache(self, transposed: Collection[int], int8: Collection[int]) -> None:
         """Buffers of every layer that owns KV; `transposed` names those with values (head_dim, positions)."""
         c = self.config
         self.caches: dict[str, Buffer] = {}
@@ -112,7 +119,8 @@ class LitertDecoder(BufferedDecoder):
                 (f"kv_cache_k_{i}", shape, 2),
                 (f"kv_cache_v_{i}", values, values_axis),
             ):
-                buffer = Buffer(self.model.create_input_buffer_by_name("decode", name), size)
+                dtype = np.int8 if i in int8 else np.float32
+                buffer = Buffer(self.model.create_input_buffer_by_name("decode", name), size, dtype)
                 self.caches[name] = buffer
                 self.buffers.add(name, buffer.array, kept, axis)
 
@@ -210,7 +218,11 @@ class _Call:
         }
         details = model.get_output_tensor_details(name)
         self.outputs = {
-            key: Buffer(model.create_output_buffer_by_name(name, key), tuple(details[key]["shape"]))
+            key: Buffer(
+                model.create_output_buffer_by_name(name, key),
+                tuple(details[key]["shape"]),
+                decoder.caches[key].array.dtype.type if key in decoder.caches else np.float32,
+            )
             for key in self.output_names
             if key not in decoder.caches or decoder.windowed
         }

@@ -50,7 +50,12 @@ VERSIONS = {"FULLY_CONNECTED": 5, "EMBEDDING_LOOKUP": 4}
 BUFFER_OFFSET, BUFFER_SIZE, QUANTIZATION_SCALE = 6, 8, 8
 
 _types = schema.TensorType
-DTYPES: dict[str, int] = {"float32": _types.FLOAT32, "int32": _types.INT32, "bool": _types.BOOL}
+DTYPES: dict[str, int] = {
+    "float32": _types.FLOAT32,
+    "int32": _types.INT32,
+    "int8": _types.INT8,
+    "bool": _types.BOOL,
+}
 
 
 def stored_precision(wanted: Precision, columns: int) -> Precision:
@@ -96,16 +101,31 @@ class Graph:
         self.shapes.append(tuple(shape))
         return len(self.tensors) - 1
 
+    def dtype(self, edge: int) -> str:
+        """The type of an edge, a key of `DTYPES`."""
+        return next(name for name, code in DTYPES.items() if code == self.tensors[edge].type)
+
     def input(self, name: str, shape: Sequence[int], dtype: str = "float32") -> int:
-        self.inputs[name] = self.tensor(shape, DTYPES[dtype], name=f"{self.name}_{name}")
+        self.inputs[name] = self.activation(shape, dtype, f"{self.name}_{name}")
         return self.inputs[name]
 
-    def constant(self, value: ArrayLike, dtype: str = "float32") -> int:
-        """A small constant inside the FlatBuffer, one for each value."""
+    def activation(self, shape: Sequence[int], dtype: str, name: str = "") -> int:
+        """A tensor that is computed. An int8 one stands for its integers."""
+        edge = self.tensor(shape, DTYPES[dtype], name=name)
+        if dtype == "int8":
+            self.tensors[edge].quantization = schema.QuantizationParametersT()
+            self.tensors[edge].quantization.scale = np.ones(1, np.float32)
+            self.tensors[edge].quantization.zeroPoint = np.zeros(1, np.int64)
+        return edge
+
+    def constant(self, value: ArrayLike, dtype: str = "float32", name: str = "") -> int:
+        """A small constant inside the FlatBuffer, one for each value and name."""
         array = np.asarray(value, dtype)
-        key = (array.shape, dtype, array.tobytes())
+        key = (array.shape, dtype, array.tobytes(), name)
         if key not in self.known:
-            self.known[key] = self.tensor(array.shape, DTYPES[dtype], self.file.constant(array))
+            self.known[key] = self.tensor(
+                array.shape, DTYPES[dtype], self.file.constant(array), name and f"{self.name}/{name}"
+            )
         return self.known[key]
 
     def weight(
@@ -162,7 +182,7 @@ class Graph:
         """Appends an operator and returns its one output. `options` is the schema's name of its options."""
         operator = schema.OperatorT()
         operator.opcodeIndex = self.file.opcode(code)
-        operator.inputs, out = list(inputs), self.tensor(shape, DTYPES[dtype])
+        operator.inputs, out = list(inputs), self.activation(shape, dtype)
         operator.outputs = [out]
         if options:
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, options)

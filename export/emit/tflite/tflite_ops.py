@@ -110,6 +110,15 @@ class TfliteGraphOps:
             code, kind = "CONV_2D", "Conv2DOptions"
         return self.graph.op(code, [x, kernel, bias], shape, kind, **options)
 
+    def to_int8(self, x: int) -> int:
+        """The nearest integers, from -128 to 127."""
+        return self.graph.op("QUANTIZE", [x], self.shape(x), "QuantizeOptions", "int8")
+
+    def to_fp32(self, x: int) -> int:
+        if self.graph.dtype(x) == "float32":
+            return x
+        return self.graph.op("DEQUANTIZE", [x], self.shape(x), "DequantizeOptions")
+
     def softmax(self, x: int) -> int:
         return self.graph.op("SOFTMAX", [x], self.shape(x), "SoftmaxOptions", beta=1.0)
 

@@ -26,11 +26,15 @@ has room for its window only (C = window, else C = T):
                           f32 (1, kv heads, head_dim, C)    v of full layers
 
 K is a kind of layer, full or sliding; a kind that no layer has is left out.
+
+Caches that are as long as the context may be int8. A channel of a KV head has a step, by which keys and
+values are divided before they are rounded; queries and the sums of values are multiplied with it instead of
+the cache. Attention reads an fp32 copy of the integers, of one layer at a time, or of its window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -40,8 +44,9 @@ from gemma_edge.export.emit.tflite.tflite_ops import TfliteGraphOps
 from gemma_edge.export.export_families import family_with, tensor_specs
 from gemma_edge.export.model.ops import HeadProjection, Weight
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, Part
+from gemma_edge.export.weights.kv_scales import KvScales
 from gemma_edge.export.weights.recipe import FP32, Recipe
-from gemma_edge.runtime.engines.kv_cache import values_transposed, window_capacity
+from gemma_edge.runtime.engines.kv_cache import int8_layers, values_transposed, window_capacity
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.families.config_fields import FULL, SLIDING
 from gemma_edge.runtime.families.model_family import TextConfig
@@ -52,6 +57,7 @@ KINDS = {FULL: "full", SLIDING: "sliding"}
 MASKED = -1e9  # finite: a padding row that sees nothing must not become NaN
 # Rows of queries, of all heads that share a KV head: a call of 32 tokens of E2B. With 512 packing is cheaper.
 MOST_ON_THE_RIGHT = 128
+KV_STEP = "kv_step_"  # of the names of constants: kv_step_k_3 belongs to kv_cache_k_3
 EMBEDDER, PER_LAYER_EMBEDDER = "embedder", "per_layer_embedder"
 
 
@@ -63,19 +69,22 @@ def emit_decoder(
     prefill: Sequence[int] = (),
     verify: Sequence[int] = (),
     layout: CacheLayout = "windowed",
+    kv_scales: Mapping[int, KvScales] | None = None,
 ) -> TfliteFile:
     """Emits the decoder of `config` with the precisions of `recipe`; reads no weight.
 
     Args:
         context: tokens of KV cache; fixed in the file.
         prefill, verify: numbers of tokens, each a signature beside `decode`.
+        kv_scales: steps of an int8 cache, a layer; without them such a cache gets steps of 1, which is enough
+            for a plan.
     """
     file = TfliteFile(tensor_specs(config))
     silent = {f"prefill_{tokens}": tokens for tokens in sorted(set(prefill))}
     speaking = {f"verify_{tokens}": tokens for tokens in sorted(set(verify))} | {"decode": 1}
     for name, tokens in (silent | speaking).items():
         graph = file.graph(name)
-        ops = TfliteOps(graph, config, recipe, tokens, context, layout)
+        ops = TfliteOps(graph, config, recipe, tokens, context, layout, kv_scales or {})
         logits = ops.emit()
         if name in speaking:
             graph.outputs["logits"] = ops.reshape(logits, (1, tokens, config.vocab_size))
@@ -125,15 +134,18 @@ class TfliteOps(TfliteGraphOps):
         tokens: int,
         context: int,
         layout: CacheLayout,
+        kv_scales: Mapping[int, KvScales],
     ) -> None:
         super().__init__(graph, tensor_specs(config), recipe, config.rms_norm_eps)
         self.config = config
         self.tokens, self.context, self.windowed = tokens, context, layout == "windowed"
+        self.int8 = int8_layers(config, recipe.kv_cache, rings=self.windowed)
+        self.kv_scales = kv_scales
         self.streams: dict[tuple[int, int], int] = {}
         # For each kind of layer: cos and sin, (tokens, 1, head_dim) each, and the mask over a layer's scores.
         self.rotary: dict[str, tuple[int, int]] = {}
         self.masks: dict[str, int] = {}
-        # For each layer that owns KV: keys and values as attention reads them, in one or two parts.
+        # For each layer that owns KV: keys and values as attention reads them, in one or two parts, fp32.
         self.keys: dict[int, list[int]] = {}
         self.values: dict[int, list[int]] = {}
         # Positions that sliding layers read of whole caches, i32; None where they read all of them.
@@ -149,8 +161,9 @@ class TfliteOps(TfliteGraphOps):
             capacity = self.capacity(c.layer_types[i])
             key = (1, c.num_key_value_heads, capacity, c.head_dim)
             value = (*key[:2], key[3], key[2]) if self.transposed(i) else key
-            self.keys[i] = [graph.input(f"kv_cache_k_{i}", key)]
-            self.values[i] = [graph.input(f"kv_cache_v_{i}", value)]
+            dtype = "int8" if i in self.int8 else "float32"
+            graph.input(f"kv_cache_k_{i}", key, dtype)
+            graph.input(f"kv_cache_v_{i}", value, dtype)
         rows = self.reshape(rows, (n, c.ple_row_size))
         split = c.first_shared_layer * c.hidden_size_per_layer_input
         high = None
@@ -232,7 +245,9 @@ class TfliteOps(TfliteGraphOps):
         assert self.window is not None
         shape = list(self.shape(x))
         shape[axis] = self.shape(self.window)[0]
-        return self.graph.op("GATHER", [x, self.window], shape, "GatherOptions", axis=axis)
+        return self.graph.op(
+            "GATHER", [x, self.window], shape, "GatherOptions", self.graph.dtype(x), axis=axis
+        )
 
     def set_rotary(self, kind: str, cos: int, sin: int) -> None:
         shape = (self.tokens, 1, self.config.head_dim)
@@ -277,6 +292,9 @@ class TfliteOps(TfliteGraphOps):
             (1, c.num_key_value_heads, queries // c.num_key_value_heads * tokens, dim),
         )
         owner = c.kv_owner[layer]
+        steps = (c.num_key_value_heads, 1, dim)
+        if owner in self.int8:
+            q = self.op("MUL", [q, self.steps(owner, "k", steps)])
         keys, values = self.keys[owner], self.values[owner]
         # Of the first part; a second one holds the tokens' own rows.
         turned = [self.transposed(owner), False][: len(values)]
@@ -288,6 +306,8 @@ class TfliteOps(TfliteGraphOps):
             parts.append(self.weigh(self.slice_axis(weights, 3, start, stop), v, t))
             start = stop
         y = parts[0] if len(parts) == 1 else self.op("ADD", parts)
+        if owner in self.int8:
+            y = self.op("MUL", [y, self.steps(owner, "v", steps)])
         y = self.transpose(self.reshape(y, (queries, tokens, dim)), (1, 0, 2))
         return self.reshape(y, (tokens, c.query_size))
 
@@ -311,27 +331,39 @@ class TfliteOps(TfliteGraphOps):
         """Gives a layer the keys and values, (tokens, kv heads, head_dim) each, of the tokens themselves."""
         kv, dim = self.config.num_key_value_heads, self.config.head_dim
         row = (1, kv, self.tokens, dim)
+        if layer in self.int8:
+            key, value = (
+                self.divide(x, self.steps(layer, part, (kv, dim))) for x, part in ((key, "k"), (value, "v"))
+            )
         key = self.reshape(self.transpose(key, (1, 0, 2)), row)
         if self.windowed or not self.transposed(layer):
             value = self.reshape(self.transpose(value, (1, 0, 2)), row)
         else:
             value = self.reshape(self.transpose(value, (1, 2, 0)), (1, kv, dim, self.tokens))
+        if layer in self.int8:
+            key, value = self.to_int8(key), self.to_int8(value)
+        names = f"kv_cache_k_{layer}", f"kv_cache_v_{layer}"
+        cached = [self.graph.inputs[name] for name in names]
         if self.windowed:
-            self.keys[layer].append(key)
-            self.values[layer].append(value)
+            keys, values = [cached[0], key], [cached[1], value]
         else:
             place = self.value_place if self.transposed(layer) else self.key_place
-            key = self.update(self.keys[layer][0], key, self.key_place)
-            value = self.update(self.values[layer][0], value, place)
-            read = key, value
+            key, value = self.update(cached[0], key, self.key_place), self.update(cached[1], value, place)
+            keys, values = [key], [value]
             if self.window is not None and self.config.is_sliding(layer):
-                read = self.gather(key, 2), self.gather(value, 2)
-            self.keys[layer], self.values[layer] = [read[0]], [read[1]]
-        self.graph.outputs[f"kv_cache_k_{layer}"] = key
-        self.graph.outputs[f"kv_cache_v_{layer}"] = value
+                keys, values = [self.gather(key, 2)], [self.gather(value, 2)]
+        self.keys[layer], self.values[layer] = ([self.to_fp32(x) for x in part] for part in (keys, values))
+        self.graph.outputs |= zip(names, (key, value), strict=True)
 
     def update(self, cache: int, part: int, place: int) -> int:
-        return self.graph.op("DYNAMIC_UPDATE_SLICE", [cache, part, place], self.shape(cache))
+        dtype = self.graph.dtype(cache)
+        return self.graph.op("DYNAMIC_UPDATE_SLICE", [cache, part, place], self.shape(cache), dtype=dtype)
+
+    def steps(self, layer: int, part: str, shape: tuple[int, ...]) -> int:
+        """f32, (KV heads, head_dim) in `shape`: what the integers of a cache are multiplied with."""
+        scales = self.kv_scales.get(layer)
+        steps = np.ones(shape) if scales is None else scales.key if part == "k" else scales.value
+        return self.graph.constant(steps.reshape(shape), name=f"{KV_STEP}{part}_{layer}")
 
     def rotate(self, x: int, kind: str) -> int:
         """RoPE over (tokens, heads, head_dim), half-split rotation."""

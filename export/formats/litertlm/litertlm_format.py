@@ -32,14 +32,15 @@ from gemma_edge.export.formats.tflite.tflite_stored import tflite_matrices
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.progress_bar import ProgressBar
 from gemma_edge.export.publish import FileWriter
-from gemma_edge.export.weights.recipe import KvCache, Recipe
+from gemma_edge.export.weights.kv_scales import measured_kv_scales
+from gemma_edge.export.weights.recipe import Recipe
 from gemma_edge.export.weights.rounding import NearestRounding, Rounding
 from gemma_edge.export.weights.stored_matrix import StoredMatrix
 from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.litertlm_bundle import DECODER, TOKENIZER, TOKENS
 from gemma_edge.runtime.artifacts.modalities import Kind
-from gemma_edge.runtime.engines.kv_cache import cache_layouts
+from gemma_edge.runtime.engines.kv_cache import litert_cache_bytes
 from gemma_edge.runtime.families.model_family import TextConfig
 from gemma_edge.runtime.install_hint import require
 
@@ -48,7 +49,7 @@ class LitertlmFormat:
     """The `ExportFormat` of LiteRT-LM."""
 
     runtime = ARTIFACT_FORMATS["litertlm"]
-    kv_caches: tuple[KvCache, ...] = ("fp32",)
+    int8_by_default = True
     mapped = True
     base_bytes = LITERT_BASE_BYTES
     decoder = DECODER
@@ -67,7 +68,7 @@ class LitertlmFormat:
 
     def kv_cache_bytes(self, job: ExportJob) -> int:
         """Every cache goes in whole and comes out whole."""
-        return sum(layout.row_bytes * job.context for layout in cache_layouts(job.config).values())
+        return litert_cache_bytes(job.config, job.context, job.recipe.kv_cache, rings=False)
 
     def room_bytes(self, file_bytes: int) -> int:
         """The models, and the file made of them."""
@@ -112,7 +113,8 @@ class LitertlmArtifact:
         self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], rounding: Rounding, progress: bool
     ) -> None:
         writer = self.writer
-        sections = model_sections(self.job, whole_decoder(self.job, "litertlm"), checkpoint)
+        scales = measured_kv_scales(checkpoint, self.job.recipe.kv_cache, prompts, progress)
+        sections = model_sections(self.job, whole_decoder(self.job, "litertlm", scales), checkpoint)
         total = sum(tensor.elements for section in sections.values() for tensor in section.model.tensors)
         with ProgressBar("writing weights", total, progress, unit="weights") as bar:
             for name, section in sections.items():

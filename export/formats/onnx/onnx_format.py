@@ -23,8 +23,8 @@ from gemma_edge.export.model.ops import Weight
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, head_name
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.progress_bar import ProgressBar
-from gemma_edge.export.weights.kv_scales import kv_scales
-from gemma_edge.export.weights.recipe import KvCache, Recipe
+from gemma_edge.export.weights.kv_scales import measured_kv_scales
+from gemma_edge.export.weights.recipe import Recipe
 from gemma_edge.export.weights.rounding import Rounding
 from gemma_edge.export.weights.row_table_writer import write_row_table
 from gemma_edge.export.weights.stored_matrix import StoredMatrix
@@ -43,7 +43,7 @@ class OnnxFormat:
     """The `ExportFormat` of ONNX Runtime, which packs the decoder's weights on the heap."""
 
     runtime = ARTIFACT_FORMATS["onnx"]
-    kv_caches: tuple[KvCache, ...] = ("fp32", "int8")
+    int8_by_default = True
     mapped = False
     # Measured as RssAnon with ONNX Runtime 1.31 and CPython 3.11 on x86-64: interpreter, NumPy and engine
     # 21 MiB, E2B's graph of 1,750 nodes 16 MiB, buffers of one step the rest.
@@ -92,10 +92,7 @@ class OnnxFolder(BundleFolder):
         self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], rounding: Rounding, progress: bool
     ) -> Json:
         config, recipe = self.job.config, self.job.recipe
-        scales = None
-        if recipe.kv_cache == "int8":
-            with ProgressBar("calibrating the int8 cache", 0, progress):
-                scales = kv_scales(checkpoint, prompts)
+        scales = measured_kv_scales(checkpoint, recipe.kv_cache, prompts, progress)
         emitted = emit_decoder(config, recipe, DECODER_DATA, scales)
         data, tied = emitted.data, config.tie_word_embeddings
         tables = {"per_layer": (PLE_NAME, PLE, config.ple_scale)}

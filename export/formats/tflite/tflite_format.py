@@ -6,7 +6,7 @@ engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,22 +28,23 @@ from gemma_edge.export.formats.tflite.tflite_stored import tflite_matrices
 from gemma_edge.export.model.tensor_spec import EMBEDDING_NAME, PLE_NAME, head_name
 from gemma_edge.export.model.tower import Tower
 from gemma_edge.export.progress_bar import ProgressBar
-from gemma_edge.export.weights.recipe import KvCache, Recipe
+from gemma_edge.export.weights.kv_scales import KvScales, measured_kv_scales
+from gemma_edge.export.weights.recipe import Recipe
 from gemma_edge.export.weights.rounding import Rounding
 from gemma_edge.export.weights.stored_matrix import StoredMatrix
 from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.artifacts.bundle import Bundle
-from gemma_edge.runtime.engines.kv_cache import windowed_cache_bytes
+from gemma_edge.runtime.engines.kv_cache import litert_cache_bytes
 from gemma_edge.runtime.families.model_family import TextConfig
 
 DECODER, PER_LAYER_EMBEDDER, EMBEDDER = "decoder.tflite", "per_layer_embedder.tflite", "embedder.tflite"
 
 
 class TfliteFormat:
-    """The `ExportFormat` of LiteRT, which maps the decoder's packed weights; its attention reads fp32."""
+    """The `ExportFormat` of LiteRT, which maps the decoder's packed weights."""
 
     runtime = ARTIFACT_FORMATS["tflite"]
-    kv_caches: tuple[KvCache, ...] = ("fp32",)
+    int8_by_default = False  # decoding would take 6 to 10 % more CPU time, see docs/speed.md
     mapped = True
     base_bytes = LITERT_BASE_BYTES
     decoder = DECODER
@@ -61,7 +62,7 @@ class TfliteFormat:
         return not config.tie_word_embeddings
 
     def kv_cache_bytes(self, job: ExportJob) -> int:
-        return windowed_cache_bytes(job.config, job.context)
+        return litert_cache_bytes(job.config, job.context, job.recipe.kv_cache, rings=True)
 
     def room_bytes(self, file_bytes: int) -> int:
         return file_bytes
@@ -78,10 +79,19 @@ class TfliteFormat:
         return TfliteFolder(self, job, files, facts, target)
 
 
-def whole_decoder(job: ExportJob, layout: CacheLayout = "windowed") -> TfliteFile:
+def whole_decoder(
+    job: ExportJob, layout: CacheLayout = "windowed", kv_scales: Mapping[int, KvScales] | None = None
+) -> TfliteFile:
     """The decoder with all signatures. Each reads the same weights, so one is enough to lay them out."""
-    sizes = {"prefill": prefill_sizes(job.chunk), "verify": verify_sizes(job.context)}
-    return emit_decoder(job.config, job.recipe, context=job.context, layout=layout, **sizes)
+    return emit_decoder(
+        job.config,
+        job.recipe,
+        context=job.context,
+        prefill=prefill_sizes(job.chunk),
+        verify=verify_sizes(job.context),
+        layout=layout,
+        kv_scales=kv_scales,
+    )
 
 
 class TfliteFolder(BundleFolder):
@@ -91,7 +101,9 @@ class TfliteFolder(BundleFolder):
         self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], rounding: Rounding, progress: bool
     ) -> Json:
         config, recipe = self.job.config, self.job.recipe
-        tied, decoder = config.tie_word_embeddings, whole_decoder(self.job)
+        tied = config.tie_word_embeddings
+        scales = measured_kv_scales(checkpoint, recipe.kv_cache, prompts, progress)
+        decoder = whole_decoder(self.job, kv_scales=scales)
         files = {DECODER: decoder, PER_LAYER_EMBEDDER: emit_per_layer_embedder(config, recipe)}
         if not tied:
             files[EMBEDDER] = emit_embedder(config, recipe)

@@ -19,6 +19,7 @@ from ai_edge_litert.compiled_model import CompiledModel
 from numpy.typing import NDArray
 
 from gemma_edge.export.emit.tflite.tflite_file import IDENTIFIER
+from gemma_edge.export.emit.tflite.tflite_text import KV_STEP
 from gemma_edge.export.formats.observed_decoder import Array, Call, KvSteps, Observation, Product, rows_of
 from gemma_edge.export.weights.stored_tensor import PAGE
 from gemma_edge.runtime.artifacts.bundle import Bundle
@@ -39,8 +40,8 @@ class TfliteObserver(LitertDecoder):
 
     def __init__(self, bundle: Bundle, scratch: Path) -> None:
         self.scratch, self.products = scratch, Products()
+        self.steps: dict[int, KvSteps] = {}
         super().__init__(bundle)
-        self.steps: dict[int, KvSteps] = {}  # LiteRT's caches are fp32
         window, context = self.config.sliding_window, self.context
         beyond = window + max(1, window // 16)
         sizes = sorted(size for size in self.calls if 1 < size <= context)
@@ -58,7 +59,7 @@ class TfliteObserver(LitertDecoder):
                 f"{free:,} are free. Make room, or export with --no-verify"
             )
         copy = self.scratch / "observed.tflite"
-        self.products = write_observed(path, copy)
+        self.products, self.steps = write_observed(path, copy)
         with engine_log():
             return compile_model(copy, self.scratch / "observed.packed", threads)
 
@@ -84,13 +85,17 @@ class TfliteObserver(LitertDecoder):
         return Observation(products, keys, values, logits, complete=wanted > 0)
 
 
-def write_observed(path: Path, copy: Path) -> Products:
-    """Writes a copy of a model whose signatures also return what goes into every product, and comes out."""
+def write_observed(path: Path, copy: Path) -> tuple[Products, dict[int, KvSteps]]:
+    """Writes a copy of a model whose signatures also return what goes into every product, and comes out.
+
+    Returns these outputs, and the steps of layers whose cache is int8.
+    """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
         root = schema.Model.GetRootAs(whole)
         offsets = [root.Buffers(i).Offset() for i in range(root.BuffersLength())]
         begin = min((offset for offset in offsets if offset > 1), default=len(whole))
         model = schema.ModelT.InitFromPackedBuf(whole[:begin], 0)
+    steps = _steps(model)
     products = {
         signature.signatureKey.decode(): _observe(model, model.subgraphs[signature.subgraphIndex], signature)
         for signature in model.signatureDefs
@@ -103,7 +108,19 @@ def write_observed(path: Path, copy: Path) -> Products:
         out.write(_pack(model).ljust(length, b"\0"))
         file.seek(begin)
         shutil.copyfileobj(file, out, BLOCK)
-    return products
+    return products, steps
+
+
+def _steps(model: Any) -> dict[int, KvSteps]:
+    """The constants that every graph divides new keys and values by."""
+    found: dict[str, Array] = {}
+    for tensor in (tensor for graph in model.subgraphs for tensor in graph.tensors):
+        name = tensor.name.decode().rpartition("/")[2]
+        if name.startswith(KV_STEP) and len(tensor.shape) == 2:
+            steps = np.asarray(model.buffers[tensor.buffer].data, np.uint8).view("<f4")
+            found[name.removeprefix(KV_STEP)] = steps.reshape(tensor.shape)
+    layers = sorted(int(name.partition("_")[2]) for name in found if name.startswith("k_"))
+    return {layer: KvSteps(found[f"k_{layer}"], found[f"v_{layer}"]) for layer in layers}
 
 
 def _observe(model: Any, graph: Any, signature: Any) -> list[tuple[str, str, str]]:
