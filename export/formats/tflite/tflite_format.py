@@ -44,7 +44,7 @@ class TfliteFormat:
     """The `ExportFormat` of LiteRT, which maps the decoder's packed weights."""
 
     runtime = ARTIFACT_FORMATS["tflite"]
-    int8_by_default = False  # decoding would take 6 to 10 % more CPU time, see docs/speed.md
+    int8_by_default = False  # decoding would take 5 to 11 % more CPU time, see docs/speed.md
     mapped = True
     base_bytes = LITERT_BASE_BYTES
     decoder = DECODER
