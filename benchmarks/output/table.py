@@ -28,8 +28,8 @@ HIGHLIGHTS = {
     "fp32 bundle against transformers; 64 greedy tokens, prefill chunks (1, 7, 32, 90)": (
         "fp32 bundle against `transformers`: largest logit error; 64 greedy tokens"
     ),
-    "E2B int4: export with the first gate, peak RssAnon and time": (
-        "E2B `int4`: memory and time of the export, with the first gate"
+    "E2B int4_g128, with encoders: export with calibration and gate, peak RssAnon and time": (
+        "E2B, with image and audio encoders: memory and time of the whole export"
     ),
     "E2B int4_g128: prefill against llama.cpp": "E2B, ONNX Runtime: prefill against llama.cpp",
     "E2B int4_g128: decode against llama.cpp": "E2B, ONNX Runtime: decode against llama.cpp",
