@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from gemma_edge.runtime.artifacts.onnx_files import DECODER_DATA
 from gemma_edge.runtime.host import huge_pages
-from gemma_edge.runtime.host.huge_pages import TUNABLE, VARIABLE, WEIGHTS, WORTHWHILE, restart_with_huge_pages
+from gemma_edge.runtime.host.huge_pages import TUNABLE, VARIABLE, WORTHWHILE, restart_with_huge_pages
 
 
 class Started(Exception):
@@ -20,7 +21,7 @@ class Started(Exception):
 @pytest.fixture
 def bundle(tmp_path: Path) -> str:
     """A bundle whose weights are large, though they take no disk."""
-    with (tmp_path / WEIGHTS).open("wb") as file:
+    with (tmp_path / DECODER_DATA).open("wb") as file:
         file.truncate(WORTHWHILE)
     return str(tmp_path)
 
@@ -56,7 +57,7 @@ def test_a_large_bundle_is_read_in_huge_pages(
 
 def test_who_is_left_alone(bundle: str, setting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (small := setting.parent / "small").mkdir()
-    (small / WEIGHTS).write_bytes(b"few")
+    (small / DECODER_DATA).write_bytes(b"few")
     restart_with_huge_pages(["run", str(small), "Why?", "\0", "x" * 5000])
     with monkeypatch.context() as patch:
         patch.setenv(VARIABLE, f"{TUNABLE}=0")  # the user's word

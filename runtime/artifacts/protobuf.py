@@ -21,17 +21,17 @@ def fields(data: bytes, name: str, fail: Fail) -> Iterator[tuple[int, Value]]:
     """
     position = 0
     while position < len(data):
-        key, position = _varint(data, position, name, fail)
+        key, position = _read_varint(data, position, name, fail)
         number, kind = key >> 3, key & 7
         value, length = 0, FIXED.get(kind, -1)
         if not number:
             fail(name, "field numbers of 1 or more", f"0 at byte {position}")
         if kind == VARINT:
-            value, position = _varint(data, position, name, fail)
+            value, position = _read_varint(data, position, name, fail)
             yield number, value
             continue
         if kind == BYTES:
-            length, position = _varint(data, position, name, fail)
+            length, position = _read_varint(data, position, name, fail)
         if length < 0 or position + length > len(data):
             got = f"field {number} of wire type {kind} at byte {position}"
             fail(name, f"fields that end within {len(data)} bytes", got)
@@ -53,11 +53,11 @@ def replaced(
     parts = []
     for number, value in fields(message, name, fail):
         if isinstance(value, int):
-            parts.append(_number(number << 3 | VARINT) + _number(value))
+            parts.append(varint(number << 3 | VARINT) + varint(value))
             continue
         if number == wanted:
             value = replaced(value, rest, change, name, fail) if rest else change(value)
-        parts.append(_number(number << 3 | BYTES) + _number(len(value)) + value)
+        parts.append(varint(number << 3 | BYTES) + varint(len(value)) + value)
     return b"".join(parts)
 
 
@@ -67,13 +67,13 @@ def integers(value: Value, name: str, fail: Fail) -> list[int]:
         return [value]
     numbers, position = [], 0
     while position < len(value):
-        number, position = _varint(value, position, name, fail)
+        number, position = _read_varint(value, position, name, fail)
         numbers.append(number)
     return numbers
 
 
-def _number(value: int) -> bytes:
-    """A varint."""
+def varint(value: int) -> bytes:
+    """A number as protocol buffers write it."""
     parts = bytearray()
     while value > 127:
         parts.append(value & 127 | 128)
@@ -81,7 +81,7 @@ def _number(value: int) -> bytes:
     return bytes([*parts, value])
 
 
-def _varint(data: bytes, position: int, name: str, fail: Fail) -> tuple[int, int]:
+def _read_varint(data: bytes, position: int, name: str, fail: Fail) -> tuple[int, int]:
     """The number at `position`, and where it ends."""
     value = 0
     for shift, byte in enumerate(data[position : position + 10]):

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from gemma_edge.runtime.artifacts.bundle import Bundle
 from gemma_edge.runtime.artifacts.onnx_check import check_windows
+from gemma_edge.runtime.artifacts.onnx_files import DECODER
 from gemma_edge.runtime.engines.buffered_decoder import BufferedDecoder
 from gemma_edge.runtime.engines.cores import release_free_memory
 from gemma_edge.runtime.engines.decoder import check_room
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.engines.kv_snapshot import EveryPosition, Evicting, KvBuffers
 from gemma_edge.runtime.engines.onnx_session import open_session, session_options
-from gemma_edge.runtime.engines.packed_graph import DECODER, packed_session
+from gemma_edge.runtime.engines.packed_graph import packed_session
 from gemma_edge.runtime.engines.rope import rotary_tables
 from gemma_edge.runtime.errors import BundleError, UsageError
 from gemma_edge.runtime.families.config_fields import FULL, SLIDING

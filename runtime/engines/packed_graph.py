@@ -20,6 +20,7 @@ from typing import BinaryIO, NoReturn
 import onnxruntime as ort
 
 from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.onnx_files import DECODER, DECODER_DATA
 from gemma_edge.runtime.artifacts.protobuf import replaced
 from gemma_edge.runtime.engines.onnx_session import open_session, session_options
 from gemma_edge.runtime.errors import BundleError
@@ -28,7 +29,6 @@ from gemma_edge.runtime.files.file_digest import remembered_sha256
 from gemma_edge.runtime.files.kept_files import keep, kept
 from gemma_edge.runtime.host.cpu_fingerprint import cpu_fingerprint
 
-DECODER, DATA = "decoder.onnx", "decoder.onnx.data"
 KEPT_FACTOR = 2.25  # of the weights' file: each weight as it was and packed, at most 6 bits for 5
 ALIGNMENT = 4096  # bytes, as ONNX Runtime aligns large ones
 _EXTERNAL_VALUE = (7, 5, 13, 2)  # fields: the model's graph, its initializers, their external data, a value
@@ -48,7 +48,7 @@ def pack_graph(bundle: Bundle) -> Path:
     """
     cache_folder().mkdir(parents=True, exist_ok=True)
     before = _checked(bundle)
-    size = int(KEPT_FACTOR * bundle.file(DATA).stat().st_size)
+    size = int(KEPT_FACTOR * bundle.file(DECODER_DATA).stat().st_size)
     return kept(before, _SUFFIX) or keep(before, _SUFFIX, size, lambda building: _save(bundle, building))
 
 
@@ -85,7 +85,7 @@ def _before(bundle: Bundle) -> str:
 
     Empty where the bundle has no such files, or a manifest that could name any file by their hash.
     """
-    digests = [bundle.files[name].sha256 for name in (DATA, DECODER) if name in bundle.files]
+    digests = [bundle.files[name].sha256 for name in (DECODER_DATA, DECODER) if name in bundle.files]
     if len(digests) < 2 or not all(_SHA256.fullmatch(digest) for digest in digests):
         return ""
     weights, graph = digests
@@ -94,7 +94,7 @@ def _before(bundle: Bundle) -> str:
 
 def _checked(bundle: Bundle) -> str:
     """As `_before`, after the files were found to be the recorded ones."""
-    for name in (DATA, DECODER):
+    for name in (DECODER_DATA, DECODER):
         digest = remembered_sha256(bundle.file(name))
         recorded = bundle.files[name].sha256
         if digest != recorded:

@@ -13,10 +13,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from gemma_edge.runtime.artifacts.onnx_files import DECODER_DATA
+
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 VARIABLE, TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 GLIBC = (2, 35)  # the first that knows it
-WEIGHTS = "decoder.onnx.data"
 WORTHWHILE = 256 << 20  # bytes of weights; processors find smaller ones in their caches, or nearly so
 
 
@@ -51,6 +52,6 @@ def _asked_for() -> bool:
 def _weights(word: str) -> int:
     """Bytes of weights, if the word is a bundle for ONNX Runtime."""
     try:
-        return os.stat(os.path.join(word, WEIGHTS)).st_size
+        return os.stat(os.path.join(word, DECODER_DATA)).st_size
     except (OSError, ValueError):  # ValueError: a null byte
         return 0

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from gemma_edge.runtime.artifacts.protobuf import varint
+
 INTEGERS = (
     *(0, 1, -1, 2, 127, 128, 255, 256, 32_767, 65_535, 65_536, 99_999, 1_000_000),
     *(2**31 - 1, 2**31, -(2**31), 2**32 - 1, 2**32, 2**53, 2**63 - 1, 2**63, -(2**63), 2**64),
@@ -180,14 +182,6 @@ def damaged_words(rng: Random, raw: bytes) -> bytes:
 Wire = list[tuple[int, int, int | bytes]]  # field, wire type, value
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*out, number])
-
-
 def parsed_wire(raw: bytes) -> Wire | None:
     """The fields of a message, or None where it is none."""
     fields: Wire = []
@@ -226,11 +220,11 @@ def parsed_wire(raw: bytes) -> Wire | None:
 def wire_bytes(fields: Wire) -> bytes:
     out = bytearray()
     for field, kind, content in fields:
-        out += _varint(field << 3 | kind)
+        out += varint(field << 3 | kind)
         if isinstance(content, int):
-            out += _varint(content)
+            out += varint(content)
         else:
-            out += (_varint(len(content)) if kind == 2 else b"") + content
+            out += (varint(len(content)) if kind == 2 else b"") + content
     return bytes(out)
 
 

@@ -31,11 +31,12 @@ from gemma_edge.export.weights.stored_matrix import StoredMatrix
 from gemma_edge.export.weights.stored_tensor import check_magnitude
 from gemma_edge.runtime.artifacts.artifact_formats import ARTIFACT_FORMATS
 from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.onnx_files import DECODER, DECODER_DATA
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.families.model_family import TextConfig
 from gemma_edge.runtime.install_hint import require
 
-DECODER, DECODER_DATA, PLE, EMBEDDINGS = "decoder.onnx", "decoder.onnx.data", "ple.bin", "embeddings.bin"
+PLE, EMBEDDINGS = "ple.bin", "embeddings.bin"
 TABLE_CHUNK = 1 << 20  # elements of a table in memory at once
 
 

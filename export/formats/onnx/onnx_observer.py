@@ -13,10 +13,10 @@ from gemma_edge.export.emit.onnx.onnx_package import ModelProto, helper, numpy_h
 from gemma_edge.export.formats.observed_decoder import Array, Call, KvSteps, Observation, Product, rows_of
 from gemma_edge.export.formats.onnx.onnx_stored import read_graph
 from gemma_edge.runtime.artifacts.bundle import Bundle
+from gemma_edge.runtime.artifacts.onnx_files import DECODER
 from gemma_edge.runtime.engines.kv_cache import cache_layouts
 from gemma_edge.runtime.engines.onnx_decoder import OnnxDecoder
 from gemma_edge.runtime.engines.onnx_session import open_session
-from gemma_edge.runtime.engines.packed_graph import DECODER
 
 PRODUCTS = ("MatMulNBits", "FusedMatMul")
 MANY = 6  # tokens of a call
